@@ -1,0 +1,17 @@
+"""The one error that a user can cause and can mend."""
+
+
+class UserError(ValueError):
+    """What is wrong, what was found, and how to mend it, in one line.
+
+    The command line prints it as ``error: <what> (<got>); <how to fix>`` and exits with code 2.
+
+    Args:
+        what: the rule that was broken, e.g. ``tokens must lie in [0, 1024)``.
+        got: what was found instead.
+        fix: what the user can do about it.
+    """
+
+    def __init__(self, what: str, got: object, fix: str) -> None:
+        super().__init__(" ".join(f"{what} ({got}); {fix}".split()))
+        self.what, self.got, self.fix = what, got, fix
