@@ -1,0 +1,90 @@
+"""What every tokenizer can do: images to a grid of codes, and back."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ggm_image.errors import UserError
+
+
+class Tokenizer(nn.Module):
+    """Images in [-1, 1] to an (H, W) grid of codes in [0, codebook_size), and back.
+
+    A family implements ``latent_indices`` and ``latent_images``; the checks are here, once.
+
+    Attributes:
+        name: the folder's name, written into every token cache.
+        sha256: SHA-256 of the weights file, 64 hexadecimal digits ("" when never saved).
+        codebook_size: V.
+        downscale: pixels along one side of a cell.
+        image_size: pixels along one side of the square images that it was trained on.
+    """
+
+    name: str
+    sha256: str
+    codebook_size: int
+    downscale: int
+    image_size: int
+
+    def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
+        raise NotImplementedError
+
+    def latent_images(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
+        """Indices of the nearest codes.
+
+        Args:
+            images: (N, 3, h, w), floats in [-1, 1]; h and w are multiples of ``downscale``.
+
+        Returns:
+            (N, h / downscale, w / downscale) int64 in [0, codebook_size).
+
+        Raises:
+            UserError: for a wrong shape, a wrong type, or values that are not finite.
+        """
+        shape = tuple(images.shape)
+        if images.ndim != 4 or shape[1] != 3 or not images.is_floating_point():
+            raise UserError(
+                "images must be floats of shape (N, 3, h, w)",
+                f"got {images.dtype} {shape}",
+                "scale 8-bit pixels to [-1, 1] first",
+            )
+        if shape[2] % self.downscale or shape[3] % self.downscale or not (shape[2] and shape[3]):
+            raise UserError(
+                f"image sides must be multiples of {self.downscale} for tokenizer {self.name}",
+                f"got {shape[2]} x {shape[3]}",
+                "crop or resize the images",
+            )
+        if not torch.isfinite(images).all():
+            raise UserError("images must be finite", "got NaN or infinity", "check what made them")
+        return self.latent_indices(images)
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
+        """Images of token grids.
+
+        Args:
+            tokens: (N, H, W) integers in [0, codebook_size).
+
+        Returns:
+            (N, 3, H * downscale, W * downscale) floats in [-1, 1].
+
+        Raises:
+            UserError: for a wrong shape, a wrong type, or tokens out of range.
+        """
+        if tokens.ndim != 3 or tokens.is_floating_point():
+            raise UserError(
+                "tokens must be integers of shape (N, H, W)",
+                f"got {tokens.dtype} {tuple(tokens.shape)}",
+                "reshape (N, L) to (N, H, W)",
+            )
+        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.codebook_size):
+            raise UserError(
+                f"tokens must lie in [0, {self.codebook_size})",
+                f"got {int(tokens.min())} to {int(tokens.max())}",
+                "was this set encoded with another tokenizer?",
+            )
+        return self.latent_images(tokens.long()).clamp(-1, 1)

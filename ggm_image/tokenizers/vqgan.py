@@ -1,0 +1,105 @@
+"""VQGAN (Esser, Rombach, Ommer 2021, arXiv 2012.09841) from taming-transformers' Encoder and Decoder.
+
+Parameter names are those of taming's ``VQModel`` (encoder, decoder, quantize.embedding, quant_conv,
+post_quant_conv), so that its checkpoints fit. ``taming.models.vqgan`` itself does not import with
+today's Lightning; only the modules that import cleanly are used.
+"""
+
+import contextlib
+import io
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ggm_image.tokenizers.base import Tokenizer
+
+DISTANCES_IN_MEMORY = 1 << 24  # rows x codes held at a time: 64 MiB in float32
+
+
+@dataclass(kw_only=True)
+class DDConfig:
+    """Architecture of the encoder and the decoder, in taming's own names."""
+
+    ch: int = 128
+    ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    num_res_blocks: int = 2
+    attn_resolutions: list[int] = field(default_factory=lambda: [16])
+    resolution: int = 256
+    z_channels: int = 256
+    in_channels: int = 3
+    out_ch: int = 3
+    dropout: float = 0.0
+    double_z: bool = False
+
+
+@dataclass(kw_only=True)
+class VQGANConfig:
+    """A VQGAN: ``n_embed`` codes of ``embed_dim`` numbers between an encoder and a decoder."""
+
+    n_embed: int = 1024
+    embed_dim: int = 256
+    ddconfig: DDConfig = field(default_factory=DDConfig)
+
+
+class Codebook(nn.Module):
+    """Nearest code by Euclidean distance, without one-hot matrices and in bounded memory."""
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
+
+    def nearest(self, z: Float[Tensor, "m e"]) -> Int[Tensor, " m"]:
+        """argmin over j of |z - e_j|^2, the lower index on a tie.
+
+        The expression and its order of additions are taming's, so that the indices are too.
+        """
+        weight = self.embedding.weight
+        squares = weight.square().sum(dim=1)
+        rows = max(1, DISTANCES_IN_MEMORY // len(weight))
+        found = [
+            (part.square().sum(dim=1, keepdim=True) + squares - 2 * part @ weight.t()).argmin(dim=1)
+            for part in z.split(rows)
+        ]
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=z.device)
+
+
+class VQGAN(Tokenizer):
+    """Convolutional encoder, codebook, convolutional decoder.
+
+    Args:
+        config: the architecture.
+        name: what token caches call it.
+        sha256: of the weights file.
+    """
+
+    def __init__(self, config: VQGANConfig, *, name: str = "unnamed", sha256: str = "") -> None:
+        super().__init__()
+        from taming.modules.diffusionmodules.model import Decoder, Encoder
+
+        self.config, self.name, self.sha256 = config, name, sha256
+        arguments = asdict(config.ddconfig)
+        with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent shape
+            self.encoder, self.decoder = Encoder(**arguments), Decoder(**arguments)
+        self.quantize = Codebook(config.n_embed, config.embed_dim)
+        self.quant_conv = nn.Conv2d(config.ddconfig.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig.z_channels, 1)
+        self.codebook_size = config.n_embed
+        self.downscale = 2 ** (len(config.ddconfig.ch_mult) - 1)
+        self.image_size = config.ddconfig.resolution
+
+    def latents(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e gh gw"]:
+        return self.quant_conv(self.encoder(images))
+
+    def codes(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n e gh gw"]:
+        return F.embedding(tokens, self.quantize.embedding.weight).permute(0, 3, 1, 2)
+
+    def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
+        z = self.latents(images).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
+        return self.quantize.nearest(z.reshape(-1, z.shape[-1])).view(z.shape[:-1])
+
+    def latent_images(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
+        return self.decoder(self.post_quant_conv(self.codes(tokens))).float()
