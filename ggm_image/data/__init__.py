@@ -1,0 +1,1 @@
+"""From pictures to tokens on disk and back."""

@@ -1,0 +1,210 @@
+"""Pictures: one file to a ``uint8`` tensor, one tensor to a square of the right size, and back to a PNG.
+
+Every picture ends as 8-bit RGB, by the same rules on every machine:
+orientation from EXIF applied; grey repeated to three channels; transparent parts composited on white;
+16 bits a channel scaled to 8 (v / 257, rounded), never clipped; CMYK and palettes by Pillow's conversion;
+the first frame of an animation. JPEG and PNG are decoded by torchvision where it gives exactly that,
+everything else by Pillow.
+"""
+
+import functools
+import io
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ggm_image.errors import UserError
+from ggm_image.files import atomic_path
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    Image.DecompressionBombError,
+)
+
+PREPROCESSING: dict[str, Any] = {
+    "version": 1,
+    "colour": "8-bit RGB; EXIF orientation applied; transparency on white; 16 bits scaled by 1/257",
+    "crop": "centre square of the shorter side",
+    "resize": "bicubic, antialiased",
+}
+"""What `load_image` and `preprocess` do; saved in every token cache. Raise the version with any change."""
+
+
+@functools.cache
+def _torchvision_decode() -> Callable[..., Tensor] | None:
+    """torchvision's decoder, or None once a release has none (announced in 0.29): then Pillow does all."""
+    try:
+        from torchvision.io import decode_image
+    except ImportError:
+        return None
+    return decode_image
+
+
+def load_image(
+    source: str | os.PathLike[str] | bytes | bytearray, *, name: str = ""
+) -> UInt8[Tensor, "3 h w"]:
+    """One picture as 8-bit RGB.
+
+    Args:
+        source: a file, or the bytes of one (JPEG, PNG, WebP, BMP, GIF, TIFF and whatever else Pillow reads).
+        name: what to call the picture in an error; the path by default.
+
+    Returns:
+        The pixels, in [0, 255].
+
+    Raises:
+        UserError: the file is missing, is no picture, is truncated or is too large to be one.
+    """
+    if isinstance(source, bytes | bytearray):
+        data, name = bytearray(source), name or "bytes"
+    else:
+        name = name or str(source)
+        try:
+            data = bytearray(Path(source).read_bytes())
+        except OSError as error:
+            raise UserError(
+                "picture cannot be opened", f"{name}: {error.strerror}", "check the path"
+            ) from error
+    try:
+        return _decode(data)
+    except _BROKEN as error:
+        fix = "replace or remove it"
+        if isinstance(error, UserError):
+            raise UserError(error.what, f"{name}: {error.got}", error.fix) from error
+        if isinstance(error, UnidentifiedImageError):
+            why = "empty file" if not data else "not a picture in any format that Pillow knows"
+        elif isinstance(error, Image.DecompressionBombError):
+            why, fix = "more pixels than is safe to unpack", "resize it first"
+        else:
+            # torchvision puts the place in its C++ sources before the reason.
+            why = re.sub(r"^.*\.cpp:\d+, ", "", (str(error).splitlines() or [type(error).__name__])[0])
+        raise UserError("picture cannot be read", f"{name}: {why}", fix) from error
+
+
+def _decode(data: bytearray) -> Tensor:
+    # Pillow reads the header alone here: format, mode, and a refusal of decompression bombs.
+    with Image.open(io.BytesIO(data)) as image:
+        deep_png = data[:8] == _PNG_SIGNATURE and data[24] == 16
+        plain = image.mode in ("RGB", "L") and not image.has_transparency_data
+        decode = (
+            _torchvision_decode() if image.format in ("JPEG", "MPO", "PNG") and (plain or deep_png) else None
+        )
+        if decode is None:
+            return _decode_with_pillow(image)
+    mode = "UNCHANGED" if deep_png else "RGB"
+    pixels = decode(torch.frombuffer(data, dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
+    return _deep_to_rgb(pixels) if pixels.dtype != torch.uint8 else pixels
+
+
+def _deep_to_rgb(pixels: Tensor) -> Tensor:
+    """16-bit grey, grey+alpha, RGB or RGBA (c, h, w) to 8-bit RGB on white."""
+    values = pixels.to(torch.float64)
+    colours = values.shape[0] - (values.shape[0] + 1) % 2
+    if colours != values.shape[0]:
+        alpha = values[colours:] / 65535
+        values = values[:colours] * alpha + 65535 * (1 - alpha)
+    return (values / 257).round().to(torch.uint8).expand(3, -1, -1).contiguous()
+
+
+def _decode_with_pillow(image: Image.Image) -> Tensor:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UserError(
+            "pixels must be integers", "floating-point picture", "convert it to 8 bits a channel first"
+        )
+    if image.mode.startswith("I"):  # 16 bits a pixel, for some formats held in 32
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(
+                "pixels must lie in [0, 65535]",
+                f"{values.min()} to {values.max()}",
+                "convert it to 8 bits first",
+            )
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return from_pil(image)
+
+
+def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """A Pillow picture's pixels, without regard to transparency or EXIF."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def to_pil(image: UInt8[Tensor, "3 h w"]) -> Image.Image:
+    """The picture as Pillow's."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def preprocess(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:
+    """The centre square, resized to ``size`` with antialiased bicubic; untouched if it fits already.
+
+    Cropping first equals resizing the shorter side and cropping then, but for the filter's reach over
+    the crop's edge, and a 1 x 10,000 picture costs nothing. Pillow's fixed-point arithmetic gives the
+    same bytes on every machine.
+
+    Args:
+        image: pixels in [0, 255].
+        size: side of the result in pixels.
+    """
+    height, width = image.shape[-2:]
+    if height == width == size:
+        return image
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[:, top : top + side, left : left + side]
+    if side == size:
+        return square.contiguous()
+    return from_pil(to_pil(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def to_model(images: UInt8[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
+    """Pixels in [0, 255] to floats in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Float[Tensor, "*n 3 h w"]) -> UInt8[Tensor, "*n 3 h w"]:
+    """Floats in [-1, 1] to the nearest pixels in [0, 255]; what lies outside is clamped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_png(image: UInt8[Tensor, "3 h w"], path: str | os.PathLike[str]) -> None:
+    """Write one picture as PNG, atomically."""
+    with atomic_path(path) as temporary:
+        to_pil(image).save(temporary, format="PNG")
+
+
+def image_grid(
+    images: UInt8[Tensor, "n 3 h w"], columns: int | None = None, *, gap: int = 0
+) -> UInt8[Tensor, "3 height width"]:
+    """Pictures side by side, row by row; empty cells and gaps are white.
+
+    Args:
+        images: at least one picture.
+        columns: pictures a row; as near to a square as possible by default.
+        gap: white pixels between neighbours.
+    """
+    n, _, h, w = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    sheet = images.new_full((3, rows * (h + gap) - gap, columns * (w + gap) - gap), 255)
+    for k, image in enumerate(images):
+        top, left = k // columns * (h + gap), k % columns * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    return sheet

@@ -1,0 +1,263 @@
+"""Sets of pictures: class folders, flat folders, tar archives of either, and folders of tar shards.
+
+The order is the same on every file system: sorted by class, then by name. Nothing of an archive is
+ever written under a name of its own: a plain tar is indexed once and read in place; a compressed one, which cannot
+be read at random, is first unpacked into one nameless temporary file on disk. Memory stays small.
+"""
+
+import bz2
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import threading
+import weakref
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ggm_image.data.images import load_image
+from ggm_image.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
+TAR_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
+_DAMAGE = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
+_MAGIC = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+
+
+class ImageSource:
+    """Pictures with names and labels, in a fixed order.
+
+    Attributes:
+        names: path of every picture inside the source, with forward slashes.
+        labels: class of every picture as an index into ``class_names``; -1 everywhere without classes.
+        class_names: sorted names of the class folders; empty for a flat source.
+        description: where the pictures came from, for a manifest.
+    """
+
+    def __init__(
+        self, description: str, names: list[str], labels: list[int], class_names: list[str], reader: "_Reader"
+    ) -> None:
+        self.description, self.names, self.labels, self.class_names = description, names, labels, class_names
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of one picture's file; safe to call from several threads."""
+        return self._reader.read(index)
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """One picture, decoded; raises UserError with its name if that fails."""
+        try:
+            data = self.read(index)
+        except OSError as error:
+            raise UserError(
+                "picture cannot be opened", f"{self.names[index]}: {error.strerror}", "check the source"
+            ) from error
+        return load_image(data, name=self.names[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and labels in order: two sources that agree give the same cache rows."""
+        digest = hashlib.sha256()
+        for name, label in zip(self.names, self.labels, strict=True):
+            digest.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+class _Reader:
+    def read(self, index: int) -> bytes:
+        raise NotImplementedError
+
+
+class _FolderReader(_Reader):
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def read(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
+
+class _TarReader(_Reader):
+    """Members of open archives by (archive, offset, size)."""
+
+    def __init__(self, places: list[tuple[IO[bytes], int, int]]) -> None:
+        self.places = places
+        self._lock = threading.Lock()
+        for file in {id(place[0]): place[0] for place in places}.values():
+            weakref.finalize(self, file.close)
+
+    def read(self, index: int) -> bytes:
+        file, offset, size = self.places[index]
+        if hasattr(os, "pread"):
+            return os.pread(file.fileno(), size, offset)
+        with self._lock:
+            file.seek(offset)
+            return file.read(size)
+
+
+def open_source(
+    path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None
+) -> ImageSource:
+    """Find the pictures in a folder, an archive, a folder of archives, or one picture file.
+
+    Pictures in folders below the top are of the class that the first folder names; pictures at the
+    top itself have no class. Folders that wrap an archive's whole content are no class. Hidden files and
+    files with other suffixes are ignored.
+
+    Args:
+        path: what to read.
+        scratch: existing folder for the unpacked copy of a compressed archive; the system's temporary folder
+            by default. The copy has no name and goes with the process.
+
+    Raises:
+        UserError: nothing there, no picture in it, or an archive that is damaged or has unsafe names.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(_walk(path), key=lambda name: name.parts)
+        shards = [path / name for name in found if len(name.parts) == 1 and _is_tar(name)]
+        pictures = [name for name in found if name.suffix.lower() in IMAGE_SUFFIXES]
+        if shards and not pictures:
+            return _open_tars(shards, str(path), scratch)
+        names, labels, classes = _classify(pictures, str(path))
+        return ImageSource(str(path), names, labels, classes, _FolderReader([path / name for name in names]))
+    if not path.exists():
+        raise UserError("source of pictures does not exist", path, "check the path")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(str(path), [path.name], [-1], [], _FolderReader([path]))
+    return _open_tars([path], str(path), scratch)
+
+
+def _is_tar(name: PurePosixPath) -> bool:
+    return name.name.lower().endswith(TAR_SUFFIXES)
+
+
+def _walk(root: Path) -> Iterator[PurePosixPath]:
+    """Files below ``root``, relative to it; links are followed, circles of them and hidden names are not."""
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        base = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        for name in files:
+            if not name.startswith("."):
+                yield base / name
+
+
+def _classify(
+    pictures: list[PurePosixPath], where: str, shown: list[str] | None = None
+) -> tuple[list[str], list[int], list[str]]:
+    """Names, labels and class names of pictures in the given order."""
+    if not pictures:
+        raise UserError("no pictures found", where, "give a folder or tar of .jpg, .png, .webp ... files")
+    names = shown or [str(name) for name in pictures]
+    at_top = [name for name in pictures if len(name.parts) == 1]
+    if len(at_top) == len(pictures):
+        return names, [-1] * len(pictures), []
+    if at_top:
+        raise UserError(
+            "pictures must lie either all in class folders or all in none",
+            f"{where}: {len(at_top)} outside, e.g. {at_top[0]}, {len(pictures) - len(at_top)} inside",
+            "move one kind elsewhere",
+        )
+    classes = sorted({name.parts[0] for name in pictures})
+    index = {name: k for k, name in enumerate(classes)}
+    return names, [index[name.parts[0]] for name in pictures], classes
+
+
+def _open_tars(paths: list[Path], where: str, scratch: str | os.PathLike[str] | None) -> ImageSource:
+    members: list[tuple[PurePosixPath, str, tuple[IO[bytes], int, int]]] = []
+    rooted = True
+    for path in paths:
+        index, has_root = _index_tar(path, scratch)
+        rooted &= has_root
+        prefix = f"{path.name}/" if len(paths) > 1 else ""
+        members += [
+            (name, prefix + str(name), index[name]) for name in sorted(index, key=lambda name: name.parts)
+        ]
+    pictures = [name for name, _, _ in members]
+    # `tar cf set.tar set` wraps all in `set/`; `tar cf set.tar -C set .` says by its `./` where the top is.
+    while (
+        not rooted
+        and pictures
+        and len({name.parts[0] for name in pictures}) == 1
+        and len(pictures[0].parts) > 1
+    ):
+        pictures = [PurePosixPath(*name.parts[1:]) for name in pictures]
+    shown = [name for _, name, _ in members] if len(paths) > 1 else None
+    names, labels, classes = _classify(pictures, where, shown)
+    return ImageSource(where, names, labels, classes, _TarReader([place for _, _, place in members]))
+
+
+def _index_tar(
+    path: Path, scratch: str | os.PathLike[str] | None
+) -> tuple[dict[PurePosixPath, tuple[IO[bytes], int, int]], bool]:
+    """Where every picture of an archive lies, and whether its names start at ``./``."""
+    index: dict[PurePosixPath, tuple[IO[bytes], int, int]] = {}
+    everything: dict[str, tuple[IO[bytes], int, int]] = {}
+    rooted = False
+    file = None
+    try:
+        file = _open_plain(path, scratch)
+        length = os.fstat(file.fileno()).st_size
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                rooted |= member.name == "." or member.name.startswith("./")
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or ".." in name.parts:
+                    raise UserError("archive has an unsafe name", f"{path}: {member.name}", "pack it again")
+                if member.isreg():
+                    everything[member.name] = (file, member.offset_data, member.size)
+                    if member.offset_data + member.size > length:
+                        raise UserError(
+                            "archive is cut off", f"{path}: in {member.name}", "fetch or pack it again"
+                        )
+                elif not (member.islnk() and member.linkname in everything):
+                    continue
+                hidden = any(part.startswith(".") for part in name.parts)
+                if name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
+                    index[name] = everything[member.linkname if member.islnk() else member.name]
+    except BaseException as error:
+        if file is not None:
+            file.close()
+        if not isinstance(error, _DAMAGE):
+            raise
+        raise UserError(
+            "source is neither a folder, a picture nor a whole tar archive",
+            f"{path}: {error}",
+            "check the file",
+        ) from error
+    return index, rooted
+
+
+def _open_plain(path: Path, scratch: str | os.PathLike[str] | None) -> IO[bytes]:
+    """The archive uncompressed: the file itself, or its content in a nameless temporary file."""
+    with open(path, "rb") as file:
+        head = file.read(6)
+    opener = next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
+    if opener is None:
+        return open(path, "rb")
+    spool = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
+    try:
+        with opener(path, "rb") as packed:
+            shutil.copyfileobj(packed, spool, 1 << 20)
+        spool.flush()
+        spool.seek(0)
+    except BaseException:
+        spool.close()
+        raise
+    return spool
