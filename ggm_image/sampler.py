@@ -1,0 +1,399 @@
+"""Samplers: the reverse Glauber chain on a fixed schedule, and the order that follows the signal logit.
+
+Legend: `b` batch, `l` sites, `k` queried sites, `v` codes; the mask id is V.
+
+    denoiser(tokens (B, L), levels (B, L), sites (K,) or (B, K), labels (B,) or None) -> clean logits (B, K, V)
+
+Tokens at `sites` hold the mask id. Any callable of that shape will do: a network, `guided`, `truncated`, or an
+exact denoiser in a test.
+
+`sample` follows arXiv 2405.17035: from x_T ~ pi, for t = T-1..0, draw the sites of step t from the heat bath at
+their levels before step t. With an exact denoiser, one site a step and final level 0 it is exact. `sample_signal`
+is ours: one sweep of MaskGIT's decoding (arXiv 2202.04200), whose confidence is the signal logit, then revision
+of the tokens that look like noise. It is not exact.
+
+Every random number is a uniform drawn before the first step, on the CPU, in a fixed order per image, so
+that image k of a list of generators depends on its own generator alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ggm_image.errors import UserError
+from ggm_image.glauber import check_tokens, checked_noise, draw_codes, heat_bath_unchecked, uniform_noise
+from ggm_image.schedule import Schedule
+
+Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Callback = Callable[[int, Tensor], None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    batch: int,
+    *,
+    codebook_size: int,
+    labels: Int[Tensor, " b"] | None = None,
+    known: Int[Tensor, "b l"] | None = None,
+    noise: Float[Tensor, " v"] | None = None,
+    generator: Generators = None,
+    callback: Callback | None = None,
+    device: torch.device | str | None = None,
+) -> Int[Tensor, "b l"]:
+    """Draw token grids by running the chain backwards.
+
+        x_T ~ noise;   for t = T-1..0:   x_{t,i} ~ level_{t,i} p0(. | x_{t,-B}) + (1 - level_{t,i}) noise,  i in B_t
+
+    Args:
+        denoiser: gives the clean-token logits, see the module.
+        schedule: the chain's steps; it is restricted to the unknown sites where `known` is given.
+        batch: B, images to draw.
+        codebook_size: V.
+        labels: class of each image, handed on to the denoiser.
+        known: the token where known, -1 where to be filled, (B, L). Known sites keep their token and level 1
+            and are never queried. Rows are sampled together with the rows that have the same sites
+            unknown, so different patterns in a batch cost one run each.
+        noise: distribution over the codes, (V,); uniform where None, and always the one of training.
+        generator: one generator for the batch or one an image (CPU).
+        callback: called as callback(t, x_t) for t = T..0 (not where rows of `known` have different patterns).
+        device: where to work; that of `known`, `labels` or `noise` where None, else the CPU.
+
+    Returns:
+        Tokens, (B, L), int64.
+
+    Raises:
+        UserError: shapes or values that do not fit, or a denoiser that gives NaN.
+    """
+    sites_total = schedule.height * schedule.width
+
+    def draw(job: _Job, unknown: Tensor) -> Tensor:
+        return _run_schedule(job, schedule.restricted(unknown))
+
+    job = _job(denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device)
+    return _by_pattern(job, draw)
+
+
+@torch.no_grad()
+def sample_signal(
+    denoiser: Denoiser,
+    batch: int,
+    *,
+    height: int,
+    width: int,
+    codebook_size: int,
+    calls: int,
+    revise_calls: int = 0,
+    revise_share: float = 0.25,
+    block: int | None = None,
+    confidence_noise: float = 4.5,
+    labels: Int[Tensor, " b"] | None = None,
+    known: Int[Tensor, "b l"] | None = None,
+    noise: Float[Tensor, " v"] | None = None,
+    generator: Generators = None,
+    callback: Callback | None = None,
+    device: torch.device | str | None = None,
+) -> Int[Tensor, "b l"]:
+    """Draw token grids most signal first, then revise what looks like noise.
+
+    Call n = 1..calls queries every unplaced site (mask id, level 0), draws its token a ~ p0, and places the sites of
+    highest log p0(a) - log noise(a) + confidence_noise (1 - n/calls) Gumbel, so that floor(U cos(pi/2 n/calls))
+    of the U unknown sites are left: with uniform noise, MaskGIT's decoding. A revision call masks the next spread
+    (Bayer) block, all else at level 1, and draws anew the `revise_share` of it whose old token has the lowest signal
+    logit. Not exact: the choice of sites looks at the tokens.
+
+    Args:
+        denoiser, batch, codebook_size, labels, known, noise, generator, device: as `sample`.
+        height, width: the grid.
+        calls: network calls of the first sweep, >= 1; at most one an unknown site is made.
+        revise_calls: network calls after it.
+        revise_share: share of a block in [0, 1] that is drawn anew, at least one site.
+        block: sites queried in a revision call; a quarter of the grid where None.
+        confidence_noise: Gumbel noise on the confidence at the start; it falls linearly to 0.
+        callback: called as callback(calls left, tokens); unplaced sites hold the mask id V.
+
+    Returns:
+        Tokens, (B, L), int64.
+
+    Raises:
+        UserError: as `sample`, or a setting out of range.
+    """
+    if calls < 1 or revise_calls < 0:
+        raise UserError("network calls must be positive", f"{calls}, then {revise_calls}", "pass calls >= 1")
+    if not 0 <= revise_share <= 1:
+        raise UserError("the share to revise must lie in [0, 1]", revise_share, "e.g. 0.25")
+    if not confidence_noise >= 0:
+        raise UserError("the confidence noise must not be negative", confidence_noise, "0 turns it off")
+    block = max(1, height * width // 4) if block is None else block
+    spread = Schedule.round_robin(height, width, sweeps=1, block=block)
+
+    def draw(job: _Job, unknown: Tensor) -> Tensor:
+        return _run_signal(
+            job, spread.restricted(unknown).blocks, int(unknown.sum()), calls, revise_calls, revise_share, confidence_noise
+        )
+
+    job = _job(denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device)
+    return _by_pattern(job, draw)
+
+
+def guided(denoiser: Denoiser, weight: float, null_label: int) -> Denoiser:
+    """Classifier-free guidance on the clean-token logits: u = u_uncond + weight (u_cond - u_uncond).
+
+    weight 1 is the denoiser itself and 0 the unconditional one, a call each; any other weight doubles the batch.
+    `null_label` is the class id that stands for "no class".
+    """
+    if not math.isfinite(weight):
+        raise UserError("the guidance weight must be finite", weight, "1 turns guidance off")
+    if weight == 1:
+        return denoiser
+
+    def guided_denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise UserError("guidance needs classes", "no labels", "pass labels, or weight 1")
+        null = torch.full_like(labels, null_label)
+        if weight == 0:
+            return denoiser(tokens, levels, sites, null)
+        both_sites = sites if sites.ndim == 1 else sites.repeat(2, 1)
+        both = denoiser(tokens.repeat(2, 1), levels.repeat(2, 1), both_sites, torch.cat([labels, null]))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + weight * (conditional - unconditional)
+
+    return guided_denoiser
+
+
+def truncated(
+    denoiser: Denoiser, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Denoiser:
+    """Temperature, then top-k, then top-p on the clean-token logits; ruled-out codes get -inf.
+
+    top_k keeps the k likeliest codes (and ties with the last), top_p the smallest set of likeliest codes
+    that holds at least that probability. All off is the denoiser itself.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise UserError("the temperature must be positive", temperature, "1 turns it off")
+    if top_k is not None and top_k < 1:
+        raise UserError("top-k must be at least 1", top_k, "leave it out to turn it off")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError("top-p must lie in (0, 1]", top_p, "1 turns it off")
+    if temperature == 1 and top_k is None and top_p in (None, 1):
+        return denoiser
+
+    def truncated_denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+        logits = denoiser(tokens, levels, sites, labels).float() / temperature
+        if top_k is not None and top_k < logits.shape[-1]:
+            least = logits.topk(top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if top_p is not None and top_p < 1:
+            ordered, codes = logits.sort(dim=-1, descending=True)
+            probs = ordered.softmax(-1)
+            beyond = probs.cumsum(-1) - probs >= top_p  # the likelier codes alone hold top_p
+            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, codes, beyond), -torch.inf)
+        return logits
+
+    return truncated_denoiser
+
+
+class _Job:
+    """Checked inputs of one sampling run, all on its device."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        batch: int,
+        sites_total: int,
+        codebook_size: int,
+        labels: Tensor | None,
+        known: Tensor | None,
+        noise: Tensor,
+        generator: Generators,
+        callback: Callback | None,
+    ) -> None:
+        self.denoiser, self.batch, self.sites_total = denoiser, batch, sites_total
+        self.codebook_size, self.labels, self.known = codebook_size, labels, known
+        self.noise, self.generator, self.callback = noise, generator, callback
+        self.device = noise.device
+
+    def rows(self, rows: Tensor) -> _Job:
+        """The same run for some of the images."""
+        generator = self.generator
+        if isinstance(generator, Sequence):
+            generator = [generator[k] for k in rows.tolist()]
+        labels = None if self.labels is None else self.labels[rows]
+        known = None if self.known is None else self.known[rows]
+        return _Job(
+            self.denoiser,
+            len(rows),
+            self.sites_total,
+            self.codebook_size,
+            labels,
+            known,
+            self.noise,
+            generator,
+            self.callback,
+        )
+
+    def uniforms(self, count: int) -> Float[Tensor, "b count"]:
+        """All random numbers of the run, `count` an image."""
+        if isinstance(self.generator, Sequence):
+            drawn = torch.empty(self.batch, count, dtype=torch.float64)
+            for row, generator in zip(drawn, self.generator, strict=True):
+                torch.rand(count, generator=generator, dtype=torch.float64, out=row)
+        else:
+            drawn = torch.rand(self.batch, count, generator=self.generator, dtype=torch.float64)
+        return drawn if self.device.type == "mps" else drawn.to(self.device)  # mps has no float64
+
+    def query(self, tokens: Tensor, levels: Tensor, sites: Tensor) -> Tensor:
+        """Clean logits (B, K, V) at `sites`, which are masked in the denoiser's input only."""
+        index = sites.expand(self.batch, -1)
+        masked = tokens.scatter(1, index, self.codebook_size)
+        logits = self.denoiser(masked, levels, sites, self.labels)
+        expected = (*index.shape, self.codebook_size)
+        if logits.shape != expected:
+            raise UserError("the denoiser gives logits of another shape", tuple(logits.shape), f"expected {expected}")
+        return logits
+
+    def report(self, t: int, tokens: Tensor) -> None:
+        if self.callback is not None:
+            self.callback(t, tokens.clone())
+
+
+def _job(
+    denoiser: Denoiser,
+    batch: int,
+    sites_total: int,
+    codebook_size: int,
+    labels: Tensor | None,
+    known: Tensor | None,
+    noise: Tensor | None,
+    generator: Generators,
+    callback: Callback | None,
+    device: torch.device | str | None,
+) -> _Job:
+    if batch < 1 or codebook_size < 1:
+        raise UserError("batch and codebook size must be positive", f"{batch}, {codebook_size}", "pass both >= 1")
+    if device is None:
+        given = [x.device for x in (known, labels, noise) if x is not None]
+        device = given[0] if given else "cpu"
+    if labels is not None and labels.shape != (batch,):
+        raise UserError("labels must hold one class an image", f"shape {tuple(labels.shape)}", f"pass ({batch},)")
+    if isinstance(generator, Sequence) and len(generator) != batch:
+        raise UserError("generators must be one an image", f"{len(generator)} for {batch} images", "pass a list of B")
+    if known is not None:
+        if known.shape != (batch, sites_total):
+            raise UserError("known does not fit", f"shape {tuple(known.shape)}", f"pass ({batch}, {sites_total})")
+        check_tokens(known, codebook_size, lowest=-1)
+        known = known.to(device, torch.int64)
+    noise = checked_noise(uniform_noise(codebook_size) if noise is None else noise, codebook_size).to(device)
+    labels = None if labels is None else labels.to(device)
+    return _Job(denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback)
+
+
+def _by_pattern(job: _Job, draw: Callable[[_Job, Tensor], Tensor]) -> Int[Tensor, "b l"]:
+    """Run rows with the same unknown sites together: their schedule is the same and they share every call."""
+    if job.known is None:
+        tokens = draw(job, torch.ones(job.sites_total, dtype=torch.bool))
+    else:
+        patterns, row_pattern = (job.known < 0).cpu().unique(dim=0, return_inverse=True)
+        if len(patterns) > 1 and job.callback is not None:
+            raise UserError(
+                "a callback needs the same known sites in every image",
+                f"{len(patterns)} patterns",
+                "sample them one by one",
+            )
+        tokens = torch.empty_like(job.known)
+        for p, unknown in enumerate(patterns):
+            rows = (row_pattern == p).nonzero().squeeze(1)
+            tokens[rows.to(job.device)] = draw(job.rows(rows) if len(patterns) > 1 else job, unknown)
+    if int(tokens.max()) >= job.codebook_size:  # how `draw_codes` marks a row without a distribution
+        raise UserError("the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits")
+    return tokens
+
+
+def _run_schedule(job: _Job, schedule: Schedule) -> Int[Tensor, "b l"]:
+    steps = schedule.steps
+    widest = max((len(step.sites) for step in steps), default=0)
+    uniforms = job.uniforms(job.sites_total + len(steps) * widest)
+    first, rest = uniforms.split([job.sites_total, len(steps) * widest], dim=1)
+    x = draw_codes(job.noise.log().expand(*first.shape, -1), first).to(job.device)
+    if job.known is not None:
+        x = torch.where(job.known < 0, x, job.known)
+    blocks = [sites.to(job.device) for sites in schedule.blocks]
+    job.report(len(steps), x)
+    for t in reversed(range(len(steps))):
+        sites = blocks[t % len(blocks)]
+        levels = schedule.levels(t).to(job.device)
+        logits = job.query(x, levels.expand_as(x), sites)
+        log_probs = heat_bath_unchecked(logits, levels[sites], job.noise)
+        x[:, sites] = draw_codes(log_probs, rest[:, t * widest : t * widest + len(sites)]).to(job.device)
+        job.report(t, x)
+    return x
+
+
+def _run_signal(
+    job: _Job,
+    blocks: Sequence[Tensor],
+    unknown: int,
+    calls: int,
+    revise_calls: int,
+    revise_share: float,
+    confidence_noise: float,
+) -> Int[Tensor, "b l"]:
+    calls = min(calls, unknown)
+    revise_calls = revise_calls if blocks else 0
+    uniforms = job.uniforms((2 * calls + revise_calls) * job.sites_total)
+    u_token, u_gumbel, u_revise = uniforms.unflatten(1, (-1, job.sites_total)).split([calls, calls, revise_calls], dim=1)
+    mask = job.codebook_size
+    shape = (job.batch, job.sites_total)
+    x = torch.full(shape, mask, device=job.device) if job.known is None else job.known.where(job.known >= 0, mask)
+    levels = (x != mask).float()
+    sites = (x == mask).nonzero()[:, 1].view(job.batch, unknown)
+    log_noise = job.noise.log()
+    left = unknown
+    job.report(calls + revise_calls, x)
+
+    for n in range(calls):
+        log_probs = torch.log_softmax(job.query(x, levels, sites).to(job.noise.dtype), dim=-1)
+        tokens = draw_codes(log_probs, u_token[:, n].gather(1, sites)).to(job.device)
+        left = _left_masked(unknown, left, n, calls)
+        progress = (n + 1) / calls
+        gumbel = -(-u_gumbel[:, n].gather(1, sites).log()).log()
+        confidence = _signal(log_probs, tokens, log_noise) + confidence_noise * (1 - progress) * gumbel
+        ranked = confidence.argsort(dim=1, descending=True, stable=True)
+        placed = ranked[:, : sites.shape[1] - left]
+        kept = ranked[:, sites.shape[1] - left :].sort(dim=1).values
+        x = x.scatter(1, sites.gather(1, placed), tokens.gather(1, placed))
+        levels = levels.scatter(1, sites.gather(1, placed), 1.0)
+        sites = sites.gather(1, kept)
+        job.report(calls - 1 - n + revise_calls, x)
+
+    for n in range(revise_calls):
+        block = blocks[n % len(blocks)].to(job.device)
+        log_probs = torch.log_softmax(job.query(x, levels, block).to(job.noise.dtype), dim=-1)
+        count = max(1, round(revise_share * len(block)))
+        worst = _signal(log_probs, x[:, block], log_noise).topk(count, dim=1, largest=False).indices
+        new = draw_codes(log_probs, u_revise[:, n, block]).to(job.device)
+        x = x.scatter(1, block[worst], new.gather(1, worst))
+        job.report(revise_calls - 1 - n, x)
+    return x
+
+
+def _left_masked(unknown: int, left: int, n: int, calls: int) -> int:
+    """Sites still masked after call n = 0..calls-1: the cosine law, with at least one placed in each call."""
+    if n == calls - 1:
+        return 0
+    lawful = math.floor(unknown * math.cos(math.pi / 2 * (n + 1) / calls))
+    return max(min(lawful, left - 1), calls - 1 - n)
+
+
+def _signal(
+    log_probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"], log_noise: Float[Tensor, " v"]
+) -> Float[Tensor, "b k"]:
+    """The signal logit of each token, up to the constant log keep/(1-keep)."""
+    return log_probs.gather(-1, tokens.clamp(max=len(log_noise) - 1).unsqueeze(-1)).squeeze(-1) - log_noise[tokens.clamp(max=len(log_noise) - 1)]
