@@ -1,0 +1,1 @@
+"""Scores of pictures: feature networks, Fréchet distance, class accuracy, PSNR and SSIM."""
