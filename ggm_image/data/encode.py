@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ggm_image.data.images import PREPROCESSING, preprocess, to_model
-from ggm_image.data.sources import ImageSource, open_source
+from ggm_image.data.images import PREPROCESSING, ImageSource, open_source, preprocess, to_model
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
 from ggm_image.files import progress

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ggm_image.data.sources import PictureFiles, find_pictures
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path
 
@@ -43,6 +44,41 @@ PREPROCESSING: dict[str, Any] = {
     "resize": "bicubic, antialiased",
 }
 """What `load_image` and `preprocess` do; saved in every token cache. Raise the version with any change."""
+
+
+class ImageSource(PictureFiles):
+    """A set of pictures in a fixed order; ``source[k]`` decodes one."""
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        """One picture in 8-bit RGB; raises UserError with its name if that fails."""
+        name = self.names[index]
+        try:
+            data = self.read(index)
+        except OSError as error:
+            raise UserError(
+                "picture cannot be opened", f"{name}: {error.strerror}", "check the source"
+            ) from error
+        return load_image(data, name=name)
+
+
+def open_source(
+    path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None
+) -> ImageSource:
+    """Open a folder of pictures, a tar archive, a folder of such archives, or one picture file.
+
+    Pictures in folders below the top are of the class that the first folder names; pictures at the top
+    itself have no class. A folder that only wraps an archive's content is no class. Hidden files and files
+    with other suffixes are ignored. The order is by class, then by name, on every file system.
+
+    Args:
+        path: what to read.
+        scratch: existing folder for the unpacked copy of a compressed archive; the system's temporary
+            folder by default. The copy has no name and goes with the process.
+
+    Raises:
+        UserError: nothing there, no picture in it, or an archive that is damaged or has unsafe names.
+    """
+    return ImageSource(**vars(find_pictures(path, scratch=scratch)))
 
 
 @functools.cache

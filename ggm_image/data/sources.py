@@ -1,8 +1,8 @@
 """Sets of pictures: class folders, flat folders, tar archives of either, and folders of tar shards.
 
 The order is the same on every file system: sorted by class, then by name. Nothing of an archive is
-ever written under a name of its own: a plain tar is indexed once and read in place; a compressed one, which cannot
-be read at random, is first unpacked into one nameless temporary file on disk. Memory stays small.
+ever written under a name of its own: a plain tar is indexed once and read in place; a compressed one, which
+cannot be read at random, is first unpacked into one nameless temporary file on disk. Memory stays small.
 """
 
 import bz2
@@ -16,14 +16,11 @@ import tempfile
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from jaxtyping import UInt8
-from torch import Tensor
-
-from ggm_image.data.images import load_image
 from ggm_image.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -33,38 +30,26 @@ _DAMAGE = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFEr
 _MAGIC = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 
 
-class ImageSource:
-    """Pictures with names and labels, in a fixed order.
+@dataclass
+class PictureFiles:
+    """Files of pictures with names and labels, in a fixed order; nothing is decoded here.
 
     Attributes:
+        description: where the pictures came from, for a manifest.
         names: path of every picture inside the source, with forward slashes.
         labels: class of every picture as an index into ``class_names``; -1 everywhere without classes.
         class_names: sorted names of the class folders; empty for a flat source.
-        description: where the pictures came from, for a manifest.
+        read: the bytes of one picture's file by its number; safe to call from several threads.
     """
 
-    def __init__(
-        self, description: str, names: list[str], labels: list[int], class_names: list[str], reader: "_Reader"
-    ) -> None:
-        self.description, self.names, self.labels, self.class_names = description, names, labels, class_names
-        self._reader = reader
+    description: str
+    names: list[str]
+    labels: list[int]
+    class_names: list[str]
+    read: Callable[[int], bytes]
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def read(self, index: int) -> bytes:
-        """The bytes of one picture's file; safe to call from several threads."""
-        return self._reader.read(index)
-
-    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """One picture, decoded; raises UserError with its name if that fails."""
-        try:
-            data = self.read(index)
-        except OSError as error:
-            raise UserError(
-                "picture cannot be opened", f"{self.names[index]}: {error.strerror}", "check the source"
-            ) from error
-        return load_image(data, name=self.names[index])
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and labels in order: two sources that agree give the same cache rows."""
@@ -74,20 +59,7 @@ class ImageSource:
         return digest.hexdigest()
 
 
-class _Reader:
-    def read(self, index: int) -> bytes:
-        raise NotImplementedError
-
-
-class _FolderReader(_Reader):
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-
-    def read(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
-
-
-class _TarReader(_Reader):
+class _TarReader:
     """Members of open archives by (archive, offset, size)."""
 
     def __init__(self, places: list[tuple[IO[bytes], int, int]]) -> None:
@@ -96,7 +68,7 @@ class _TarReader(_Reader):
         for file in {id(place[0]): place[0] for place in places}.values():
             weakref.finalize(self, file.close)
 
-    def read(self, index: int) -> bytes:
+    def __call__(self, index: int) -> bytes:
         file, offset, size = self.places[index]
         if hasattr(os, "pread"):
             return os.pread(file.fileno(), size, offset)
@@ -105,23 +77,10 @@ class _TarReader(_Reader):
             return file.read(size)
 
 
-def open_source(
+def find_pictures(
     path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None
-) -> ImageSource:
-    """Find the pictures in a folder, an archive, a folder of archives, or one picture file.
-
-    Pictures in folders below the top are of the class that the first folder names; pictures at the
-    top itself have no class. Folders that wrap an archive's whole content are no class. Hidden files and
-    files with other suffixes are ignored.
-
-    Args:
-        path: what to read.
-        scratch: existing folder for the unpacked copy of a compressed archive; the system's temporary folder
-            by default. The copy has no name and goes with the process.
-
-    Raises:
-        UserError: nothing there, no picture in it, or an archive that is damaged or has unsafe names.
-    """
+) -> PictureFiles:
+    """What `ggm_image.data.images.open_source` finds, as files."""
     path = Path(path)
     if path.is_dir():
         found = sorted(_walk(path), key=lambda name: name.parts)
@@ -130,11 +89,11 @@ def open_source(
         if shards and not pictures:
             return _open_tars(shards, str(path), scratch)
         names, labels, classes = _classify(pictures, str(path))
-        return ImageSource(str(path), names, labels, classes, _FolderReader([path / name for name in names]))
+        return PictureFiles(str(path), names, labels, classes, lambda k: (path / names[k]).read_bytes())
     if not path.exists():
         raise UserError("source of pictures does not exist", path, "check the path")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageSource(str(path), [path.name], [-1], [], _FolderReader([path]))
+        return PictureFiles(str(path), [path.name], [-1], [], lambda _: path.read_bytes())
     return _open_tars([path], str(path), scratch)
 
 
@@ -144,8 +103,12 @@ def _is_tar(name: PurePosixPath) -> bool:
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:
     """Files below ``root``, relative to it; links are followed, circles of them and hidden names are not."""
+
+    def fail(error: OSError) -> None:
+        raise error  # a folder that cannot be listed must not pass for an empty one
+
     seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -175,11 +138,14 @@ def _classify(
             "move one kind elsewhere",
         )
     classes = sorted({name.parts[0] for name in pictures})
+    for name in classes:
+        if not name.isprintable():  # bytes that are no UTF-8 read as lone surrogates, which are not printable
+            raise UserError("class folders must have printable names", f"{where}: {name!a}", "rename it")
     index = {name: k for k, name in enumerate(classes)}
     return names, [index[name.parts[0]] for name in pictures], classes
 
 
-def _open_tars(paths: list[Path], where: str, scratch: str | os.PathLike[str] | None) -> ImageSource:
+def _open_tars(paths: list[Path], where: str, scratch: str | os.PathLike[str] | None) -> PictureFiles:
     members: list[tuple[PurePosixPath, str, tuple[IO[bytes], int, int]]] = []
     rooted = True
     for path in paths:
@@ -200,7 +166,7 @@ def _open_tars(paths: list[Path], where: str, scratch: str | os.PathLike[str] | 
         pictures = [PurePosixPath(*name.parts[1:]) for name in pictures]
     shown = [name for _, name, _ in members] if len(paths) > 1 else None
     names, labels, classes = _classify(pictures, where, shown)
-    return ImageSource(where, names, labels, classes, _TarReader([place for _, _, place in members]))
+    return PictureFiles(where, names, labels, classes, _TarReader([place for _, _, place in members]))
 
 
 def _index_tar(
