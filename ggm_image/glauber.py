@@ -7,9 +7,9 @@ Legend: `b` batch, `l` sites of the grid (row-major), `v` codes of the codebook.
     signal       s(a) = log keep/(1-keep) + log P(x_{t,i} = a | ctx) - log pi(a)
 
 `p0` is the network's clean-token distribution at a site it does not see. The binary classifier "signal or
-noise?" of the Glauber generative model (Varma, Nagaraj, Shanmugam, arXiv 2405.17035) and the heat bath are the
-same function: pi(a) exp(s(a)) is proportional to P(x_{t,i} = a | ctx). The paper's network emits s directly;
-ours emits logits of p0 and gets s from the formula, so that one network serves every schedule.
+noise?" of the Glauber generative model (Varma, Nagaraj, Shanmugam, arXiv 2405.17035) and the heat bath are
+the same function: pi(a) exp(s(a)) is proportional to P(x_{t,i} = a | ctx). The paper's network emits s
+directly; ours emits logits of p0 and gets s from the formula, so that one network serves every schedule.
 
 All arithmetic is in log space, in float32 at least (half precision is widened, float64 is kept).
 """
@@ -46,8 +46,8 @@ def heat_bath(
         Normalised log-probabilities, (..., V), float32 or wider.
 
     Raises:
-        UserError: shapes that do not fit, a level or noise out of range, NaN, or a row of logits that rules out
-            every code.
+        UserError: shapes that do not fit, a level or noise out of range, NaN, or a row of logits that rules
+            out every code.
     """
     level, noise = _checked(clean_logits, level, noise)
     log_probs = heat_bath_unchecked(clean_logits, level, noise)
@@ -130,8 +130,8 @@ def add_noise(
 def draw_codes(log_probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
     """Draw one code a row by inversion of the cumulative distribution, one uniform number in [0, 1) each.
 
-    A code of probability zero is never drawn: the first entry of the (float64) cumulative sum that exceeds the
-    scaled uniform always has a positive increment. A row of NaN gives the impossible code V.
+    A code of probability zero is never drawn: the first entry of the (float64) cumulative sum that exceeds
+    the scaled uniform always has a positive increment. A row of NaN gives the impossible code V.
     """
     if log_probs.device.type == "mps":  # has no float64
         return draw_codes(log_probs.cpu(), uniforms.cpu()).to(log_probs.device)

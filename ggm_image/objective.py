@@ -2,13 +2,15 @@
 
 Legend: `n` queried sites of a batch, any leading shape; `v` codes; pi = `noise`; nu = `contrast`.
 
-A step leaves token x_t with probability keep (signal, y = 1) or replaces it by a draw from pi (noise, y = 0). With
-q(a) = level p0(a) + (1 - level) pi(a) the signal logit is s(a) = log keep/(1-keep) + log q(a)/pi(a), and the
-loss of arXiv 2405.17035 is binary cross-entropy on y. "binary" goes beyond the paper's single draw: it takes the
-expectation over the noise draw and over x_t given x_0, and sets the number nu = (1-keep)/keep of noise draws a
-signal draw freely (every value has the same minimiser; nu -> infinity is maximum likelihood):
+A step leaves token x_t with probability keep (signal, y = 1) or replaces it by a draw from pi (noise, y =
+0). With q(a) = level p0(a) + (1 - level) pi(a) the signal logit is s(a) = log keep/(1-keep) + log
+q(a)/pi(a), and the loss of arXiv 2405.17035 is binary cross-entropy on y. "binary" goes beyond the paper's
+single draw: it takes the expectation over the noise draw and over x_t given x_0, and sets the number nu =
+(1-keep)/keep of noise draws a signal draw freely (every value has the same minimiser; nu -> infinity is
+maximum likelihood):
 
-    binary = -[ level log sigma(s(x_0)) + (1-level) sum_a pi(a) log sigma(s(a)) + nu sum_b pi(b) log sigma(-s(b)) ]
+    binary = -[ level log sigma(s(x_0)) + (1-level) sum_a pi(a) log sigma(s(a))
+                + nu sum_b pi(b) log sigma(-s(b)) ]
 
 which is the mean of "binary-sampled" at keep = 1/(1 + nu), divided by that keep.
 """
@@ -16,7 +18,6 @@ which is the mean of "binary-sampled" at keep = 1/(1 + nu), divided by that keep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.glauber import draw_codes, heat_bath_unchecked
+
+LOSSES = ("binary", "binary-sampled", "cross-entropy", "cross-entropy-noisy")
 
 
 def loss(
@@ -46,9 +49,9 @@ def loss(
         clean_logits: logits of p0, (..., V), any float type; the arithmetic is float32 or wider.
         x_0: clean tokens in [0, V), (...).
         level: each site's level in [0, 1], (...). At level 0 a site teaches nothing.
-        keep: probability in (0, 1) that the step leaves the token, (...) or a number; used by "binary-sampled",
-            and by "binary" where contrast is None. Any value has the same minimiser, so it need
-            not be the schedule's.
+        keep: probability in (0, 1) that the step leaves the token, (...) or a number; used by
+            "binary-sampled", and by "binary" where contrast is None. Any value has the same minimiser, so it
+            need not be the schedule's.
         noise: distribution over the codes, (V,).
         contrast: nu > 0, noise draws a signal draw, in place of keep; "binary" only.
         generator: for "binary-sampled"; the numbers are drawn on its device (CPU where None).
@@ -67,23 +70,27 @@ def loss(
     # autocast would run the weighted sums in half precision
     with torch.autocast(clean_logits.device.type, enabled=False):
         logits = clean_logits if clean_logits.dtype == torch.float64 else clean_logits.float()
-        level = level.to(logits.dtype).expand(x_0.shape)
+        level, noise = level.to(logits).expand(x_0.shape), noise.to(logits)
         if name == "binary":
-            nu = _noise_draws(keep, contrast, logits)
-            return _binary(logits, x_0, level, nu, noise.to(logits)).mean()
-        if name == "binary-sampled":
-            return _binary_sampled(logits, x_0, level, _checked_keep(keep, logits), noise.to(logits), generator).mean()
-        return LOSSES[name](logits, x_0, level, noise.to(logits)).mean()
+            per_site = _binary(logits, x_0, level, _noise_draws(keep, contrast, logits), noise)
+        elif name == "binary-sampled":
+            per_site = _binary_sampled(logits, x_0, level, _checked_keep(keep, logits), noise, generator)
+        elif name == "cross-entropy":
+            return F.cross_entropy(logits.flatten(0, -2), x_0.flatten())
+        else:
+            per_site = _cross_entropy_noisy(logits, x_0, level, noise)
+        return per_site.mean()
 
 
 def _binary(
     logits: Float[Tensor, "*n v"],
     x_0: Int[Tensor, "*n"],
     level: Float[Tensor, "*n"],
-    nu: Float[Tensor, "*#n"],
+    nu: Float[Tensor, "*#n"] | float,
     noise: Float[Tensor, " v"],
 ) -> Float[Tensor, "*n"]:
-    s = _log_ratio(logits, level, noise) - nu.log().unsqueeze(-1)
+    log_nu = math.log(nu) if isinstance(nu, float) else nu.log().unsqueeze(-1)
+    s = _log_ratio(logits, level, noise) - log_nu
     # log sigma(s) = s - softplus(s) and log sigma(-s) = -softplus(s): two weighted sums serve all three terms
     mean_softplus, mean_s = F.softplus(s) @ noise, s @ noise
     s_clean = s.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
@@ -111,26 +118,15 @@ def _binary_sampled(
     return torch.where(noise[token] > 0, cost, 0.0)
 
 
-def _cross_entropy(
-    logits: Float[Tensor, "*n v"], x_0: Int[Tensor, "*n"], level: Float[Tensor, "*n"], noise: Float[Tensor, " v"]
-) -> Float[Tensor, "*n"]:
-    return F.cross_entropy(logits.flatten(0, -2), x_0.flatten(), reduction="none").view(x_0.shape)
-
-
 def _cross_entropy_noisy(
-    logits: Float[Tensor, "*n v"], x_0: Int[Tensor, "*n"], level: Float[Tensor, "*n"], noise: Float[Tensor, " v"]
+    logits: Float[Tensor, "*n v"],
+    x_0: Int[Tensor, "*n"],
+    level: Float[Tensor, "*n"],
+    noise: Float[Tensor, " v"],
 ) -> Float[Tensor, "*n"]:
     log_q = heat_bath_unchecked(logits, level, noise)
     clean = log_q.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
     return -(level * clean + (1 - level) * (log_q.masked_fill(noise == 0, 0.0) @ noise))
-
-
-LOSSES: dict[str, Callable[..., Float[Tensor, "*n"]]] = {
-    "binary": _binary,
-    "binary-sampled": _binary_sampled,
-    "cross-entropy": _cross_entropy,
-    "cross-entropy-noisy": _cross_entropy_noisy,
-}
 
 
 def _log_ratio(
@@ -139,16 +135,17 @@ def _log_ratio(
     """log q(a)/pi(a); finite (and without weight in any loss) at codes that the noise never draws."""
     log_noise = noise.masked_fill(noise == 0, 1.0).log()
     log_clean = torch.log_softmax(logits, dim=-1)
-    return torch.logaddexp(log_clean + (level.log().unsqueeze(-1) - log_noise), torch.log1p(-level).unsqueeze(-1))
+    level = level.unsqueeze(-1)
+    return torch.logaddexp(log_clean + (level.log() - log_noise), torch.log1p(-level))
 
 
-def _noise_draws(keep: Tensor | float | None, contrast: float | None, like: Tensor) -> Tensor:
+def _noise_draws(keep: Tensor | float | None, contrast: float | None, like: Tensor) -> Tensor | float:
     if contrast is None:
         keep = _checked_keep(keep, like)
         return (1 - keep) / keep
     if not (contrast > 0 and math.isfinite(contrast)):
         raise UserError("contrast must be a positive number", contrast, "1 is the paper's, 64 learns faster")
-    return torch.as_tensor(contrast, dtype=like.dtype, device=like.device)
+    return float(contrast)
 
 
 def _checked_keep(keep: Tensor | float | None, like: Tensor) -> Tensor:
@@ -156,5 +153,6 @@ def _checked_keep(keep: Tensor | float | None, like: Tensor) -> Tensor:
         raise UserError("this loss needs keep", keep, "pass a probability in (0, 1), e.g. 0.5")
     keep = torch.as_tensor(keep).to(like)
     if not bool(((keep > 0) & (keep < 1)).all()):
-        raise UserError("keep must lie in (0, 1)", keep.flatten()[:4].tolist(), "e.g. 0.5; it need not be the schedule's")
+        got = f"got {float(keep.min()):g} to {float(keep.max()):g}"
+        raise UserError("keep must lie in (0, 1)", got, "it need not be the schedule's; 0.5 will do")
     return keep

@@ -2,15 +2,16 @@
 
 Legend: `b` batch, `l` sites, `k` queried sites, `v` codes; the mask id is V.
 
-    denoiser(tokens (B, L), levels (B, L), sites (K,) or (B, K), labels (B,) or None) -> clean logits (B, K, V)
+    denoiser(tokens (B, L), levels (B, L), sites (K,) or (B, K), labels (B,) or None) -> clean logits (B, K,
+    V)
 
-Tokens at `sites` hold the mask id. Any callable of that shape will do: a network, `guided`, `truncated`, or an
-exact denoiser in a test.
+Tokens at `sites` hold the mask id. Any callable of that shape will do: a network, `guided`, `truncated`, or
+an exact denoiser in a test.
 
-`sample` follows arXiv 2405.17035: from x_T ~ pi, for t = T-1..0, draw the sites of step t from the heat bath at
-their levels before step t. With an exact denoiser, one site a step and final level 0 it is exact. `sample_signal`
-is ours: one sweep of MaskGIT's decoding (arXiv 2202.04200), whose confidence is the signal logit, then revision
-of the tokens that look like noise. It is not exact.
+`sample` follows arXiv 2405.17035: from x_T ~ pi, for t = T-1..0, draw the sites of step t from the heat bath
+at their levels before step t. With an exact denoiser, one site a step and final level 0 it is exact.
+`sample_signal` is ours: one sweep of MaskGIT's decoding (arXiv 2202.04200), whose confidence is the signal
+logit, then revision of the tokens that look like noise. It is not exact.
 
 Every random number is a uniform drawn before the first step, on the CPU, in a fixed order per image, so
 that image k of a list of generators depends on its own generator alone.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +52,8 @@ def sample(
 ) -> Int[Tensor, "b l"]:
     """Draw token grids by running the chain backwards.
 
-        x_T ~ noise;   for t = T-1..0:   x_{t,i} ~ level_{t,i} p0(. | x_{t,-B}) + (1 - level_{t,i}) noise,  i in B_t
+        x_T ~ noise;   for t = T-1..0:   x_{t,i} ~ level_{t,i} p0(. | x_{t,-B}) + (1 - level_{t,i}) noise,  i
+        in B_t
 
     Args:
         denoiser: gives the clean-token logits, see the module.
@@ -103,11 +106,11 @@ def sample_signal(
 ) -> Int[Tensor, "b l"]:
     """Draw token grids most signal first, then revise what looks like noise.
 
-    Call n = 1..calls queries every unplaced site (mask id, level 0), draws its token a ~ p0, and places the sites of
-    highest log p0(a) - log noise(a) + confidence_noise (1 - n/calls) Gumbel, so that floor(U cos(pi/2 n/calls))
-    of the U unknown sites are left: with uniform noise, MaskGIT's decoding. A revision call masks the next spread
-    (Bayer) block, all else at level 1, and draws anew the `revise_share` of it whose old token has the lowest signal
-    logit. Not exact: the choice of sites looks at the tokens.
+    Call n = 1..calls queries every unplaced site (mask id, level 0), draws its token a ~ p0, and places the
+    sites of highest log p0(a) - log noise(a) + confidence_noise (1 - n/calls) Gumbel, so that
+    floor(U cos(pi/2 n/calls)) of the U unknown sites are left: with uniform noise, MaskGIT's decoding. A
+    revision call masks the next spread (Bayer) block, all else at level 1, and draws anew the `revise_share` of
+    it whose old token has the lowest signal logit. Not exact: the choice of sites looks at the tokens.
 
     Args:
         denoiser, batch, codebook_size, labels, known, noise, generator, device: as `sample`.
@@ -135,19 +138,20 @@ def sample_signal(
     spread = Schedule.round_robin(height, width, sweeps=1, block=block)
 
     def draw(job: _Job, unknown: Tensor) -> Tensor:
-        return _run_signal(
-            job, spread.restricted(unknown).blocks, int(unknown.sum()), calls, revise_calls, revise_share, confidence_noise
-        )
+        x = _place_by_signal(job, int(unknown.sum()), calls, confidence_noise, revise_calls)
+        return _revise(job, x, spread.restricted(unknown).blocks, revise_calls, revise_share)
 
-    job = _job(denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device)
+    job = _job(
+        denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device
+    )
     return _by_pattern(job, draw)
 
 
 def guided(denoiser: Denoiser, weight: float, null_label: int) -> Denoiser:
     """Classifier-free guidance on the clean-token logits: u = u_uncond + weight (u_cond - u_uncond).
 
-    weight 1 is the denoiser itself and 0 the unconditional one, a call each; any other weight doubles the batch.
-    `null_label` is the class id that stands for "no class".
+    weight 1 is the denoiser itself and 0 the unconditional one, a call each; any other weight doubles the
+    batch. `null_label` is the class id that stands for "no class".
     """
     if not math.isfinite(weight):
         raise UserError("the guidance weight must be finite", weight, "1 turns guidance off")
@@ -200,43 +204,35 @@ def truncated(
     return truncated_denoiser
 
 
+@dataclass(frozen=True)
 class _Job:
     """Checked inputs of one sampling run, all on its device."""
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        batch: int,
-        sites_total: int,
-        codebook_size: int,
-        labels: Tensor | None,
-        known: Tensor | None,
-        noise: Tensor,
-        generator: Generators,
-        callback: Callback | None,
-    ) -> None:
-        self.denoiser, self.batch, self.sites_total = denoiser, batch, sites_total
-        self.codebook_size, self.labels, self.known = codebook_size, labels, known
-        self.noise, self.generator, self.callback = noise, generator, callback
-        self.device = noise.device
+    denoiser: Denoiser
+    batch: int
+    sites_total: int
+    codebook_size: int
+    labels: Tensor | None
+    known: Tensor | None
+    noise: Tensor
+    generator: Generators
+    callback: Callback | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.noise.device
 
     def rows(self, rows: Tensor) -> _Job:
         """The same run for some of the images."""
         generator = self.generator
         if isinstance(generator, Sequence):
             generator = [generator[k] for k in rows.tolist()]
-        labels = None if self.labels is None else self.labels[rows]
-        known = None if self.known is None else self.known[rows]
-        return _Job(
-            self.denoiser,
-            len(rows),
-            self.sites_total,
-            self.codebook_size,
-            labels,
-            known,
-            self.noise,
-            generator,
-            self.callback,
+        return replace(
+            self,
+            batch=len(rows),
+            labels=None if self.labels is None else self.labels[rows],
+            known=None if self.known is None else self.known[rows],
+            generator=generator,
         )
 
     def uniforms(self, count: int) -> Float[Tensor, "b count"]:
@@ -247,7 +243,9 @@ class _Job:
                 torch.rand(count, generator=generator, dtype=torch.float64, out=row)
         else:
             drawn = torch.rand(self.batch, count, generator=self.generator, dtype=torch.float64)
-        return drawn if self.device.type == "mps" else drawn.to(self.device)  # mps has no float64
+        if self.device.type == "mps":  # has no float64; rounding must not reach 1
+            return drawn.float().clamp(max=1 - 2**-24).to(self.device)
+        return drawn.to(self.device)
 
     def query(self, tokens: Tensor, levels: Tensor, sites: Tensor) -> Tensor:
         """Clean logits (B, K, V) at `sites`, which are masked in the denoiser's input only."""
@@ -256,8 +254,15 @@ class _Job:
         logits = self.denoiser(masked, levels, sites, self.labels)
         expected = (*index.shape, self.codebook_size)
         if logits.shape != expected:
-            raise UserError("the denoiser gives logits of another shape", tuple(logits.shape), f"expected {expected}")
+            raise UserError(
+                "the denoiser gives logits of a wrong shape", tuple(logits.shape), f"return {expected}"
+            )
         return logits
+
+    def signal(self, log_probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """The signal logit of each token, up to the constant log keep/(1-keep)."""
+        tokens = tokens.clamp(max=self.codebook_size - 1)  # a row without a distribution: reported at the end
+        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - self.noise[tokens].log()
 
     def report(self, t: int, tokens: Tensor) -> None:
         if self.callback is not None:
@@ -277,17 +282,17 @@ def _job(
     device: torch.device | str | None,
 ) -> _Job:
     if batch < 1 or codebook_size < 1:
-        raise UserError("batch and codebook size must be positive", f"{batch}, {codebook_size}", "pass both >= 1")
+        raise UserError("batch and codebook size must be positive", f"{batch}, {codebook_size}", "pass >= 1")
     if device is None:
         given = [x.device for x in (known, labels, noise) if x is not None]
         device = given[0] if given else "cpu"
     if labels is not None and labels.shape != (batch,):
-        raise UserError("labels must hold one class an image", f"shape {tuple(labels.shape)}", f"pass ({batch},)")
+        raise UserError("labels must hold one class an image", tuple(labels.shape), f"pass shape ({batch},)")
     if isinstance(generator, Sequence) and len(generator) != batch:
-        raise UserError("generators must be one an image", f"{len(generator)} for {batch} images", "pass a list of B")
+        raise UserError("generators must be one an image", len(generator), f"pass a list of {batch}")
     if known is not None:
         if known.shape != (batch, sites_total):
-            raise UserError("known does not fit", f"shape {tuple(known.shape)}", f"pass ({batch}, {sites_total})")
+            raise UserError("known does not fit", tuple(known.shape), f"pass shape ({batch}, {sites_total})")
         check_tokens(known, codebook_size, lowest=-1)
         known = known.to(device, torch.int64)
     noise = checked_noise(uniform_noise(codebook_size) if noise is None else noise, codebook_size).to(device)
@@ -312,7 +317,9 @@ def _by_pattern(job: _Job, draw: Callable[[_Job, Tensor], Tensor]) -> Int[Tensor
             rows = (row_pattern == p).nonzero().squeeze(1)
             tokens[rows.to(job.device)] = draw(job.rows(rows) if len(patterns) > 1 else job, unknown)
     if int(tokens.max()) >= job.codebook_size:  # how `draw_codes` marks a row without a distribution
-        raise UserError("the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits")
+        raise UserError(
+            "the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits"
+        )
     return tokens
 
 
@@ -336,51 +343,48 @@ def _run_schedule(job: _Job, schedule: Schedule) -> Int[Tensor, "b l"]:
     return x
 
 
-def _run_signal(
-    job: _Job,
-    blocks: Sequence[Tensor],
-    unknown: int,
-    calls: int,
-    revise_calls: int,
-    revise_share: float,
-    confidence_noise: float,
+def _place_by_signal(
+    job: _Job, unknown: int, calls: int, confidence_noise: float, calls_after: int
 ) -> Int[Tensor, "b l"]:
+    """One adaptive sweep: query all masked sites, place those whose token is signal most surely."""
     calls = min(calls, unknown)
-    revise_calls = revise_calls if blocks else 0
-    uniforms = job.uniforms((2 * calls + revise_calls) * job.sites_total)
-    u_token, u_gumbel, u_revise = uniforms.unflatten(1, (-1, job.sites_total)).split([calls, calls, revise_calls], dim=1)
-    mask = job.codebook_size
-    shape = (job.batch, job.sites_total)
-    x = torch.full(shape, mask, device=job.device) if job.known is None else job.known.where(job.known >= 0, mask)
-    levels = (x != mask).float()
-    sites = (x == mask).nonzero()[:, 1].view(job.batch, unknown)
-    log_noise = job.noise.log()
-    left = unknown
-    job.report(calls + revise_calls, x)
-
+    u_token, u_gumbel = job.uniforms(2 * calls * job.sites_total).unflatten(1, (2, calls, -1)).unbind(1)
+    x = torch.full((job.batch, job.sites_total), job.codebook_size, device=job.device)
+    if job.known is not None:
+        x = torch.where(job.known < 0, x, job.known)
+    levels = (x != job.codebook_size).float()
+    sites = (levels == 0).nonzero()[:, 1].view(job.batch, unknown)
+    job.report(calls + calls_after, x)
     for n in range(calls):
         log_probs = torch.log_softmax(job.query(x, levels, sites).to(job.noise.dtype), dim=-1)
         tokens = draw_codes(log_probs, u_token[:, n].gather(1, sites)).to(job.device)
-        left = _left_masked(unknown, left, n, calls)
-        progress = (n + 1) / calls
         gumbel = -(-u_gumbel[:, n].gather(1, sites).log()).log()
-        confidence = _signal(log_probs, tokens, log_noise) + confidence_noise * (1 - progress) * gumbel
+        confidence = job.signal(log_probs, tokens) + confidence_noise * (1 - (n + 1) / calls) * gumbel
+        place = sites.shape[1] - _left_masked(unknown, sites.shape[1], n, calls)
         ranked = confidence.argsort(dim=1, descending=True, stable=True)
-        placed = ranked[:, : sites.shape[1] - left]
-        kept = ranked[:, sites.shape[1] - left :].sort(dim=1).values
+        placed, rest = ranked[:, :place], ranked[:, place:].sort(dim=1).values
         x = x.scatter(1, sites.gather(1, placed), tokens.gather(1, placed))
         levels = levels.scatter(1, sites.gather(1, placed), 1.0)
-        sites = sites.gather(1, kept)
-        job.report(calls - 1 - n + revise_calls, x)
+        sites = sites.gather(1, rest)
+        job.report(calls - 1 - n + calls_after, x)
+    return x
 
-    for n in range(revise_calls):
+
+def _revise(
+    job: _Job, x: Int[Tensor, "b l"], blocks: Sequence[Int[Tensor, " k"]], calls: int, share: float
+) -> Int[Tensor, "b l"]:
+    """Judge one block a call, and draw anew the share of it that looks most like noise."""
+    calls = calls if blocks else 0
+    uniforms = job.uniforms(calls * job.sites_total).unflatten(1, (calls, job.sites_total))
+    levels = torch.ones(job.sites_total, device=job.device).expand_as(x)
+    for n in range(calls):
         block = blocks[n % len(blocks)].to(job.device)
         log_probs = torch.log_softmax(job.query(x, levels, block).to(job.noise.dtype), dim=-1)
-        count = max(1, round(revise_share * len(block)))
-        worst = _signal(log_probs, x[:, block], log_noise).topk(count, dim=1, largest=False).indices
-        new = draw_codes(log_probs, u_revise[:, n, block]).to(job.device)
-        x = x.scatter(1, block[worst], new.gather(1, worst))
-        job.report(revise_calls - 1 - n, x)
+        count = max(1, round(share * len(block)))
+        worst = job.signal(log_probs, x[:, block]).topk(count, dim=1, largest=False).indices
+        drawn = draw_codes(log_probs, uniforms[:, n, block]).to(job.device)
+        x = x.scatter(1, block[worst], drawn.gather(1, worst))
+        job.report(calls - 1 - n, x)
     return x
 
 
@@ -390,10 +394,3 @@ def _left_masked(unknown: int, left: int, n: int, calls: int) -> int:
         return 0
     lawful = math.floor(unknown * math.cos(math.pi / 2 * (n + 1) / calls))
     return max(min(lawful, left - 1), calls - 1 - n)
-
-
-def _signal(
-    log_probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"], log_noise: Float[Tensor, " v"]
-) -> Float[Tensor, "b k"]:
-    """The signal logit of each token, up to the constant log keep/(1-keep)."""
-    return log_probs.gather(-1, tokens.clamp(max=len(log_noise) - 1).unsqueeze(-1)).squeeze(-1) - log_noise[tokens.clamp(max=len(log_noise) - 1)]

@@ -4,13 +4,13 @@ Legend: `b` batch, `l` = height * width sites (row-major), `k` sites of a block.
 
 The forward chain visits the sites in a fixed order, a block a step, every site once per sweep (arXiv
 2405.17035: one site a step). After s of S sweeps every site has level a_s, with a_0 = 1 and a_S =
-`final_level`; a step of sweep s leaves a site unchanged with probability keep = a_{s+1} / a_s. Hence in closed
-form, before step t, in sweep s:
+`final_level`; a step of sweep s leaves a site unchanged with probability keep = a_{s+1} / a_s. Hence in
+closed form, before step t, in sweep s:
 
     level_{t,i} = a_{s+1} if site i was visited in this sweep, else a_s
 
-Beyond the paper: blocks of several sites, chosen so that they are spread over the 2D grid (the error of a block
-update is the dependence inside the block), any curve a_s, and schedules restricted to unknown sites.
+Beyond the paper: blocks of several sites, chosen so that they are spread over the 2D grid (the error of a
+block update is the dependence inside the block), any curve a_s, and schedules restricted to unknown sites.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ class Schedule:
         self.blocks = tuple(blocks)
         self.sweep_levels = tuple(sweep_levels)
         self._order, self._block, self._spread = order, block, spread
-        keeps = [b / a if a > 0 else 0.0 for a, b in zip(sweep_levels[:-1], sweep_levels[1:], strict=True)]
+        keeps = [b / a if a > 0 else 0.0 for a, b in pairwise(sweep_levels)]
         self.steps = tuple(Step(sites, keep) for keep in keeps for sites in self.blocks)
         # the step of the sweep that visits each site; a site that is never visited keeps level 1
         self._visit = torch.full((height * width,), -1, dtype=torch.int64)
@@ -97,9 +98,10 @@ class Schedule:
         Args:
             height, width: the grid.
             sweeps: S >= 1.
-            block: K in [1, L], sites a step; 1 is the paper. Where K does not divide L the last block is smaller.
-            final_level: level of every site after the last sweep, in [0, 1). The sampler starts from pure noise,
-                so it is exact only for 0.
+            block: K in [1, L], sites a step; 1 is the paper. Where K does not divide L the last block is
+                smaller.
+            final_level: level of every site after the last sweep, in [0, 1). The sampler starts from pure
+                noise, so it is exact only for 0.
             order: "bayer" (ordered dither), "halton", "random", or a permutation of the sites. Blocks are
                 consecutive sites of it; "bayer" and "halton" exchange sites between blocks where two
                 sites of a block would be neighbours. The others are cut as they are.
@@ -117,7 +119,9 @@ class Schedule:
         if isinstance(order, Tensor):
             sites, spread = order.to("cpu", torch.int64), False
             if not torch.equal(sites.sort().values, torch.arange(height * width)):
-                raise UserError("order must be a permutation of the sites", tuple(order.shape), "list each once")
+                raise UserError(
+                    "order must be a permutation of the sites", tuple(order.shape), "list each once"
+                )
         else:
             sites, spread = order_sites(height, width, order, generator=generator), order != "random"
         return cls(
@@ -131,7 +135,8 @@ class Schedule:
         )
 
     def levels(self, t: int) -> Float[Tensor, " l"]:
-        """Each site's level before step t, 0 <= t <= T: the product of keep over the earlier steps that touched it.
+        """Each site's level before step t, 0 <= t <= T: the product of keep over the earlier steps that
+        touched it.
 
         `levels(0)` is all 1; `levels(T)` is `final_level` at every site that the schedule touches.
         """
@@ -148,8 +153,8 @@ class Schedule:
     def restricted(self, unknown: Bool[Tensor, " l"]) -> Schedule:
         """The same order, block size and levels over the unknown sites only, as infilling needs it.
 
-        The order is cut anew, so the number of steps falls with the number of unknown sites (none: no steps). All other
-        sites keep level 1 and are never in a block.
+        The order is cut anew, so the number of steps falls with the number of unknown sites (none: no
+        steps). All other sites keep level 1 and are never in a block.
         """
         if unknown.shape != (self.height * self.width,) or unknown.dtype != torch.bool:
             raise UserError(
@@ -176,9 +181,9 @@ def order_sites(
 ) -> Int[Tensor, " l"]:
     """All sites of the grid in an order of which every run is spread out.
 
-    "bayer": the ordered-dither matrix of the enclosing power-of-two square, outside cells dropped; a prefix is a
-    lattice, or nearly. "halton": cells in the order in which the Halton sequence (bases 2 and 3) first visits
-    them. "random": a permutation from `generator`.
+    "bayer": the ordered-dither matrix of the enclosing power-of-two square, outside cells dropped; a prefix
+    is a lattice, or nearly. "halton": cells in the order in which the Halton sequence (bases 2 and 3) first
+    visits them. "random": a permutation from `generator`.
     """
     _check_grid(height, width)
     if order == "random":
@@ -212,13 +217,15 @@ def random_training_state(
 
     The queried sites are shared by the batch (a cheap head); everything else is drawn for each row:
 
-    - K: 40% cosine law (any share, mean 0.64), 40% uniform in 15%..60% of the sites, 20% log-uniform from one site
-      to 15%. Half of the time a run of the Bayer order, else a random set.
-    - sweeps S log-uniform in 1..max_sweeps, the current sweep s uniform, a curve of sqrt, cosine or linear: sites
-      not yet visited in the sweep, the queried ones among them, have level a_s, visited ones a_{s+1}. Visited are
-      the Bayer prefix before the block, or a random share of the sites.
-    - with probability `masked` a row is in the masked-diffusion state: every level is 1, the queried sites' too.
-    - with probability `known` some sites that are not queried have level 1: a random share, or all outside a rectangle.
+    - K: 40% cosine law (any share, mean 0.64), 40% uniform in 15%..60% of the sites, 20% log-uniform from
+      one site to 15%. Half of the time a run of the Bayer order, else a random set.
+    - sweeps S log-uniform in 1..max_sweeps, the current sweep s uniform, a curve of sqrt, cosine or linear:
+      sites not yet visited in the sweep, the queried ones among them, have level a_s, visited ones a_{s+1}.
+      Visited are the Bayer prefix before the block, or a random share of the sites.
+    - with probability `masked` a row is in the masked-diffusion state: every level is 1, the queried sites'
+      too.
+    - with probability `known` some sites that are not queried have level 1: a random share, or all outside a
+      rectangle.
 
     Args:
         batch: B, rows.
@@ -268,7 +275,9 @@ def _block_size(choice: float, share: float, sites: int) -> int:
     return min(max(math.ceil(part * sites), 1), sites)
 
 
-def _random_sweep(u: Float[Tensor, "4 b"], max_sweeps: int) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+def _random_sweep(
+    u: Float[Tensor, "4 b"], max_sweeps: int
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Levels a_s and a_{s+1} of a random sweep of a random schedule, one a row."""
     sweeps = (math.log(max_sweeps + 1) * u[0]).exp().floor().clamp(1, max_sweeps)
     done = (u[1] * sweeps).floor().clamp(max=sweeps - 1)
@@ -296,7 +305,9 @@ def _random_known(
 
 def _check_grid(height: int, width: int) -> None:
     if height < 1 or width < 1:
-        raise UserError("the grid needs at least one site", f"{height} x {width}", "pass height and width >= 1")
+        raise UserError(
+            "the grid needs at least one site", f"{height} x {width}", "pass height and width >= 1"
+        )
 
 
 def _sweep_levels(curve: Curve, sweeps: int, final_level: float) -> list[float]:
@@ -315,7 +326,7 @@ def _sweep_levels(curve: Curve, sweeps: int, final_level: float) -> list[float]:
         curve = CURVES[curve]
     inner = [final_level + (1 - final_level) * float(curve(s / sweeps)) for s in range(1, sweeps)]
     levels = [1.0, *inner, final_level]
-    if not all(a >= b for a, b in zip(levels[:-1], levels[1:], strict=True)):  # NaN fails too
+    if not all(a >= b for a, b in pairwise(levels)):  # NaN fails too
         raise UserError("the level curve must fall from 1 to 0", levels, "check the function")
     return levels
 
@@ -333,7 +344,8 @@ def _bayer(height: int, width: int) -> Int[Tensor, " l"]:
 
 @lru_cache(maxsize=32)
 def _halton(height: int, width: int) -> Int[Tensor, " l"]:
-    # 2^p >= 2 width and 3^q >= 2 height: every cell then holds a whole elementary interval, so a point falls in it
+    # 2^p >= 2 width and 3^q >= 2 height: every cell then holds a whole elementary interval, so a point falls
+    # in it
     p = (2 * width - 1).bit_length()
     q = math.ceil(math.log(2 * height, 3))
     n = torch.arange(2**p * 3**q)
@@ -365,6 +377,7 @@ def _separate(chunks: list[list[int]], width: int) -> None:
     """Exchange sites between blocks, nearest in the order first, while that removes pairs of neighbours."""
     where = {site: (c, k) for c, chunk in enumerate(chunks) for k, site in enumerate(chunk)}
     order = list(where)
+    ranks = {site: rank for rank, site in enumerate(order)}
 
     def neighbours(site: int) -> list[int]:
         sides = [site - width, site + width]
@@ -381,13 +394,22 @@ def _separate(chunks: list[list[int]], width: int) -> None:
         ca, cb = where[a][0], where[b][0]
         return clashes(a, ca) + clashes(b, cb) - clashes(a, cb, without=b) - clashes(b, ca, without=a)
 
-    for rank, site in enumerate(order):
-        if not clashes(site, where[site][0]):
-            continue
-        nearest = sorted(range(len(order)), key=lambda other: abs(other - rank))  # noqa: B023
-        for other in (order[i] for i in nearest):
-            if where[other][0] != where[site][0] and gain(site, other) > 0:
-                (ca, ka), (cb, kb) = where[site], where[other]
-                chunks[ca][ka], chunks[cb][kb] = other, site
-                where[site], where[other] = (cb, kb), (ca, ka)
-                break
+    for turn in range(8):  # a few turns settle; an exchange that is no loss helps the next one
+        stuck = [rank for rank, site in enumerate(order) if clashes(site, where[site][0])]
+        if not stuck:
+            return
+        for rank in stuck:
+            site = order[rank]
+            if not clashes(site, where[site][0]):
+                continue
+            nearest = sorted(order, key=lambda other: abs(ranks[other] - rank))
+            others = [other for other in nearest if where[other][0] != where[site][0]]
+            gains = [gain(site, other) for other in others]
+            best = max(gains)
+            if best < 0 or (best == 0 and turn == 7):
+                continue
+            choices = [other for other, g in zip(others, gains, strict=True) if g == best]
+            other = choices[turn % len(choices) if best == 0 else 0]
+            (ca, ka), (cb, kb) = where[site], where[other]
+            chunks[ca][ka], chunks[cb][kb] = other, site
+            where[site], where[other] = (cb, kb), (ca, ka)
