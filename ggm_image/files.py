@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ggm_image.errors import UserError
 
 T = TypeVar("T")
 
@@ -35,6 +38,32 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary sibling folder of ``path``: renamed to it on success, removed on any error.
+
+    Args:
+        path: the folder to be made; it must not exist yet, or be empty.
+
+    Yields:
+        The temporary folder to write into.
+
+    Raises:
+        UserError: there is something at ``path`` already.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError("output folder must be new or empty", path, "choose another one or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

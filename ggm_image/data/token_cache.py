@@ -151,12 +151,16 @@ class TokenCacheWriter:
                 f"{self.folder}: {key} is {theirs.get(key)!r:.200}, now {ours[key]!r:.200}",
                 "choose another folder or remove this one",
             )
+        for stale in self.folder.glob(".*.tmp*"):  # of a run that was killed
+            stale.unlink()
         # Trust what is named and whole; shards are in order, so the first doubtful one ends the trust.
         for shard in before.shards:
             path = self.folder / shard["file"]
             if not path.is_file() or sha256_file(path) != shard["sha256"]:
                 break
             self.manifest.shards.append(shard)
+        if self.manifest.shards:
+            self.manifest.made_with = before.made_with
 
     def _save(self) -> None:
         self.manifest.count = sum(shard["count"] for shard in self.manifest.shards)

@@ -1,0 +1,168 @@
+"""``ggm-image``: finds the command, and turns every error that a user can mend into one line.
+
+Commands are imported when they are run, so that ``--help`` answers at once.
+"""
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ggm_image.errors import UserError
+
+COMMANDS = {
+    "encode": ("ggm_image.cli.data:encode", "Encode pictures into a token cache."),
+    "decode": ("ggm_image.cli.data:decode", "Decode a token cache into PNG files."),
+    "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
+    "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on pictures."),
+    "sample": ("ggm_image.cli.draw:sample", "Draw pictures."),
+    "inpaint": ("ggm_image.cli.draw:inpaint", "Paint the masked part of a picture anew."),
+    "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of pictures."),
+    "models": ("ggm_image.cli.draw:models", "List the models at hand."),
+    "tokenizers": ("ggm_image.cli.draw:tokenizers", "List the tokenizers at hand."),
+}
+"""Name of each command: where it is, and its line in ``ggm-image --help``."""
+
+_FIXES = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.ENOSPC: "make room on the disk and run the command again",
+    errno.EDQUOT: "make room on the disk and run the command again",
+    errno.ENOTDIR: "check the path: part of it is a file",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name][0].split(":")
+        command = getattr(import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+            fix = f"did you mean {near[0]}?" if near else "see ggm-image --help"
+            raise UserError("no such command", args[0], fix)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import ggm_image
+
+        click.echo(f"ggm-image {ggm_image.__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Glauber generative model for images: encode, train, sample, inpaint, score."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+    """
+    try:
+        result = cli.main(
+            args=None if argv is None else list(argv), prog_name="ggm-image", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BaseException as error:
+        if os.environ.get("GGM_IMAGE_DEBUG", "") not in ("", "0"):
+            import traceback
+
+            traceback.print_exc()
+        code, line = _explain(error)
+        if code is None:
+            raise
+        if line:
+            print(" ".join(line.split()), file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int | None, str]:
+    """Exit code and line for an error; no code for what is a bug and deserves its traceback."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1, ""
+    if isinstance(error, OSError):
+        fix = _FIXES.get(error.errno or 0, "check the path and the disk")
+        return 2, f"error: {error.strerror or error} ({error.filename or 'no file named'}); {fix}"
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return 130, "interrupted"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        why = str(error).split(". ")[0] or "the machine has too little"
+        return 2, f"error: out of memory ({why}); use a smaller batch or picture, or another --device"
+    if isinstance(error, click.ClickException):
+        return 2, f"error: {_usage(error)}"
+    return None, ""
+
+
+def _usage(error: click.ClickException) -> str:
+    context: Any = getattr(error, "ctx", None)
+    see = f"see {context.command_path if context else 'ggm-image'} --help"
+    if isinstance(error, click.NoSuchOption):
+        known = [name for p in context.command.params for name in p.opts] if context else []
+        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
+        return f"no such option ({error.option_name}); {f'did you mean {near[0]}?' if near else see}"
+    if isinstance(error, click.MissingParameter):
+        kind = error.param_type or (error.param.param_type_name if error.param else "parameter")
+        return f"{kind} is missing ({_hint(error)}); {see}"
+    if isinstance(error, click.BadParameter):
+        return f"{error.message.rstrip('.')} ({_hint(error)}); {see}"
+    return f"{error.format_message().rstrip('.')} ({context.command_path if context else 'usage'}); {see}"
+
+
+def _hint(error: click.BadParameter) -> str:
+    if error.param_hint:
+        return error.param_hint if isinstance(error.param_hint, str) else ", ".join(error.param_hint)
+    if error.param is None:
+        return "unnamed"
+    return error.param.opts[0] if error.param.param_type_name == "option" else error.param.human_readable_name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
