@@ -1,4 +1,4 @@
-"""Where configs, tokenizers and shipped models lie: inside an installed wheel, or beside a checkout's package."""
+"""Where configs, tokenizers and shipped models lie: in an installed wheel, or beside a checkout's package."""
 
 from pathlib import Path
 from typing import Literal

@@ -12,10 +12,18 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ggm_image.data.images import PREPROCESSING, ImageSource, open_source, preprocess, to_model
+from ggm_image.data.images import (
+    PREPROCESSING,
+    ImageSource,
+    open_source,
+    preprocess,
+    to_model,
+    to_pil,
+    to_uint8,
+)
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
-from ggm_image.files import progress
+from ggm_image.files import atomic_folder, progress
 from ggm_image.tokenizers.base import Tokenizer
 
 Picture = Tensor | UserError
@@ -196,11 +204,80 @@ def _encode_shard(
                 skipped.append({"item": item, "name": name, "why": str(picture)})
             else:
                 fix = f"{picture.fix}, or leave such pictures out with --skip-bad"
+                if writer.manifest.shards:
+                    fix += "; the finished shards are kept, the same command goes on after them"
                 raise UserError(picture.what, picture.got, fix) from picture
         if good:
             rows.append(encode_batch(tokenizer, good, batch_size, device))
     tokens = torch.cat(rows) if rows else torch.zeros(0, *writer.manifest.grid, dtype=torch.int64)
     writer.write(tokens, labels[kept], skipped=skipped)
+
+
+def decode_batch(
+    tokenizer: Tokenizer, tokens: Int[Tensor, "n rows columns"], batch_size: int, device: str | torch.device
+) -> UInt8[Tensor, "n 3 h w"]:
+    """Pictures of at most ``batch_size`` token grids, computed in a batch of exactly that size."""
+    batch = tokens.new_zeros(batch_size, *tokens.shape[1:])
+    batch[: len(tokens)] = tokens
+    with exact_arithmetic():
+        return to_uint8(tokenizer.decode(batch.to(device)))[: len(tokens)].cpu()
+
+
+def check_tokenizer(cache: TokenCache, tokenizer: Tokenizer) -> None:
+    """Raise UserError unless ``tokenizer`` made the tokens of ``cache``."""
+    manifest = cache.manifest
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        raise UserError(
+            "token cache must be decoded with the tokenizer that made it",
+            f"made with {manifest.tokenizer_name} {manifest.tokenizer_sha256[:12]}, "
+            f"got {tokenizer.name} {tokenizer.sha256[:12]}",
+            "point --tokenizer to the right one",
+        )
+
+
+def decode(
+    cache: TokenCache,
+    out: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> int:
+    """Write every row of ``cache`` as ``000000.png ...``, in class folders where the cache has classes.
+
+    The folder is whole or not there: it is filled under a temporary name.
+
+    Args:
+        cache: the tokens.
+        out: a folder that does not exist or is empty.
+        tokenizer: the one that made the tokens, on ``device`` already.
+        batch_size: grids a forward pass.
+        device: where the tokenizer is.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        UserError: another tokenizer, a folder that is not empty, or a class name that is no folder name.
+    """
+    check_tokenizer(cache, tokenizer)
+    names = cache.manifest.class_names
+    for name in names:
+        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+            raise UserError(
+                "class names must be folder names", repr(name), "mend class_names in manifest.json"
+            )
+    starts = range(0, len(cache), batch_size)
+    with atomic_folder(out) as folder:
+        for start in progress(starts, total=len(starts), unit="batch", label="decode"):
+            rows = range(start, min(start + batch_size, len(cache)))
+            pictures = decode_batch(tokenizer, cache.tokens(rows), batch_size, device)
+            for row, label, picture in zip(rows, cache.labels(rows).tolist(), pictures, strict=True):
+                place = folder / names[label] if 0 <= label < len(names) else folder
+                place.mkdir(exist_ok=True)
+                # Not save_png: the folder as a whole is what must be atomic.
+                to_pil(picture).save(place / f"{row:06d}.png")
+    return len(cache)
 
 
 def check_image_size(tokenizer: Tokenizer, image_size: int | None) -> int:

@@ -194,7 +194,7 @@ class TokenCacheWriter:
                 f"tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, grid {self.manifest.grid}"
             )
         name = f"tokens-{len(self.manifest.shards):05d}.safetensors"
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "tokens": np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint16)),
             "labels": np.ascontiguousarray(labels.cpu().numpy().astype(np.int32)),
         }

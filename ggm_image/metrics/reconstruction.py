@@ -1,0 +1,114 @@
+"""What a tokenizer keeps of a set of pictures: PSNR, SSIM, codebook use, and a picture to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from ggm_image.data.encode import Prefetch, decode_batch, default_workers
+from ggm_image.data.images import ImageSource, image_grid, save_png
+from ggm_image.data.token_cache import TokenCache
+from ggm_image.errors import UserError
+from ggm_image.files import progress, write_json
+from ggm_image.metrics.image_quality import psnr_each, ssim_each
+from ggm_image.tokenizers.base import Tokenizer
+
+PAIRS_SHOWN = 16
+
+
+def codebook_use(tokens: Int[Tensor, "*shape"], codebook_size: int) -> dict[str, float]:
+    """How much of a codebook is used.
+
+    Returns:
+        ``share``: share of the codes that occur; ``perplexity``: exp of the entropy of their frequencies in
+        nats, at most the codebook size.
+    """
+    counts = torch.bincount(tokens.reshape(-1).to(torch.int64), minlength=codebook_size).double()
+    share = counts / counts.sum()
+    entropy = -torch.special.xlogy(share, share).sum()
+    return {"share": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
+
+
+def report(
+    source: ImageSource,
+    cache: TokenCache,
+    tokenizer: Tokenizer,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+    images: int = 5000,
+    seed: int = 0,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Compare a cache's reconstructions with the pictures that it was made from.
+
+    Writes ``report.json`` and ``report.png`` (pairs of original and reconstruction) into the cache's folder.
+
+    Args:
+        source: the pictures that were encoded.
+        cache: their tokens.
+        tokenizer: the one that made them, on ``device``.
+        device: where the tokenizer is.
+        batch_size: pictures a forward pass.
+        images: at most so many rows, drawn without replacement, are decoded; codebook use is over all rows.
+        seed: of that draw.
+        workers: decoding threads; one a core by default.
+
+    Returns:
+        What ``report.json`` holds.
+    """
+    manifest = cache.manifest
+    generator = torch.Generator().manual_seed(seed)
+    # The first rows of a permutation, so that the picture shows a part of what is measured.
+    rows = torch.randperm(len(cache), generator=generator)[:images]
+    shown: list[Tensor] = []
+    quality: list[Tensor] = []
+    flip = bool(manifest.preprocessing.get("flip"))
+    prefetch = Prefetch(source, manifest.image_size, workers=workers or default_workers(), flip=flip)
+    items = manifest.item_of_row()[rows.numpy()].tolist()
+    batches = prefetch.batches(items, batch_size)
+    done = 0
+    for group, pictures in progress(batches, total=-(-len(rows) // batch_size), unit="batch", label="report"):
+        original = _stack(pictures)
+        tokens = cache.tokens(rows[done : done + len(group)])
+        decoded = decode_batch(tokenizer, tokens, batch_size, device)
+        quality.append(torch.stack([psnr_each(original, decoded), ssim_each(original, decoded)]))
+        missing = max(0, PAIRS_SHOWN - done)
+        shown += [
+            picture for pair in zip(original[:missing], decoded[:missing], strict=True) for picture in pair
+        ]
+        done += len(group)
+    psnr, ssim = torch.cat(quality, dim=1)
+    use = codebook_use(cache.load()[0], manifest.codebook_size)
+    total = len(cache) * manifest.grid[0] * manifest.grid[1]
+    result: dict[str, Any] = {
+        "images": done,
+        "seed": seed,
+        "psnr_db": {"mean": float(psnr.mean()), "min": float(psnr.min()), "max": float(psnr.max())},
+        "ssim": {"mean": float(ssim.mean()), "min": float(ssim.min()), "max": float(ssim.max())},
+        "codebook": {"size": manifest.codebook_size, "tokens": total, **use},
+        "protocol": "8-bit RGB; PSNR and SSIM per image, then averaged; "
+        "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged",
+        "tokenizer": {"name": manifest.tokenizer_name, "sha256": manifest.tokenizer_sha256},
+    }
+    save_png(_side_by_side(shown), Path(cache.folder) / "report.png")
+    write_json(Path(cache.folder) / "report.json", result)
+    return result
+
+
+def _stack(pictures: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:
+    for picture in pictures:
+        if isinstance(picture, UserError):  # it could be read when it was encoded
+            raise picture
+    return torch.stack([picture for picture in pictures if isinstance(picture, Tensor)])
+
+
+def _side_by_side(pictures: Sequence[Tensor]) -> UInt8[Tensor, "3 h w"]:
+    """Pairs of original and reconstruction, four pairs a row; small pictures enlarged by whole pixels."""
+    pairs = [torch.cat(list(pictures[k : k + 2]), dim=-1) for k in range(0, len(pictures), 2)]
+    scale = max(1, 96 // pairs[0].shape[-2])
+    large = torch.stack(pairs).repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
+    return image_grid(large, columns=4, gap=8)
