@@ -1,0 +1,72 @@
+"""Where a site is on the grid: axial rotary angles and normalised coordinates.
+
+Legend: ``h`` grid rows, ``w`` grid columns, ``l = h * w`` sites (row-major), ``dh`` width of one attention head.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Positions(NamedTuple):
+    """The tables of one grid.
+
+    Attributes:
+        cos: (l, dh / 2) cosines of the rotary angles.
+        sin: (l, dh / 2) sines of the rotary angles.
+        waves: (l, 4 * waves) sines and cosines of the normalised coordinates.
+    """
+
+    cos: Float[Tensor, "l half"]
+    sin: Float[Tensor, "l half"]
+    waves: Float[Tensor, "l f"]
+
+
+def grid_positions(
+    height: int,
+    width: int,
+    head_width: int,
+    *,
+    theta: float = 100.0,
+    waves: int = 4,
+    device: torch.device | str = "cpu",
+) -> Positions:
+    """Axial rotary tables in units of cells, and absolute waves in units of the whole grid.
+
+    angle(row, column) = [row * theta^(-j/n)]_j ++ [column * theta^(-j/n)]_j,  n = dh / 4
+
+    (RoFormer, arXiv 2104.09864, once for each axis.) Angles depend on differences of cells alone, so a larger
+    grid at sampling time keeps every local relation it was trained on. Attention over relative positions cannot tell
+    the sky from the ground, hence the second table: sin and cos of ``pi k (u - 1/2)``, with ``u`` in (0, 1) the centre of
+    the cell, which stretches with the grid.
+
+    Args:
+        height: grid rows.
+        width: grid columns.
+        head_width: width of one attention head, a multiple of 4.
+        theta: the longest wavelength is about ``2 pi theta`` cells.
+        waves: number of frequencies of the absolute table, for each axis.
+        device: where the tables shall lie.
+
+    Returns:
+        The tables, float32.
+    """
+    n = head_width // 4
+    frequencies = theta ** (-torch.arange(n, dtype=torch.float32, device=device) / n)
+    rows = torch.arange(height, dtype=torch.float32, device=device).repeat_interleave(width)  # (l,)
+    columns = torch.arange(width, dtype=torch.float32, device=device).repeat(height)  # (l,)
+    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (l, dh/2)
+
+    centred = torch.stack([(rows + 0.5) / height - 0.5, (columns + 0.5) / width - 0.5], dim=1)  # (l, 2)
+    phases = centred[:, :, None] * (torch.pi * torch.arange(1, waves + 1, device=device))  # (l, 2, waves)
+    absolute = torch.cat([phases.sin(), phases.cos()], dim=2).flatten(1)  # (l, 4 waves)
+    return Positions(angles.cos(), angles.sin(), absolute)
+
+
+def rotate(x: Float[Tensor, "b heads l dh"], positions: Positions) -> Float[Tensor, "b heads l dh"]:
+    """Turn each pair ``(x_j, x_{j + dh/2})`` by its site's angle; computed in float32, returned in ``x``'s dtype."""
+    first, second = x.float().chunk(2, dim=-1)  # (b, heads, l, dh/2) each
+    cos, sin = positions.cos, positions.sin
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

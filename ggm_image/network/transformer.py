@@ -1,0 +1,254 @@
+"""The denoiser: a transformer over a 2D grid of tokens, each with its own noise level.
+
+Legend: ``b`` batch, ``h w`` grid rows and columns, ``l = h * w`` sites, ``k`` queried sites, ``v`` codes,
+``d`` width, ``e`` heads, ``dh = d / e``.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from timm.layers import LayerNorm, Mlp
+from torch import Tensor, nn
+
+from ggm_image.errors import UserError
+from ggm_image.network.positions import Positions, grid_positions, rotate
+
+LEVEL_WAVES = 16
+"""Cosines of the level: enough to tell 0.9 from 1, the difference between a trusted and a known token."""
+
+SITE_WAVES = 4
+"""Frequencies of the absolute coordinates for each axis."""
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        codebook_size: V, number of codes; id V is the mask.
+        classes: C, number of classes; label C is the null class. 0 for an unconditional model.
+        grid: rows and columns of the training grid (any other may be asked for later).
+        width: d, a multiple of ``heads``, with ``width / heads`` a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLP in units of ``width``.
+        condition_width: width of the class embedding and of the level's hidden layer.
+        theta: rotary base; see `grid_positions`.
+        tied_head: use the token embedding as the head's weights.
+    """
+
+    codebook_size: int = 1024
+    classes: int = 10
+    grid: list[int] = field(default_factory=lambda: [8, 8])
+    width: int = 320
+    depth: int = 7
+    heads: int = 5
+    mlp_ratio: float = 4.0
+    condition_width: int = 64
+    theta: float = 100.0
+    tied_head: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_size", "width", "depth", "heads", "condition_width", "mlp_ratio", "theta"):
+            if not getattr(self, name) > 0:
+                raise UserError(
+                    f"network.{name} must be positive", getattr(self, name), "give a larger number"
+                )
+        if self.classes < 0:
+            raise UserError(
+                "network.classes must not be negative", self.classes, "0 is a model without classes"
+            )
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise UserError(
+                "network.grid must be [rows, columns]", list(self.grid), "write for example [16, 16]"
+            )
+        if self.width % (4 * self.heads):
+            raise UserError(
+                "network.width must be a multiple of 4 * heads",
+                f"width {self.width}, heads {self.heads}",
+                f"use width {math.ceil(self.width / (4 * self.heads)) * 4 * self.heads}",
+            )
+
+
+class Attention(nn.Module):
+    """Full attention with normalised queries and keys (arXiv 2302.05442) and axial rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = LayerNorm(width // heads)
+        self.k_norm = LayerNorm(width // heads)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b l d"], positions: Positions) -> Float[Tensor, "b l d"]:
+        b, l, d = x.shape
+        q, k, v = (
+            self.qkv(x).view(b, l, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        )  # (b, e, l, dh) each
+        q = rotate(self.q_norm(q), positions).to(v.dtype)  # (b, e, l, dh)
+        k = rotate(self.k_norm(k), positions).to(v.dtype)  # (b, e, l, dh)
+        y = F.scaled_dot_product_attention(q, k, v)  # (b, e, l, dh)
+        return self.project(y.transpose(1, 2).reshape(b, l, d))  # (b, l, d)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalised, modulated and gated by the class (adaLN-single, arXiv 2310.00426)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.table = nn.Parameter(torch.empty(6, d))
+        self.norm_1 = LayerNorm(d, affine=False)
+        self.attention = Attention(d, config.heads)
+        self.norm_2 = LayerNorm(d, affine=False)
+        self.mlp = Mlp(d, int(d * config.mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], condition: Float[Tensor, "b 6 d"], positions: Positions
+    ) -> Float[Tensor, "b l d"]:
+        modulation = (condition + self.table).to(x.dtype).unsqueeze(2)  # (b, 6, 1, d)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.unbind(1)  # (b, 1, d) each
+        y = self.norm_1(x).to(x.dtype) * (1 + scale_1) + shift_1  # (b, l, d)
+        x = x + gate_1 * self.attention(y, positions)  # (b, l, d)
+        y = self.norm_2(x).to(x.dtype) * (1 + scale_2) + shift_2  # (b, l, d)
+        return x + gate_2 * self.mlp(y)  # (b, l, d)
+
+
+class Transformer(nn.Module):
+    """Clean-token logits at the queried sites, given all tokens and the level of each.
+
+    The queried sites hold the mask id, so the answer is a conditional given the other sites. Inside, the level of
+    a masked site counts as 0: there is no token to trust, and the answer cannot depend on it.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, c = config.width, config.condition_width
+        self.tokens = nn.Embedding(config.codebook_size + 1, d)  # the last is the mask
+        self.classes = nn.Embedding(config.classes + 1, c)  # the last is the null class
+        self.level = nn.Sequential(nn.Linear(LEVEL_WAVES, c), nn.SiLU(), nn.Linear(c, 2 * d))
+        self.site = nn.Linear(4 * SITE_WAVES, d, bias=False)
+        self.condition = nn.Linear(c, 6 * d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = LayerNorm(d)
+        self.head_bias = nn.Parameter(torch.empty(config.codebook_size))
+        self.head = None if config.tied_head else nn.Parameter(torch.empty(config.codebook_size, d))
+        self._positions: dict[tuple[int, int, torch.device], Positions] = {}
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """All initial values, in one place. Residual branches start small, and the class without any effect."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for branch in (block.attention.project, block.mlp.fc2):
+                branch.weight.mul_(1 / math.sqrt(2 * self.config.depth))
+            nn.init.zeros_(block.table)
+            block.table[2::3] = 1.0  # the gates
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.classes.weight, std=1.0)
+        nn.init.zeros_(self.level[2].weight)
+        nn.init.trunc_normal_(self.site.weight, std=0.002)
+        nn.init.zeros_(self.condition.weight)
+        nn.init.zeros_(self.head_bias)
+        if self.head is not None:
+            nn.init.normal_(self.head, std=0.002)
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "b l"],
+        levels: Float[Tensor, "b l"],
+        sites: Int64[Tensor, " k"] | Int64[Tensor, "b k"],
+        labels: Int64[Tensor, " b"] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "b k v"]:
+        """Logits of ``p0(a) = P(x_{0,i} = a | all other sites)`` at the queried sites.
+
+        Args:
+            tokens: (b, l) codes in [0, v), or v (the mask) at sites to be judged without their token.
+            levels: (b, l) probability in [0, 1] that each token is still the clean one; of no effect where masked.
+            sites: (k,) or (b, k) sites in [0, l) whose logits are wanted.
+            labels: (b,) classes in [0, classes), ``classes`` for the null class; None is the null class everywhere.
+            grid: rows and columns, the training grid by default; rows * columns must be l.
+
+        Returns:
+            (b, k, v) logits, float32, whatever the precision inside.
+        """
+        positions = self.positions(grid, tokens.device)
+        if labels is None:
+            labels = tokens.new_full((tokens.shape[0],), self.config.classes)  # (b,)
+        x, condition = self.embed(tokens, levels, labels, positions)  # (b, l, d), (b, 6, d)
+        for block in self.blocks:
+            x = block(x, condition, positions)  # (b, l, d)
+        if sites.dim() == 1:
+            x = x.index_select(1, sites)  # (b, k, d)
+        else:
+            x = x.gather(1, sites.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (b, k, d)
+        weight = self.tokens.weight[:-1] if self.head is None else self.head  # (v, d)
+        return F.linear(self.norm(x), weight, self.head_bias).float()  # (b, k, v)
+
+    def embed(
+        self,
+        tokens: Int64[Tensor, "b l"],
+        levels: Float[Tensor, "b l"],
+        labels: Int64[Tensor, " b"],
+        positions: Positions,
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b 6 d"]]:
+        """What the blocks start from: tokens, each modulated by its level, and the class as shifts, scales and gates."""
+        dtype = self.site.weight.dtype
+        levels = levels.float().masked_fill(tokens == self.config.codebook_size, 0.0)  # (b, l)
+        harmonics = torch.arange(LEVEL_WAVES, device=levels.device, dtype=torch.float32) * math.pi  # (waves,)
+        waves = (levels.unsqueeze(2) * harmonics).cos().to(dtype)  # (b, l, waves)
+        scale, shift = self.level(waves).chunk(2, dim=2)  # (b, l, d) each
+        x = self.tokens(tokens) * (1 + scale) + shift + self.site(positions.waves.to(dtype))  # (b, l, d)
+        condition = self.condition(F.silu(self.classes(labels))).unflatten(1, (6, -1))  # (b, 6, d)
+        return x.to(
+            scale.dtype
+        ), condition  # the residual stream runs in the precision of the matrix products
+
+    def compile_blocks(self) -> None:
+        """Compile the embedding and the blocks (one graph serves all of them); weights and results stay as they are."""
+        self.embed = torch.compile(self.embed, dynamic=False)  # type: ignore[method-assign]
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
+    def positions(self, grid: tuple[int, int] | None, device: torch.device) -> Positions:
+        """The tables of a grid, kept after the first use."""
+        height, width = grid or tuple(self.config.grid)
+        key = (height, width, device)
+        if key not in self._positions:
+            head_width = self.config.width // self.config.heads
+            with torch.no_grad():
+                self._positions[key] = grid_positions(
+                    height, width, head_width, theta=self.config.theta, waves=SITE_WAVES, device=device
+                )
+        return self._positions[key]
+
+    def flops(self, sites: int, queried: int) -> int:
+        """Multiply-adds times two of one forward pass of one image (a training step costs three times as much).
+
+        Args:
+            sites: l, sites of the grid.
+            queried: k, sites with logits.
+        """
+        c = self.config
+        block = 4 * c.width**2 + 2 * c.width * int(c.width * c.mlp_ratio) + 2 * sites * c.width
+        level = LEVEL_WAVES * c.condition_width + c.condition_width * 2 * c.width
+        return 2 * (
+            sites * (c.depth * block + level)
+            + queried * c.width * c.codebook_size
+            + 6 * c.width * c.condition_width
+        )

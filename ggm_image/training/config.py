@@ -1,0 +1,244 @@
+"""What a training run is: typed, checked, and saved with the run as it was used.
+
+One YAML file holds a whole run. `load_config` fills a dataclass from it and from ``key=value`` overrides; an unknown
+key or a value of the wrong type is an error that names the nearest right key.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ggm_image.errors import UserError
+from ggm_image.files import write_text
+from ggm_image.network import NetworkConfig
+
+C = TypeVar("C")
+
+
+@dataclass(kw_only=True)
+class TokenizerRef:
+    """The tokenizer whose codes the model learns; an empty entry takes what the token cache says."""
+
+    name: str = ""
+    sha256: str = ""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where held-out tokens come from.
+
+    Attributes:
+        val: a token cache of held-out pictures, of the same tokenizer; if empty, ``holdout`` pictures of the training
+            cache, chosen by ``train.seed``, are never trained on.
+        holdout: number of pictures; at most a tenth of the cache is taken. 0 trains on everything.
+    """
+
+    val: str = ""
+    holdout: int = 1000
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """The loss: see `ggm_image.objective`.
+
+    Attributes:
+        name: binary, binary-sampled, cross-entropy or cross-entropy-noisy.
+        contrast: noise draws for each signal draw in ``binary``.
+        keep: probability that a step leaves a token as it is, for ``binary-sampled``.
+    """
+
+    name: str = "binary"
+    contrast: float = 64.0
+    keep: float = 0.5
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How to train. A run ends at ``steps`` or after ``max_minutes``, whichever is first.
+
+    Attributes:
+        steps: optimizer steps.
+        max_minutes: wall-clock minutes of training over all resumptions, or null. The learning rate falls by the
+            larger of the two shares that are done, so a run that is cut by time still ends at its lowest rate.
+        batch_size: pictures in a step.
+        learning_rate: peak rate of AdamW.
+        final_share: the rate at the end, as a share of the peak.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: on matrices; vectors and embeddings have none.
+        betas: of AdamW.
+        clip: largest norm of the gradient.
+        ema_decay: of the moving average of the weights, min(ema_decay, (1 + step) / (10 + step)).
+        class_dropout: share of pictures trained without their class, for guidance.
+        precision: bf16-mixed or 32-true.
+        compile: compile the blocks and the loss with torch.compile (a minute or two at the start).
+        seed: of initial weights, data order and noise.
+        log_every: steps between lines of log.csv.
+        validate_every: steps between held-out measurements; 0 for the end alone.
+        validate_pictures: how many held-out pictures at most.
+        sample_every: steps between sample grids; 0 for none.
+        checkpoint_minutes: minutes between checkpoints.
+        weights_dtype: of the exported weights, bfloat16 or float32.
+    """
+
+    steps: int = 20_000
+    max_minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    final_share: float = 0.01
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    class_dropout: float = 0.1
+    precision: str = "bf16-mixed"
+    compile: bool = True
+    seed: int = 0
+    log_every: int = 20
+    validate_every: int = 1000
+    validate_pictures: int = 1000
+    sample_every: int = 1000
+    checkpoint_minutes: float = 5.0
+    weights_dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "clip", "log_every", "validate_pictures"):
+            _check(getattr(self, name) > 0, f"train.{name} must be positive", getattr(self, name))
+        for name in ("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"):
+            _check(getattr(self, name) >= 0, f"train.{name} must not be negative", getattr(self, name))
+        for name in ("final_share", "ema_decay", "class_dropout"):
+            _check(0 <= getattr(self, name) <= 1, f"train.{name} must lie in [0, 1]", getattr(self, name))
+        _check(
+            self.max_minutes is None or self.max_minutes > 0,
+            "train.max_minutes must be positive",
+            self.max_minutes,
+        )
+        _check(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "train.betas are two in [0, 1)",
+            self.betas,
+        )
+        for name, allowed in (("precision", PRECISIONS), ("weights_dtype", WEIGHTS_DTYPES)):
+            value = getattr(self, name)
+            _check(value in allowed, f"train.{name} must be one of {', '.join(allowed)}", value)
+
+
+PRECISIONS = ("bf16-mixed", "32-true")
+WEIGHTS_DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(kw_only=True)
+class GeneratorConfig:
+    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it."""
+
+    format_version: int = 1
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    tokenizer: TokenizerRef = field(default_factory=TokenizerRef)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    presets: dict[str, Any] = field(default_factory=dict)
+
+
+def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """Fill a config dataclass from a YAML file and overrides.
+
+    Args:
+        schema: the dataclass.
+        path: YAML file.
+        overrides: ``key=value`` with dots between levels; values are YAML.
+
+    Returns:
+        An instance of ``schema``, all of whose own checks have passed.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown (the nearest right one is named), a value has the
+            wrong type, or a check of the dataclass fails.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            "config file does not exist", path, "give a YAML file, for example configs/cifar10.yaml"
+        )
+    try:
+        written = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(
+            "config file must be YAML", f"{path}: {error}", "compare it with those in configs/"
+        ) from error
+    if not isinstance(written, DictConfig):
+        raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
+    changes = OmegaConf.create({})
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not (key and equals):
+            raise UserError("overrides are written key=value", repr(override), "for example train.steps=1000")
+        try:
+            changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise UserError("override cannot be read", f"{override!r}: {error}", "write key=value") from error
+    known = _known_keys(schema)
+    for part in (written, changes):
+        _check_keys(part, schema, "", known)
+    return build_config(schema, OmegaConf.merge(written, changes))
+
+
+def build_config(schema: type[C], values: Any) -> C:
+    """An instance of the config dataclass ``schema`` from nested values; errors as of `load_config`."""
+    _check_keys(OmegaConf.create(values), schema, "", _known_keys(schema))
+    try:
+        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        what = f"config key {error.full_key} has the wrong type" if error.full_key else "config is not valid"
+        raise UserError(what, str(error).splitlines()[0], "compare it with the files in configs/") from error
+    assert isinstance(result, schema)
+    return result
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as nested plain values, fully resolved."""
+    values = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def save_config(path: str | Path, config: Any) -> None:
+    """Write a config, fully resolved, as YAML."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+
+
+def _known_keys(schema: Any, prefix: str = "") -> list[str]:
+    hints, keys = get_type_hints(schema), []
+    for entry in fields(schema):
+        keys.append(prefix + entry.name)
+        if is_dataclass(hints[entry.name]):
+            keys += _known_keys(hints[entry.name], prefix + entry.name + ".")
+    return keys
+
+
+def _check_keys(node: Any, schema: Any, prefix: str, known: list[str]) -> None:
+    hints = get_type_hints(schema)
+    for key in node:
+        full = f"{prefix}{key}"
+        if key not in hints:
+            last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+            near = difflib.get_close_matches(full, known, n=1) or [
+                last[k] for k in difflib.get_close_matches(str(key), list(last), n=1)
+            ]
+            fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(hints)}"
+            raise UserError("unknown config key", full, fix)
+        if is_dataclass(hints[key]) and isinstance(node.get(key), DictConfig):
+            _check_keys(node[key], hints[key], f"{full}.", known)
+
+
+def _check(good: bool, what: str, got: object) -> None:
+    if not good:
+        raise UserError(what, got, "change it in the config or give key=value")

@@ -1,0 +1,274 @@
+"""What every training run needs: averaged weights, learning rate, checkpoints, logs, and a clean end on Ctrl-C."""
+
+import csv
+import ctypes
+import io
+import math
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ggm_image.errors import UserError
+from ggm_image.files import atomic_path, write_text
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+
+
+class Ema:
+    """Moving average of a module's state, in float32; integer entries are copied.
+
+    decay_n = min(decay, (1 + n) / (10 + n)) after n steps, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the module's state after its ``step``-th step."""
+        live = module.state_dict()
+        names = [name for name, value in self.state.items() if value.is_floating_point()]
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([self.state[n] for n in names], [live[n] for n in names], weight)
+        for name in self.state.keys() - names:
+            self.state[name].copy_(live[name])
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self.state.items():
+            value.copy_(state[name])
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices of linear layers and convolutions with weight decay, all else without."""
+    decayed = {
+        id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+    }
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(peak: float, *, step: int, warmup_steps: int, progress: float, final_share: float) -> float:
+    """Linear warm-up over steps times a cosine of the share ``progress`` in [0, 1] of the run that is done."""
+    warm = min(1.0, (step + 1) / max(1, warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * warm * (final_share + (1 - final_share) * cosine)
+
+
+class DataOrder:
+    """Rows of a data set in a new random order each epoch; its state is three numbers.
+
+    Args:
+        rows: number of rows.
+        batch_size: rows a batch; a batch may span two epochs, so none is dropped.
+        seed: of all epochs' orders.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.epoch, self.position = 0, 0
+        self._order = self._permutation()
+
+    def _permutation(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.rows, generator=generator)
+
+    def next(self) -> Tensor:
+        """Row numbers (batch_size,) of the next batch."""
+        parts, missing = [], self.batch_size
+        while missing:
+            part = self._order[self.position : self.position + missing]
+            parts.append(part)
+            missing -= len(part)
+            self.position += len(part)
+            if self.position == self.rows:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._permutation()
+        return torch.cat(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"rows": self.rows, "seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        for name in ("rows", "seed"):
+            if state[name] != getattr(self, name):
+                raise UserError(
+                    f"the run was started with other data: {name}",
+                    f"{state[name]} in the checkpoint, now {getattr(self, name)}",
+                    "give the token cache and the seed that the run was started with",
+                )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._permutation()
+
+
+def random_state() -> dict[str, Any]:
+    """States of torch's own generators (each run has generators of its own as well)."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
+    """Write the latest checkpoint whole; the one before it is kept as the previous one."""
+    latest = folder / CHECKPOINT
+    with atomic_path(latest) as temporary:
+        torch.save(dict(state), temporary)
+        if latest.exists():
+            os.replace(latest, folder / PREVIOUS)
+    return latest
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The latest checkpoint, or the previous one if the latest is damaged; on the CPU, tensors and numbers only.
+
+    Raises:
+        UserError: there is none, or none that can be read.
+    """
+    failures = []
+    for name in (CHECKPOINT, PREVIOUS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            assert isinstance(state, dict)
+            return state
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            AssertionError,
+            pickle.UnpicklingError,
+        ) as error:
+            failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    if failures:
+        raise UserError("checkpoint cannot be read", "; ".join(failures), "start a new run in another folder")
+    raise UserError(
+        "nothing to resume: no checkpoint", folder, "leave out --resume, or name the run's folder"
+    )
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+
+
+class Stop:
+    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two steps; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: there Ctrl-C is somebody else's
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """``log.csv`` (and TensorBoard, where it is installed): one row whenever something was measured.
+
+    Args:
+        folder: of the run.
+        columns: names of the values, in order; ``step`` comes first.
+        step: rows beyond this step, of a run that was cut, are dropped.
+    """
+
+    def __init__(self, folder: Path, columns: Iterable[str], step: int) -> None:
+        self.columns = ["step", *columns]
+        self.path = folder / "log.csv"
+        rows = [self.columns]
+        if step and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                rows += [
+                    row
+                    for row in list(csv.reader(file))[1:]
+                    if row and row[0].isdigit() and int(row[0]) <= step
+                ]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_text(self.path, text.getvalue())
+        self._board = self._open_board(folder, step)
+
+    @staticmethod
+    def _open_board(folder: Path, step: int) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row; columns without a value stay empty."""
+        if unknown := values.keys() - set(self.columns):
+            raise ValueError(f"no column for {sorted(unknown)}")
+        row = [str(step), *(f"{values[name]:.6g}" if name in values else "" for name in self.columns[1:])]
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+class Clock:
+    """Seconds of work, over all resumptions of a run."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the memory that tensors give back, instead of mapping fresh pages for every large one.
+
+    Each fresh page costs a fault and 4 KiB of zeros; in a CPU training step this can cost more than the elementwise
+    work itself. Elsewhere than on glibc nothing is done.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)  # as unsigned: never give back
+    except (OSError, AttributeError):
+        return

@@ -1,0 +1,137 @@
+"""What a run measures as it goes: held-out likelihood, and a grid of pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ggm_image.data.images import image_grid, save_png, to_uint8
+from ggm_image.data.token_cache import Manifest
+from ggm_image.errors import UserError
+from ggm_image.glauber import add_noise, heat_bath
+from ggm_image.network import Transformer
+from ggm_image.sampler import sample_signal
+from ggm_image.tokenizers.registry import load_tokenizer
+
+VALIDATION_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MASKED_SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Tokens and classes in memory.
+
+    Attributes:
+        tokens: (n, l) codes, int32.
+        labels: (n,) classes, int64; C, the null class, where there are none.
+    """
+
+    tokens: Int[Tensor, "n l"]
+    labels: Int[Tensor, " n"]
+
+    def rows(self, indices: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], Int[Tensor, " b"]]:
+        return self.tokens[indices].long(), self.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@torch.no_grad()
+def held_out_nll(
+    network: Transformer,
+    held_out: TokenSet,
+    noise: Float[Tensor, " v"],
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    queried: float = 0.25,
+) -> dict[str, float]:
+    """Held-out negative log-likelihood of the heat bath, nats a token.
+
+    ``nll_level_a``: all sites at level a, a random quarter of them masked and asked for: the mean over x_t given
+    x_0 of -log P(x_{t,i} | rest). ``nll``: the mean over the levels. ``nll_masked_r``: a share r of the sites masked,
+    the others clean: -log p0(x_{0,i}), which is MaskGIT's loss. Noise and sites come from ``seed`` alone.
+
+    Args:
+        network: in evaluation mode.
+        held_out: clean tokens.
+        noise: distribution over the codes, (v,).
+        seed: of noise and sites.
+        batch_size: pictures a forward pass.
+        queried: share of the sites that is asked for at each level.
+    """
+    device, v = noise.device, network.config.codebook_size
+    sites_total = held_out.tokens.shape[1]
+    settings = [(f"nll_level_{a:g}", a, queried) for a in VALIDATION_LEVELS]
+    settings += [(f"nll_masked_{r:g}", 1.0, r) for r in MASKED_SHARES]
+    result = {}
+    for name, a, share in settings:
+        generator = torch.Generator().manual_seed(seed)
+        total, count = 0.0, 0
+        for start in range(0, len(held_out), batch_size):
+            x_0, labels = held_out.rows(torch.arange(start, min(start + batch_size, len(held_out))))
+            levels = torch.full(x_0.shape, a)
+            sites = torch.randperm(sites_total, generator=generator)[: max(1, round(share * sites_total))]
+            tokens = add_noise(x_0, levels, noise.cpu(), generator=generator)
+            tokens[:, sites] = v
+            logits = network(tokens.to(device), levels.to(device), sites.to(device), labels.to(device))
+            with torch.autocast(device.type, enabled=False):
+                cost = _mean_nll(logits, x_0[:, sites].to(device), a, noise)
+            total, count = total + float(cost.sum()), count + cost.numel()
+        result[name] = total / count
+    result["nll"] = sum(result[f"nll_level_{a:g}"] for a in VALIDATION_LEVELS) / len(VALIDATION_LEVELS)
+    return result
+
+
+def _mean_nll(
+    logits: Float[Tensor, "b k v"], x_0: Int[Tensor, "b k"], level: float, noise: Float[Tensor, " v"]
+) -> Float[Tensor, "b k"]:
+    """-log P(x_t | rest), its mean over x_t given x_0."""
+    if level == 1:
+        return F.cross_entropy(logits.transpose(1, 2), x_0, reduction="none")
+    log_q = heat_bath(logits, torch.full(x_0.shape, level, device=logits.device), noise)
+    clean = log_q.gather(2, x_0.unsqueeze(2)).squeeze(2)
+    return -(level * clean + (1 - level) * (log_q * noise).sum(2))
+
+
+def draw_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, pictures: int = 16) -> str:
+    """Draw a few pictures, one class after the other, and write them as one PNG.
+
+    Args:
+        network: in evaluation mode.
+        manifest: of the token cache; names the tokenizer.
+        path: of the PNG.
+        seed: the same noise every time, so that grids of a run can be compared.
+        pictures: how many.
+
+    Returns:
+        Why nothing was drawn, or an empty string: a run does not end for the lack of a tokenizer.
+    """
+    device = network.site.weight.device
+    try:
+        tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=str(device))
+    except (UserError, OSError) as error:
+        return f"no sample grid: {error}"
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        return f"no sample grid: {manifest.tokenizer_name} here is not the one the pictures were encoded with"
+    height, width = manifest.grid
+    classes = network.config.classes
+    labels = torch.arange(pictures, device=device) % classes if classes else None
+    tokens = sample_signal(
+        network,
+        pictures,
+        codebook_size=network.config.codebook_size,
+        labels=labels,
+        calls=min(16, height * width),
+        height=height,
+        width=width,
+        generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(pictures)],
+    )
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        images = tokenizer.decode(tokens.unflatten(1, (height, width)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(image_grid(to_uint8(images.float().cpu()), columns=4), path)
+    return ""

@@ -1,0 +1,449 @@
+"""Training the denoiser on a token cache.
+
+A step: clean tokens x_0 and classes from the cache; levels and queried sites as a random schedule would show them;
+x_t = noise on x_0 by the levels, the mask id at the queried sites; the network's clean-token logits there; the loss.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from ggm_image import objective
+from ggm_image.data.token_cache import Manifest, TokenCache
+from ggm_image.errors import UserError
+from ggm_image.glauber import add_noise
+from ggm_image.model_files import PRESETS, export_model
+from ggm_image.network import Transformer
+from ggm_image.schedule import random_training_state
+from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
+from ggm_image.training.engine import (
+    Clock,
+    DataOrder,
+    Ema,
+    Log,
+    Stop,
+    has_checkpoint,
+    keep_freed_memory,
+    learning_rate,
+    load_checkpoint,
+    parameter_groups,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from ggm_image.training.evaluation import MASKED_SHARES, VALIDATION_LEVELS, TokenSet, draw_grid, held_out_nll
+
+COLUMNS = (
+    "loss",
+    "gradient_norm",
+    "learning_rate",
+    "images_per_second",
+    "minutes",
+    "nll",
+    *(f"nll_level_{level:g}" for level in VALIDATION_LEVELS),
+    *(f"nll_masked_{share:g}" for share in MASKED_SHARES),
+)
+
+
+def train_generator(
+    config: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    val: str | Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    report: Callable[[str], None] | None = None,
+) -> Path:
+    """Train a generator and export it.
+
+    Args:
+        config: YAML of a `GeneratorConfig`.
+        data: folder of a token cache.
+        out: folder of the run: config.yaml, log.csv, checkpoint.pt, samples/, model/.
+        overrides: ``key=value``.
+        val: token cache of held-out pictures; takes the place of ``data.val``.
+        resume: go on from the last checkpoint in ``out``.
+        device: auto, cpu, cuda, cuda:1, mps.
+        report: called with each line of progress; printed to stderr by default.
+
+    Returns:
+        The exported model's folder, ``out``/model.
+
+    Raises:
+        UserError: a bad config, a cache of another tokenizer, a run in ``out`` without ``resume``, a loss that is
+            not finite.
+    """
+    out = Path(out)
+    settings = load_config(GeneratorConfig, config, overrides)
+    if val is not None:
+        settings.data.val = str(val)
+    if out.exists() and not out.is_dir():
+        raise UserError("--out must be a folder", out, "choose another name")
+    if has_checkpoint(out) and not resume:
+        raise UserError("the folder holds a run", out, "add --resume to go on, or choose another folder")
+    checkpoint = load_checkpoint(out) if resume else None
+    cache = TokenCache.open(data)
+    fit_to_cache(settings, cache.manifest, Path(data))
+    training, held_out = load_tokens(settings, cache)
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(out / "config.yaml", settings)
+    trainer = GeneratorTrainer(
+        settings, cache.manifest, training, held_out, out, device=device, report=report
+    )
+    if checkpoint is not None:
+        trainer.load_state_dict(checkpoint)
+    return trainer.fit()
+
+
+def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> None:
+    """Check that a token cache is what the config asks for; fill in what the config leaves open.
+
+    Raises:
+        UserError: another tokenizer, codebook, grid, or number of classes.
+    """
+    for name, found in (("name", manifest.tokenizer_name), ("sha256", manifest.tokenizer_sha256)):
+        wanted = getattr(config.tokenizer, name)
+        if wanted and wanted != found:
+            raise UserError(
+                f"{where} must hold tokens of the tokenizer {config.tokenizer.name or wanted}",
+                f"{name} {found}, the config says {wanted}",
+                "encode the pictures with that tokenizer, or change tokenizer in the config",
+            )
+        setattr(config.tokenizer, name, found)
+    network = config.network
+    facts = [
+        ("codebook_size", network.codebook_size, manifest.codebook_size),
+        ("grid", tuple(network.grid), tuple(manifest.grid)),
+        ("classes", network.classes, len(manifest.class_names)),
+    ]
+    for name, wanted, found in facts:
+        if wanted != found:
+            value = str(list(found) if isinstance(found, tuple) else found).replace(" ", "")
+            raise UserError(
+                f"network.{name} must be that of {where}",
+                f"{wanted} against {found}",
+                f"set network.{name}={value}",
+            )
+
+
+def load_tokens(config: GeneratorConfig, cache: TokenCache) -> tuple[TokenSet, TokenSet]:
+    """Training and held-out tokens, in memory.
+
+    Raises:
+        UserError: too few pictures, or a held-out cache of another tokenizer.
+    """
+    whole = _token_set(cache, config.network.classes)
+    limit = config.train.validate_pictures
+    if config.data.val:
+        other = TokenCache.open(config.data.val)
+        fit_to_cache(config, other.manifest, Path(config.data.val))
+        val, train = _token_set(other, config.network.classes), torch.arange(len(whole))
+        held = (
+            torch.randperm(len(val), generator=torch.Generator().manual_seed(config.train.seed))[:limit]
+            .sort()
+            .values
+        )
+        held_out = TokenSet(val.tokens[held], val.labels[held])
+    else:
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.train.seed))
+        n = min(config.data.holdout, len(whole) // 10)
+        train, held = order[n:].sort().values, order[: min(n, limit)].sort().values
+        held_out = TokenSet(whole.tokens[held], whole.labels[held])
+    if not len(train):
+        raise UserError("token cache must hold pictures", cache.folder, "encode at least one")
+    return (
+        whole if len(train) == len(whole) else TokenSet(whole.tokens[train], whole.labels[train])
+    ), held_out
+
+
+def _token_set(cache: TokenCache, classes: int) -> TokenSet:
+    tokens, labels = cache.load()
+    if len(labels) and int(labels.max()) >= classes:
+        raise UserError(
+            f"labels must lie in [0, {classes})", f"max {int(labels.max())}", "encode the pictures again"
+        )
+    return TokenSet(tokens.flatten(1), labels.masked_fill(labels < 0, classes))
+
+
+class GeneratorTrainer:
+    """One run; all that changes is in ``state_dict``."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        manifest: Manifest,
+        training: TokenSet,
+        held_out: TokenSet,
+        out: Path,
+        *,
+        device: str = "auto",
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        train = config.train
+        self.config, self.manifest, self.out = config, manifest, out
+        self.training, self.held_out = training, held_out
+        self.say = report or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.fabric = make_fabric(device, train.precision)
+        self.device = self.fabric.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+        torch.manual_seed(train.seed)
+        network = Transformer(config.network)
+        self.ema = Ema(network.to(self.device), train.ema_decay)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, train.weight_decay),
+            lr=train.learning_rate,
+            betas=(train.betas[0], train.betas[1]),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.loss: Callable[..., Tensor] = objective.loss
+        if train.compile:
+            network.compile_blocks()
+        if train.compile and config.objective.name != "binary-sampled":
+            self.loss = torch.compile(objective.loss, dynamic=True)
+        self.network = network
+        self.model, self.optimizer = self.fabric.setup(network, optimizer)
+        self.order = DataOrder(len(training), train.batch_size, train.seed)
+        self.generator = torch.Generator().manual_seed(train.seed + 1)
+        self.noise = torch.full(
+            (config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device
+        )
+        self.step, self.clock = 0, Clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only."""
+        return {
+            "format_version": 1,
+            "config": plain(self.config),
+            "step": self.step,
+            "seconds": self.clock.seconds,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state,
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where ``state`` was taken.
+
+        Raises:
+            UserError: the checkpoint is of another network, tokenizer or data set.
+        """
+        try:
+            before = build_config(GeneratorConfig, state["config"])
+            for part in ("network", "tokenizer"):
+                if getattr(before, part) != getattr(self.config, part):
+                    raise UserError(
+                        f"{part} must be that of the run that is resumed",
+                        f"{plain(getattr(self.config, part))} against {plain(getattr(before, part))}",
+                        "use the run's own config.yaml",
+                    )
+            self.network.load_state_dict(state["network"])
+            self.ema.load(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.order.load_state_dict(state["order"])
+            self.generator.set_state(state["generator"])
+            set_random_state(state["random"])
+            self.step, self.clock = state["step"], Clock(state["seconds"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            what = "checkpoint is not one of this kind of run"
+            raise UserError(
+                what, f"{type(error).__name__}: {error}", "name the folder of a `train` run"
+            ) from error
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1], by steps or by time, whichever is larger."""
+        train = self.config.train
+        by_time = self.clock.seconds / (60 * train.max_minutes) if train.max_minutes else 0.0
+        return min(1.0, max(self.step / train.steps, by_time))
+
+    def fit(self) -> Path:
+        """Train to the end (or to Ctrl-C), and export the averaged weights."""
+        train = self.config.train
+        log = Log(self.out, COLUMNS, self.step)
+        last_step, last_seconds, saved = self.step, self.clock.seconds, self.clock.seconds
+        try:
+            with Stop() as stop:
+                while self.progress < 1 and not stop.wanted:
+                    values = self.train_step()
+                    if self.step % train.log_every == 0:
+                        loss = self._finite(values)
+                        now = self.clock.seconds
+                        rate = (self.step - last_step) * train.batch_size / (now - last_seconds)
+                        last_step, last_seconds = self.step, now
+                        row = {**loss, "images_per_second": rate, "minutes": now / 60}
+                        log.write(self.step, row)
+                        self.say(self._line(row))
+                    done = self.progress >= 1
+                    if done or (train.validate_every and self.step % train.validate_every == 0):
+                        self._validate(log)
+                    if train.sample_every and (done or self.step % train.sample_every == 0):
+                        self._sample()
+                    if self.clock.seconds - saved >= 60 * train.checkpoint_minutes and not done:
+                        self._finite(values)
+                        self.save()
+                        saved = self.clock.seconds
+                self.save()
+                if stop.wanted and self.progress < 1:
+                    self.say(f"saved at step {self.step}; run the same command with --resume to go on")
+        finally:
+            log.close()
+        return self.out / "model"
+
+    def train_step(self) -> dict[str, Any]:
+        """One update; returns loss and gradient norm as tensors, so that nothing waits for them."""
+        train = self.config.train
+        rate = learning_rate(
+            train.learning_rate,
+            step=self.step,
+            warmup_steps=train.warmup_steps,
+            progress=self.progress,
+            final_share=train.final_share,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        tokens, levels, sites, labels, x_0, level = self._batch()
+        logits = self.model(tokens, levels, sites, labels)  # (b, k, v)
+        loss = self._loss(logits, x_0, level)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.network, self.step)
+        return {"loss": loss.detach(), "gradient_norm": norm.detach(), "learning_rate": rate}
+
+    def _batch(self) -> tuple[Tensor, ...]:
+        """Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites."""
+        x_0, labels = self.training.rows(self.order.next())  # (b, l), (b,)
+        height, width = self.config.network.grid
+        levels, sites, level = random_training_state(len(x_0), height, width, generator=self.generator)
+        x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)  # (b, l)
+        x_t[:, sites] = self.config.network.codebook_size
+        dropped = torch.rand(len(labels), generator=self.generator) < self.config.train.class_dropout
+        labels = labels.masked_fill(dropped, self.config.network.classes)
+        batch = (x_t, levels, sites, labels, x_0[:, sites], level)
+        return tuple(value.to(self.device, non_blocking=True) for value in batch)
+
+    def _loss(
+        self, logits: Float[Tensor, "b k v"], x_0: Int[Tensor, "b k"], level: Float[Tensor, "b k"]
+    ) -> Tensor:
+        wanted = self.config.objective
+        return self.loss(
+            wanted.name,
+            logits,
+            x_0,
+            level,
+            wanted.keep if wanted.name == "binary-sampled" else None,
+            self.noise,
+            contrast=wanted.contrast,
+            generator=self.generator if wanted.name == "binary-sampled" else None,
+        )
+
+    def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
+        numbers = {name: float(value) for name, value in values.items()}
+        if not all(torch.isfinite(torch.tensor(number)) for number in numbers.values()):
+            good = (
+                f"the last good checkpoint is in {self.out}"
+                if has_checkpoint(self.out)
+                else "there is no checkpoint"
+            )
+            raise UserError(
+                f"training diverged at step {self.step}",
+                f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}",
+                f"{good}; go on with --resume and a lower train.learning_rate",
+            )
+        return numbers
+
+    def _line(self, row: Mapping[str, float]) -> str:
+        train, done = self.config.train, max(self.progress, 1e-9)
+        left = self.clock.seconds * (1 - done) / done / 60
+        return (
+            f"step {self.step}/{train.steps}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.2f}  "
+            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  "
+            f"{row['minutes']:.1f} min, about {left:.0f} left"
+        )
+
+    def _averaged(self) -> Transformer:
+        """A network with the averaged weights."""
+        network = Transformer(self.config.network).to(self.device)
+        network.load_state_dict(self.ema.state)
+        return network.eval().requires_grad_(False)
+
+    def _validate(self, log: Log) -> None:
+        if not len(self.held_out):
+            return
+        with self.fabric.autocast():
+            values = held_out_nll(self._averaged(), self.held_out, self.noise, seed=self.config.train.seed)
+        log.write(self.step, values)
+        self.say(
+            f"step {self.step}  held-out NLL {values['nll']:.4f} nats/token, "
+            + "  ".join(
+                f"{name.removeprefix('nll_')} {value:.3f}"
+                for name, value in values.items()
+                if name.count("_") == 2
+            )
+        )
+
+    def _sample(self) -> None:
+        """A grid of 16 pictures, if the tokenizer is at hand; training never fails for the lack of one."""
+        with self.fabric.autocast():
+            message = draw_grid(
+                self._averaged(),
+                self.manifest,
+                self.out / "samples" / f"{self.step:07d}.png",
+                seed=self.config.train.seed,
+            )
+        if message:
+            self.say(message)
+
+    def save(self) -> None:
+        """Checkpoint and exported model, each whole."""
+        save_checkpoint(self.out, self.state_dict())
+        config = plain(self.config)
+        export_model(
+            self.out / "model",
+            self.ema.state,
+            network=config["network"],
+            tokenizer=config["tokenizer"],
+            class_names=list(self.manifest.class_names),
+            training={
+                **{part: config[part] for part in ("data", "objective", "train")},
+                "step": self.step,
+                "minutes": round(self.clock.seconds / 60, 2),
+                "pictures": len(self.training),
+            },
+            presets=config["presets"] or PRESETS,
+            dtype=getattr(torch, self.config.train.weights_dtype),
+        )
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """Fabric on one device.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    name, _, index = device.partition(":")
+    try:
+        if index and not index.isdigit():
+            raise ValueError(f"device index {index!r}")
+        return Fabric(accelerator=name, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError("device is not usable", f"{device}: {error}", "try --device cpu") from error
+    except Exception as error:
+        if type(error).__name__ == "MisconfigurationException":
+            raise UserError("device is not there", f"{device}: {error}", "try --device cpu") from error
+        raise
