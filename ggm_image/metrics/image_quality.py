@@ -24,7 +24,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 
 def psnr_each(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        raise UserError("pictures to compare must be uint8", got, "convert with to_uint8")
+    """Peak signal-to-noise ratio of each pair in dB, ``10 log10(255^2 / MSE)``; infinite if they are equal.
 
     Args:
         a: pixels in [0, 255].
