@@ -1,0 +1,257 @@
+"""Filling holes: from a painted mask to unknown tokens, and from a drawn picture back to the input's pixels.
+
+    picture, hole = load_mask("photo.png", "mask.png")    # hole: True where the picture is painted anew
+    unknown = token_mask(hole, cell=4)                    # a token is unknown if ANY pixel of its cell is
+    known = known_tokens(tokens, unknown)                 # what the sampler keeps; -1 where it draws
+    result = composite(picture, drawn, hole)              # pixels outside the hole as they were, bit for bit
+
+Everything here is a function of pixels and tokens; no model. Legend: ``h w`` pixels, ``rows columns`` cells
+of the token grid, ``l`` = rows * columns sites.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int, Int64, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+from torch import Tensor
+
+from ggm_image.errors import UserError
+
+THRESHOLD = 128
+"""A mask's pixel is painted anew from this grey value on; without a mask, a pixel less opaque than this."""
+
+Picture = Image.Image | str | os.PathLike[str]
+Mask = Picture | np.ndarray | Tensor
+
+
+def load_mask(image: Picture, mask: Mask | None = None) -> tuple[Image.Image, Bool[Tensor, "h w"]]:
+    """Open a picture and find its hole.
+
+    Args:
+        image: the picture, or its file. EXIF orientation is applied.
+        mask: white where the picture is painted anew: a picture (grey values from 128 on count as white,
+            colours by their luma, transparent parts as black), its file, or an array (h, w) of bool or uint8.
+            None: the hole is where the picture itself is transparent (alpha under 128).
+
+    Returns:
+        The picture in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
+        hole (h, w), True where it is painted anew.
+
+    Raises:
+        UserError: a file is missing or no picture, sizes differ, there is no hole, or the mode holds floats.
+    """
+    picture = storable(_open(image, "picture"))
+    hole = _transparent(picture) if mask is None else _white(mask)
+    if hole.shape != (picture.height, picture.width):
+        raise UserError(
+            "picture and mask must be of one size",
+            f"picture {picture.width} x {picture.height}, mask {hole.shape[1]} x {hole.shape[0]}",
+            "resize the mask, without smoothing",
+        )
+    if not hole.any():
+        where = (
+            f"no grey value reaches {THRESHOLD}" if mask is not None else "the picture is opaque everywhere"
+        )
+        raise UserError("there is nothing to paint", where, "give a mask that is white where to paint")
+    return picture, torch.from_numpy(hole)
+
+
+def _open(source: Picture, what: str) -> Image.Image:
+    if not isinstance(source, Image.Image):
+        path = Path(source)
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+                source = opened.copy()
+        except UnidentifiedImageError as error:
+            why = f"{path}: not in any format that Pillow knows"
+            raise UserError(f"{what} cannot be read", why, "give a picture file") from error
+        except OSError as error:
+            why = f"{path}: {error.strerror or error}"
+            raise UserError(f"{what} cannot be opened", why, "check the file") from error
+        except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise UserError(f"{what} cannot be read", f"{path}: {error}", "replace the file") from error
+    return ImageOps.exif_transpose(source)
+
+
+def storable(picture: Image.Image) -> Image.Image:
+    """The picture in a mode that PNG keeps bit for bit and that can hold new colours.
+
+    L, LA, RGB, RGBA and I;16 stay as they are; palettes, CMYK and the like become RGB, or RGBA where they
+    have transparent parts. Pillow itself opens 16-bit colour as 8-bit RGB.
+    """
+    mode = picture.mode
+    if mode in ("LA", "RGBA") or (mode in ("L", "RGB") and "transparency" not in picture.info):
+        return picture
+    if mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            got = f"{values.min()} to {values.max()}"
+            raise UserError("pixels must lie in [0, 65535]", got, "convert the picture to 8 or 16 bits")
+        return _with_profile(Image.fromarray(values.astype(np.uint16)), picture)
+    if mode == "F":
+        raise UserError("pixels must be integers", "floating-point picture", "convert it to 8 or 16 bits")
+    if mode == "1":
+        return picture.convert("L")
+    if mode == "L":
+        return picture.convert("LA")
+    converted = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    if mode == "CMYK":
+        converted.info.pop("icc_profile", None)  # it describes inks
+    return converted
+
+
+def _transparent(picture: Image.Image) -> np.ndarray:
+    if picture.mode not in ("LA", "RGBA"):
+        raise UserError(
+            "a mask is needed",
+            f"the picture has no transparent parts: mode {picture.mode}",
+            "give a mask that is white where to paint",
+        )
+    return np.asarray(picture.getchannel("A")) < THRESHOLD
+
+
+def _white(mask: Mask) -> np.ndarray:
+    """Where a mask is white, as bool (h, w)."""
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu().numpy()
+    if isinstance(mask, np.ndarray):
+        if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8):
+            got = f"{mask.dtype} {mask.shape}"
+            raise UserError("a mask array must be bool or uint8 (h, w)", got, "convert it")
+        return mask if mask.dtype == np.bool_ else mask >= THRESHOLD
+    opened = storable(_open(mask, "mask"))
+    if opened.mode == "I;16":
+        return np.asarray(opened) >= THRESHOLD * 257
+    if opened.mode in ("LA", "RGBA"):
+        opened = opened.convert("RGBA")
+        opened = Image.alpha_composite(Image.new("RGBA", opened.size, "black"), opened)
+    return np.asarray(opened.convert("L")) >= THRESHOLD
+
+
+def token_mask(hole: Bool[Tensor, "h w"], cell: int, *, dilate: int = 0) -> Bool[Tensor, "rows columns"]:
+    """Which tokens are unknown: those with ANY pixel of their cell in the hole, after dilating it.
+
+    Args:
+        hole: True where pixels are unknown.
+        cell: pixels per side of a token's cell.
+        dilate: pixels by which the hole grows in all eight directions first, so that tokens whose
+            neighbourhood was unknown to the encoder can be drawn anew too.
+
+    Returns:
+        (h / cell, w / cell), True where the token is to be drawn.
+
+    Raises:
+        UserError: the sides are no multiples of ``cell``, or ``dilate`` is negative.
+    """
+    h, w = hole.shape
+    if h % cell or w % cell or not h or not w:
+        raise UserError(
+            f"sides must be multiples of the tokenizer's {cell} pixels",
+            f"{w} x {h}",
+            f"crop or resize to {max(cell, w // cell * cell)} x {max(cell, h // cell * cell)}",
+        )
+    if dilate < 0:
+        raise UserError("dilation must be at least 0 pixels", dilate, "use --dilate 0")
+    unknown = hole[None, None].to(torch.float32)
+    if dilate:
+        # Two passes of one row and one column make the square; further than the picture changes nothing.
+        reach = min(dilate, max(h, w))
+        unknown = F.max_pool2d(unknown, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+        unknown = F.max_pool2d(unknown, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    return F.max_pool2d(unknown, cell)[0, 0] > 0
+
+
+def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows columns"]) -> Int64[Tensor, " l"]:
+    """Tokens in row-major order, -1 where they are to be drawn: what the sampler takes as ``known``.
+
+    Args:
+        tokens: (rows, columns) or (l,), the encoded picture.
+        unknown: True where the token is to be drawn.
+
+    Raises:
+        UserError: sizes differ.
+    """
+    if tokens.numel() != unknown.numel() or (tokens.ndim == 2 and tokens.shape != unknown.shape):
+        raise UserError(
+            "tokens and their mask must be of one grid",
+            f"{tuple(tokens.shape)} and {tuple(unknown.shape)}",
+            "use the tokenizer's own cell for the mask",
+        )
+    return tokens.flatten().to(torch.int64).masked_fill(unknown.flatten().to(tokens.device), -1)
+
+
+def fill_unknown(image: UInt8[Tensor, "3 h w"], hole: Bool[Tensor, "h w"]) -> UInt8[Tensor, "3 h w"]:
+    """The picture with every pixel of the hole replaced by the nearest known one; grey if none is known.
+
+    What lay under the mask must not leak into the tokens beside it through the encoder's receptive field, and
+    a made-up colour would put a hard edge there.
+    """
+    missing = hole.cpu().numpy()
+    if missing.all():
+        return torch.full_like(image, 128)
+    rows, columns = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
+    return image[:, torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+
+
+def composite(
+    picture: Image.Image, drawn: Image.Image, hole: Bool[Tensor, "h w"], *, feather: int = 0
+) -> Image.Image:
+    """``drawn`` inside the hole, ``picture`` outside it, bit for bit.
+
+    Args:
+        picture: the input as `load_mask` gives it; other modes go through `storable` first.
+        drawn: RGB, of the same size.
+        hole: True where ``drawn`` is seen.
+        feather: width in pixels of a band inside the hole over which the input fades out. The input's
+            transparent pixels carry no weight in the blend.
+
+    Returns:
+        A picture of the input's mode (see `storable`), opaque inside the hole, with its own alpha outside.
+
+    Raises:
+        UserError: sizes differ, or ``feather`` is negative.
+    """
+    picture = storable(picture)
+    sizes = picture.size, drawn.size, (hole.shape[1], hole.shape[0])
+    if len(set(sizes)) > 1:
+        shown = "picture {} x {}, drawn {} x {}, mask {} x {}".format(*sum(sizes, ()))
+        raise UserError("picture, drawn picture and mask must be of one size", shown, "resize them")
+    if feather < 0:
+        raise UserError("feather must be at least 0 pixels", feather, "use --feather 0")
+    inside = hole.cpu().numpy()
+    old = np.asarray(picture)
+    alpha = old[..., -1:] / 255 if picture.mode in ("LA", "RGBA") else np.ones((*inside.shape, 1))
+    new = _as_mode(drawn, picture.mode)
+    if not feather or inside.all():
+        share = np.ones(inside.shape)
+    else:
+        share = np.minimum(1, ndimage.distance_transform_edt(inside) / (feather + 1))
+    share = share[..., None]
+    behind = (1 - share) * alpha
+    blend = (share * new + behind * old.reshape(new.shape)) / np.maximum(share + behind, 1e-12)
+    if picture.mode in ("LA", "RGBA"):
+        blend[..., -1] = 255
+    result = old.copy().reshape(new.shape)
+    result[inside] = blend.round().astype(old.dtype)[inside]
+    return _with_profile(Image.fromarray(result.reshape(old.shape)), picture)
+
+
+def _as_mode(drawn: Image.Image, mode: str) -> np.ndarray:
+    """RGB pixels as floats (h, w, channels) on the scale of ``mode``."""
+    if mode == "I;16":
+        return np.asarray(drawn.convert("L"))[..., None] * 257.0
+    values = np.asarray(drawn.convert("RGB").convert(mode), dtype=np.float64)
+    return values.reshape(*values.shape[:2], -1)
+
+
+def _with_profile(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Numbers mean the same colours only under the same ICC profile; PNG writes it from ``info``."""
+    if profile := source.info.get("icc_profile"):
+        result.info["icc_profile"] = profile
+    return result

@@ -1,0 +1,242 @@
+"""Masks, cells and compositing: nothing known may change, nothing unknown may be kept."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ggm_image.errors import UserError
+from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, storable, token_mask
+
+SIDE, CELL = 32, 4
+
+
+def pixels(*shape, high=256, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, high, shape).astype(dtype)
+
+
+def square(height=SIDE, width=SIDE, top=5, left=9, size=13):
+    hole = torch.zeros(height, width, dtype=torch.bool)
+    hole[top : top + size, left : left + size] = True
+    return hole
+
+
+def picture(mode, height=SIDE, width=SIDE):
+    """A picture of random pixels in any mode; a paletted one uses all of its palette."""
+    if mode == "I;16":
+        return Image.fromarray(pixels(height, width, high=65536, dtype=np.uint16))
+    if mode == "1":
+        return Image.fromarray(pixels(height, width, high=2) * 255).convert("1")
+    if mode == "P":
+        image = Image.fromarray(pixels(height, width)).convert("P")
+        image.putpalette(pixels(768, seed=1).tobytes())
+        return image
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    return Image.fromarray(pixels(height, width, channels).squeeze(), mode if mode == "CMYK" else None)
+
+
+def drawn(height=SIDE, width=SIDE):
+    return Image.fromarray(pixels(height, width, 3, seed=2))
+
+
+# --- from pixels to tokens
+
+
+def test_every_single_pixel_makes_its_own_token_unknown():
+    """All 1024 masks of one pixel: exactly the cell that holds it.
+
+    Seen to fail with average pooling and a threshold at one half, with nearest-neighbour downsampling, and
+    with rows and columns exchanged.
+    """
+    for y in range(SIDE):
+        for x in range(SIDE):
+            hole = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+            hole[y, x] = True
+            expected = torch.zeros(SIDE // CELL, SIDE // CELL, dtype=torch.bool)
+            expected[y // CELL, x // CELL] = True
+            assert torch.equal(token_mask(hole, CELL), expected), (y, x)
+
+
+@pytest.mark.parametrize("dilate", [1, 3, 4, 100])
+def test_dilation_is_counted_in_pixels(dilate):
+    """A cell is unknown if it has a pixel that near. Seen to fail with a dilation of whole cells."""
+    hole = torch.zeros(24, 40, dtype=torch.bool)
+    hole[11, 17] = True
+    y, x = torch.meshgrid(torch.arange(24), torch.arange(40), indexing="ij")
+    near = ((y - 11).abs() <= dilate) & ((x - 17).abs() <= dilate)
+    assert torch.equal(token_mask(hole, CELL, dilate=dilate), token_mask(near, CELL))
+
+
+def test_known_tokens_are_row_major():
+    tokens = torch.arange(12).view(3, 4)
+    unknown = torch.zeros(3, 4, dtype=torch.bool)
+    unknown[1, 2] = unknown[2, 0] = True
+    expected = [0, 1, 2, 3, 4, 5, -1, 7, -1, 9, 10, 11]
+    assert (
+        known_tokens(tokens, unknown).tolist() == known_tokens(tokens.flatten(), unknown).tolist() == expected
+    )
+
+
+def test_tokens_and_masks_of_other_sizes_are_refused():
+    with pytest.raises(UserError, match="30 x 32.*28 x 32"):
+        token_mask(square(32, 30), CELL)
+    with pytest.raises(UserError, match="at least 0 pixels .-1"):
+        token_mask(square(), CELL, dilate=-1)
+    with pytest.raises(UserError, match=r"\(4, 3\) and \(3, 4\)"):
+        known_tokens(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.bool))
+
+
+def test_the_hole_is_filled_from_outside():
+    """What lay under the mask leaves no trace, the rest stays. Seen to fail with the image returned."""
+    image, other = torch.from_numpy(pixels(2, 3, SIDE, SIDE))
+    hole = square()
+    other = torch.where(hole, other, image)
+    assert torch.equal(fill_unknown(image, hole), fill_unknown(other, hole))
+    assert torch.equal(fill_unknown(image, hole)[:, ~hole], image[:, ~hole])
+    assert torch.equal(fill_unknown(image, hole)[:, 5, 12], image[:, 4, 12])
+    assert (fill_unknown(image, torch.ones_like(hole)) == 128).all()
+
+
+# --- compositing
+
+
+@pytest.mark.parametrize("feather", [0, 3])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16", "P", "1", "CMYK"])
+def test_known_pixels_are_the_inputs_bit_for_bit(mode, feather, tmp_path):
+    """Through load_mask, composite and a PNG file, alpha and 16 bits included.
+
+    Seen to fail with the blend taken over the whole picture (rounding), with feathering outside the hole, and
+    with alpha set to 255 everywhere.
+    """
+    source = picture(mode)
+    hole = square()
+    loaded, found = load_mask(source, hole.numpy())
+    assert torch.equal(found, hole)
+    composite(loaded, drawn(), found, feather=feather).save(tmp_path / "out.png")
+    result = Image.open(tmp_path / "out.png")
+    expected = {"P": "RGB", "1": "L", "CMYK": "RGB"}.get(mode, mode)
+    assert result.mode == expected
+    before = np.asarray(source.convert(expected) if expected != mode else source)
+    assert np.array_equal(np.asarray(result)[~hole], before[~hole])
+    assert not np.array_equal(np.asarray(result)[hole], before[hole])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_the_hole_shows_what_was_drawn(mode):
+    """Opaque, and on the scale of the mode. Seen to fail with 8-bit values written into a 16-bit picture."""
+    hole = square()
+    result = composite(picture(mode), drawn(), hole)
+    if mode == "I;16":
+        expected = np.asarray(drawn().convert("L")).astype(np.uint16) * 257
+    else:
+        expected = np.asarray(drawn().convert(mode))
+    assert np.array_equal(np.asarray(result)[hole], expected[hole])
+
+
+def test_feather_fades_inside_the_hole_alone():
+    """White on black: the share of the drawn picture by distance to the nearest known pixel, in quarters."""
+    hole = square(top=8, left=8, size=16)
+    black, white = Image.new("RGB", (SIDE, SIDE)), Image.new("RGB", (SIDE, SIDE), "white")
+    row = np.asarray(composite(black, white, hole, feather=3))[16, :, 0]
+    assert row[5:14].tolist() == [0, 0, 0, 64, 128, 191, 255, 255, 255]
+
+
+def test_feather_takes_no_colour_from_transparent_pixels():
+    """Red under alpha 0 must not glow through. Seen to fail with a blend that ignores alpha."""
+    hole = square()
+    source = np.zeros((SIDE, SIDE, 4), np.uint8)
+    source[..., 0] = 255
+    source[~hole] = [0, 0, 255, 255]
+    loaded, found = load_mask(Image.fromarray(source))
+    assert torch.equal(found, hole)
+    result = np.asarray(composite(loaded, Image.new("RGB", (SIDE, SIDE), "blue"), found, feather=4))
+    assert (result == [0, 0, 255, 255]).all()
+
+
+def test_all_white_mask_paints_everything():
+    hole = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    result = composite(picture("RGB"), drawn(), hole, feather=5)
+    assert np.array_equal(np.asarray(result), np.asarray(drawn()))
+
+
+def test_colour_profile_is_kept():
+    source = picture("RGB")
+    source.info["icc_profile"] = b"profile"
+    assert composite(source, drawn(), square()).info["icc_profile"] == b"profile"
+
+
+# --- reading masks
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_masks_of_every_mode(mode, tmp_path):
+    """White on black, written and read: the same hole whatever the file holds."""
+    hole = square()
+    image = Image.fromarray(hole.numpy().astype(np.uint8) * 255)
+    if mode == "I;16":
+        image = Image.fromarray(hole.numpy().astype(np.uint16) * 65535)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "mask.png")
+    assert torch.equal(load_mask(picture("RGB"), tmp_path / "mask.png")[1], hole)
+
+
+def test_threshold_is_128():
+    grey = pixels(SIDE, SIDE)
+    hole = load_mask(picture("L"), Image.fromarray(grey))[1]
+    assert np.array_equal(hole.numpy(), grey >= 128)
+    deep = pixels(SIDE, SIDE, high=65536, dtype=np.uint16)
+    assert np.array_equal(load_mask(picture("L"), Image.fromarray(deep))[1].numpy(), deep >= 128 * 257)
+
+
+def test_strokes_on_a_transparent_layer():
+    """White under alpha 0 is no stroke. Seen to fail with alpha dropped by a plain conversion to L."""
+    layer = np.full((SIDE, SIDE, 4), 255, np.uint8)
+    hole = square()
+    layer[~hole, 3] = 0
+    assert torch.equal(load_mask(picture("RGB"), Image.fromarray(layer))[1], hole)
+
+
+def test_transparency_of_a_palette_is_a_hole(tmp_path):
+    source = picture("P")
+    source.save(tmp_path / "p.png", transparency=7)
+    loaded, hole = load_mask(tmp_path / "p.png")
+    assert loaded.mode == "RGBA"
+    assert np.array_equal(hole.numpy(), np.asarray(source) == 7)
+
+
+def test_orientation_is_applied_to_the_picture(tmp_path):
+    """A phone's upright photograph lies on its side in the file; the mask was painted on what is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture("RGB", 16, 32).save(tmp_path / "photo.png", exif=exif)
+    loaded, _ = load_mask(tmp_path / "photo.png", square(32, 16, left=2, size=8).numpy())
+    assert loaded.size == (16, 32)
+
+
+def test_bad_masks_are_refused(tmp_path):
+    rgb = picture("RGB")
+    with pytest.raises(UserError, match="picture 32 x 32, mask 16 x 8"):
+        load_mask(rgb, np.ones((8, 16), bool))
+    with pytest.raises(UserError, match="nothing to paint.*128"):
+        load_mask(rgb, Image.new("L", rgb.size, 127))
+    with pytest.raises(UserError, match="a mask is needed.*mode RGB"):
+        load_mask(rgb)
+    with pytest.raises(UserError, match="opaque everywhere"):
+        load_mask(rgb.convert("RGBA"))
+    with pytest.raises(UserError, match="float64"):
+        load_mask(rgb, np.ones((SIDE, SIDE)))
+    with pytest.raises(UserError, match="mask cannot be opened.*nothere.png"):
+        load_mask(rgb, tmp_path / "nothere.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"picture cannot be read.*text\.png"):
+        load_mask(tmp_path / "text.png", np.ones((SIDE, SIDE), bool))
+    with pytest.raises(UserError, match="floating-point"):
+        storable(Image.new("F", (4, 4)))
+
+
+def test_bad_composites_are_refused():
+    with pytest.raises(UserError, match="picture 32 x 32, drawn 16 x 32, mask 32 x 32"):
+        composite(picture("RGB"), drawn(32, 16), square())
+    with pytest.raises(UserError, match="at least 0 pixels"):
+        composite(picture("RGB"), drawn(), square(), feather=-1)
