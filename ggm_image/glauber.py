@@ -174,7 +174,7 @@ def checked_noise(noise: Float[Tensor, " v"], codebook_size: int) -> Float[Tenso
         )
     noise = _widened(noise)
     total = float(noise.sum())
-    if not (float(noise.min()) >= 0 and abs(total - 1) < 1e-3):
+    if not (float(noise.min()) >= 0 and abs(total - 1) < 1e-4):
         raise UserError(
             "noise must be a probability distribution",
             f"minimum {float(noise.min()):g}, sum {total:g}",

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import draw_codes, heat_bath_unchecked
+from ggm_image.glauber import draw_codes
 
 LOSSES = ("binary", "binary-sampled", "cross-entropy", "cross-entropy-noisy")
 
@@ -52,7 +52,8 @@ def loss(
         keep: probability in (0, 1) that the step leaves the token, (...) or a number; used by
             "binary-sampled", and by "binary" where contrast is None. Any value has the same minimiser, so it
             need not be the schedule's.
-        noise: distribution over the codes, (V,).
+        noise: distribution over the codes, (V,). The binary losses do not tell apart codes that it never
+            draws.
         contrast: nu > 0, noise draws a signal draw, in place of keep; "binary" only.
         generator: for "binary-sampled"; the numbers are drawn on its device (CPU where None).
 
@@ -124,9 +125,14 @@ def _cross_entropy_noisy(
     level: Float[Tensor, "*n"],
     noise: Float[Tensor, " v"],
 ) -> Float[Tensor, "*n"]:
-    log_q = heat_bath_unchecked(logits, level, noise)
-    clean = log_q.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
-    return -(level * clean + (1 - level) * (log_q.masked_fill(noise == 0, 0.0) @ noise))
+    log_ratio = _log_ratio(logits, level, noise)
+    log_noise = noise.masked_fill(noise == 0, 1.0).log()
+    code = x_0.unsqueeze(-1)
+    mixed = log_ratio.gather(-1, code).squeeze(-1) + log_noise[x_0]
+    unmixed = torch.log_softmax(logits, dim=-1).gather(-1, code).squeeze(-1)
+    # x_0 outside the noise: q(x_0) = level p0(x_0), and level log level has the limit 0
+    clean = torch.where(noise[x_0] > 0, level * mixed, level * unmixed + torch.xlogy(level, level))
+    return -(clean + (1 - level) * (log_ratio @ noise + log_noise @ noise))
 
 
 def _log_ratio(

@@ -108,9 +108,10 @@ def sample_signal(
 
     Call n = 1..calls queries every unplaced site (mask id, level 0), draws its token a ~ p0, and places the
     sites of highest log p0(a) - log noise(a) + confidence_noise (1 - n/calls) Gumbel, so that
-    floor(U cos(pi/2 n/calls)) of the U unknown sites are left: with uniform noise, MaskGIT's decoding. A
-    revision call masks the next spread (Bayer) block, all else at level 1, and draws anew the `revise_share` of
-    it whose old token has the lowest signal logit. Not exact: the choice of sites looks at the tokens.
+    floor(U cos(pi/2 n/calls)) of the U unknown sites are left: with uniform noise, MaskGIT's decoding. Then
+    a revision call masks the next spread (Bayer) block, all else at level 1, and draws anew the
+    `revise_share` of it whose old token has the lowest signal logit. Not exact: the choice of sites looks at
+    the tokens.
 
     Args:
         denoiser, batch, codebook_size, labels, known, noise, generator, device: as `sample`.
@@ -348,7 +349,9 @@ def _place_by_signal(
 ) -> Int[Tensor, "b l"]:
     """One adaptive sweep: query all masked sites, place those whose token is signal most surely."""
     calls = min(calls, unknown)
-    u_token, u_gumbel = job.uniforms(2 * calls * job.sites_total).unflatten(1, (2, calls, -1)).unbind(1)
+    u_token, u_gumbel = (
+        job.uniforms(2 * calls * job.sites_total).unflatten(1, (2, calls, job.sites_total)).unbind(1)
+    )
     x = torch.full((job.batch, job.sites_total), job.codebook_size, device=job.device)
     if job.known is not None:
         x = torch.where(job.known < 0, x, job.known)

@@ -258,7 +258,7 @@ def random_training_state(
     queried = torch.zeros(sites_total, dtype=torch.bool)
     queried[sites] = True
 
-    before, after = _random_sweep(rand(4, batch), max_sweeps)
+    before, after = _random_sweep(rand(3, batch), max_sweeps)
     levels = torch.where(visited & ~queried, after[:, None], before[:, None])
     levels = levels.masked_fill(_random_known(rand, batch, height, width, known) & ~queried, 1.0)
     levels = levels.masked_fill(rand(batch, 1) < masked, 1.0)
@@ -276,7 +276,7 @@ def _block_size(choice: float, share: float, sites: int) -> int:
 
 
 def _random_sweep(
-    u: Float[Tensor, "4 b"], max_sweeps: int
+    u: Float[Tensor, "3 b"], max_sweeps: int
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Levels a_s and a_{s+1} of a random sweep of a random schedule, one a row."""
     sweeps = (math.log(max_sweeps + 1) * u[0]).exp().floor().clamp(1, max_sweeps)
