@@ -77,9 +77,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-@click.group(
-    cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
@@ -96,15 +94,20 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C.
+    """Run one command of ``ggm-image`` and return its exit code, see `run`."""
+    return run(cli, argv, name="ggm-image")
+
+
+def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C.
 
     Args:
+        command: of ``ggm-image``, or of a script in ``tools/``.
         argv: the arguments after the program's name; those of the process by default.
+        name: the program's name in its help.
     """
     try:
-        result = cli.main(
-            args=None if argv is None else list(argv), prog_name="ggm-image", standalone_mode=False
-        )
+        result = command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BaseException as error:
@@ -153,7 +156,10 @@ def _usage(error: click.ClickException) -> str:
         return f"{kind} is missing ({_hint(error)}); {see}"
     if isinstance(error, click.BadParameter):
         return f"{error.message.rstrip('.')} ({_hint(error)}); {see}"
-    return f"{error.format_message().rstrip('.')} ({context.command_path if context else 'usage'}); {see}"
+    if isinstance(error, click.BadOptionUsage):
+        return f"option is used wrongly ({error.option_name}: {error.message.rstrip('.')}); {see}"
+    message = error.format_message().rstrip(".")
+    return f"{message[:1].lower()}{message[1:]} ({context.command_path if context else 'usage'}); {see}"
 
 
 def _hint(error: click.BadParameter) -> str:

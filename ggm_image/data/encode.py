@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,7 @@ def encode(
         for items in writer.pending():
             _encode_shard(writer, prefetch, items, labels, tokenizer, batch_size, device, skip_bad)
         if manifest.count == 0:
-            raise UserError(
-                "none of the pictures can be read", source.description, "check what the files are"
-            )
+            raise UserError("none of the pictures can be read", source.description, "check what the files are")
     except BaseException:
         writer.discard_if_empty()
         raise
@@ -264,9 +263,7 @@ def decode(
     names = cache.manifest.class_names
     for name in names:
         if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-            raise UserError(
-                "class names must be folder names", repr(name), "mend class_names in manifest.json"
-            )
+            raise UserError("class names must be folder names", repr(name), "mend class_names in manifest.json")
     starts = range(0, len(cache), batch_size)
     with atomic_folder(out) as folder:
         for start in progress(starts, total=len(starts), unit="batch", label="decode"):
@@ -300,9 +297,6 @@ def nearest_folder(path: Path) -> Path:
 def _request(
     source: ImageSource, tokenizer: Tokenizer, size: int, flip: bool, shard_size: int, items: int, found: str
 ) -> Manifest:
-    import PIL
-    import torchvision
-
     cells = size // tokenizer.downscale
     order = "all originals, then all mirrored copies" if flip else "by class, then by name"
     return Manifest(
@@ -317,9 +311,5 @@ def _request(
         source={"path": source.description, "images": len(source), "sha256": source.fingerprint()},
         items=items,
         shard_size=shard_size,
-        made_with={
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "pillow": PIL.__version__,
-        },
+        made_with={name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
     )

@@ -55,15 +55,11 @@ class ImageSource(PictureFiles):
         try:
             data = self.read(index)
         except OSError as error:
-            raise UserError(
-                "picture cannot be opened", f"{name}: {error.strerror}", "check the source"
-            ) from error
+            raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the source") from error
         return load_image(data, name=name)
 
 
-def open_source(
-    path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None
-) -> ImageSource:
+def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageSource:
     """Open a folder of pictures, a tar archive, a folder of such archives, or one picture file.
 
     Pictures in folders below the top are of the class that the first folder names; pictures at the top
@@ -91,9 +87,7 @@ def _torchvision_decode() -> Callable[..., Tensor] | None:
     return decode_image
 
 
-def load_image(
-    source: str | os.PathLike[str] | bytes | bytearray, *, name: str = ""
-) -> UInt8[Tensor, "3 h w"]:
+def load_image(source: str | os.PathLike[str] | bytes | bytearray, *, name: str = "") -> UInt8[Tensor, "3 h w"]:
     """One picture as 8-bit RGB.
 
     Args:
@@ -113,9 +107,7 @@ def load_image(
         try:
             data = bytearray(Path(source).read_bytes())
         except OSError as error:
-            raise UserError(
-                "picture cannot be opened", f"{name}: {error.strerror}", "check the path"
-            ) from error
+            raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the path") from error
     try:
         return _decode(data)
     except _BROKEN as error:
@@ -137,9 +129,7 @@ def _decode(data: bytearray) -> Tensor:
     with Image.open(io.BytesIO(data)) as image:
         deep_png = data[:8] == _PNG_SIGNATURE and data[24] == 16
         plain = image.mode in ("RGB", "L") and not image.has_transparency_data
-        decode = (
-            _torchvision_decode() if image.format in ("JPEG", "MPO", "PNG") and (plain or deep_png) else None
-        )
+        decode = _torchvision_decode() if image.format in ("JPEG", "MPO", "PNG") and (plain or deep_png) else None
         if decode is None:
             return _decode_with_pillow(image)
     mode = "UNCHANGED" if deep_png else "RGB"
@@ -160,9 +150,7 @@ def _deep_to_rgb(pixels: Tensor) -> Tensor:
 def _decode_with_pillow(image: Image.Image) -> Tensor:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise UserError(
-            "pixels must be integers", "floating-point picture", "convert it to 8 bits a channel first"
-        )
+        raise UserError("pixels must be integers", "floating-point picture", "convert it to 8 bits a channel first")
     if image.mode.startswith("I"):  # 16 bits a pixel, for some formats held in 32
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -92,9 +92,7 @@ class _TarReader:
             return file.read(size)
 
 
-def find_pictures(
-    path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None
-) -> PictureFiles:
+def find_pictures(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> PictureFiles:
     """What `ggm_image.data.images.open_source` finds, as files."""
     path = Path(path)
     if path.is_dir():
@@ -167,17 +165,10 @@ def _open_tars(paths: list[Path], where: str, scratch: str | os.PathLike[str] | 
         index, has_root = _index_tar(path, scratch)
         rooted &= has_root
         prefix = f"{path.name}/" if len(paths) > 1 else ""
-        members += [
-            (name, prefix + str(name), index[name]) for name in sorted(index, key=lambda name: name.parts)
-        ]
+        members += [(name, prefix + str(name), index[name]) for name in sorted(index, key=lambda name: name.parts)]
     pictures = [name for name, _, _ in members]
     # `tar cf set.tar set` wraps all in `set/`; `tar cf set.tar -C set .` says by its `./` where the top is.
-    while (
-        not rooted
-        and pictures
-        and len({name.parts[0] for name in pictures}) == 1
-        and len(pictures[0].parts) > 1
-    ):
+    while not rooted and pictures and len({name.parts[0] for name in pictures}) == 1 and len(pictures[0].parts) > 1:
         pictures = [PurePosixPath(*name.parts[1:]) for name in pictures]
     shown = [name for _, name, _ in members] if len(paths) > 1 else None
     names, labels, classes = _classify(pictures, where, shown)
@@ -204,9 +195,7 @@ def _index_tar(
                 if member.isreg():
                     everything[member.name] = (file, member.offset_data, member.size)
                     if member.offset_data + member.size > length:
-                        raise UserError(
-                            "archive is cut off", f"{path}: in {member.name}", "fetch or pack it again"
-                        )
+                        raise UserError("archive is cut off", f"{path}: in {member.name}", "fetch or pack it again")
                 elif not (member.islnk() and member.linkname in everything):
                     continue
                 hidden = any(part.startswith(".") for part in name.parts)

@@ -66,9 +66,7 @@ class Manifest:
     def __post_init__(self) -> None:
         self.grid = (int(self.grid[0]), int(self.grid[1]))
         if not 1 <= self.codebook_size <= 1 << 16:
-            raise UserError(
-                "codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits"
-            )
+            raise UserError("codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits")
         if self.shard_size < 1:
             raise UserError("shard size must be at least 1", self.shard_size, "use the default of 10000")
 
@@ -138,9 +136,7 @@ class TokenCacheWriter:
         if not any(self.folder.iterdir()):
             return
         if not (self.folder / "manifest.json").is_file():
-            raise UserError(
-                "output folder must be new, empty or a token cache", self.folder, "choose another one"
-            )
+            raise UserError("output folder must be new, empty or a token cache", self.folder, "choose another one")
         before = Manifest.read(self.folder)
         ours, theirs = self.manifest.request(), before.request()
         different = [key for key in ours if ours[key] != theirs.get(key)]
@@ -190,9 +186,7 @@ class TokenCacheWriter:
 
         check_tokens(tokens, self.manifest.codebook_size)
         if tuple(tokens.shape[1:]) != self.manifest.grid or len(tokens) != len(labels):
-            raise ValueError(
-                f"tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, grid {self.manifest.grid}"
-            )
+            raise ValueError(f"tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, grid {self.manifest.grid}")
         name = f"tokens-{len(self.manifest.shards):05d}.safetensors"
         arrays: dict[str, np.ndarray] = {
             "tokens": np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint16)),
@@ -211,9 +205,11 @@ class TokenCacheWriter:
         self._save()
 
     def discard_if_empty(self) -> None:
-        """After an error: leave nothing behind unless a finished shard makes going on worth while."""
-        if self.manifest.shards:
+        """After an error: leave nothing behind unless finished rows make going on worth while."""
+        if self.manifest.count:
             return
+        for shard in self.manifest.shards:
+            (self.folder / shard["file"]).unlink(missing_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
         if self._is_new and not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -227,9 +223,7 @@ class TokenCache:
         folder: where it lies.
     """
 
-    def __init__(
-        self, folder: str | Path, manifest: Manifest, shards: list[tuple[np.ndarray, np.ndarray]]
-    ) -> None:
+    def __init__(self, folder: str | Path, manifest: Manifest, shards: list[tuple[np.ndarray, np.ndarray]]) -> None:
         self.folder, self.manifest = Path(folder), manifest
         self._shards = shards
         self._ends = np.cumsum([len(labels) for _, labels in shards], dtype=np.int64)
@@ -292,9 +286,7 @@ class TokenCache:
         """Read every shard again and compare its SHA-256; raises UserError at the first that differs."""
         for shard in self.manifest.shards:
             if sha256_file(self.folder / shard["file"]) != shard["sha256"]:
-                raise UserError(
-                    "shard is damaged", self.folder / shard["file"], "remove the cache and encode it again"
-                )
+                raise UserError("shard is damaged", self.folder / shard["file"], "remove the cache and encode it again")
 
 
 def check_tokens(tokens: Int[Tensor, "..."], codebook_size: int) -> None:
@@ -327,9 +319,7 @@ def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple
         for name, (kind, shape) in wanted.items():
             entry = header[name]
             if (entry["dtype"], entry["shape"]) != (kind, shape):
-                raise ValueError(
-                    f"{name} is {entry['dtype']} {entry['shape']}, the manifest says {kind} {shape}"
-                )
+                raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}, the manifest says {kind} {shape}")
             offset, end = entry["data_offsets"]
             dtype = np.dtype("<u2" if kind == "U16" else "<i4")
             if end - offset != int(np.prod(shape)) * dtype.itemsize or 8 + length + end > path.stat().st_size:

@@ -1,0 +1,236 @@
+"""``encode``, ``decode`` and the frame of the command line, as somebody meets them in a terminal."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ggm_image.cli import main as module
+from ggm_image.cli.main import COMMANDS, main
+from ggm_image.cli.options import resolve_device
+from ggm_image.errors import UserError
+from ggm_image.tokenizers import registry
+from tests.conftest import MeanTokenizer
+
+
+@pytest.fixture(autouse=True)
+def known_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mean`` and ``other`` in place of trained weights."""
+
+    def load(name: str, *, device: str = "cpu") -> MeanTokenizer:
+        if str(name) == "mean":
+            return MeanTokenizer(name="mean")
+        if str(name) == "other":
+            return MeanTokenizer(name="other", sha256="ab" * 32)
+        raise UserError("no such tokenizer", f"got {name!r}", "known: mean, other")
+
+    class Spec:
+        name = "mean"
+
+    monkeypatch.setattr(registry, "load_tokenizer", load)
+    monkeypatch.setattr(registry, "tokenizer_specs", lambda: [Spec()])
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert "; " in captured.err
+    for part in parts:
+        assert part in captured.err
+
+
+def test_encode_report_decode(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    assert run("encode", class_folder, cache, "--tokenizer", "mean", "--report", "--device", "cpu") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "12 pictures as 2 x 2 tokens, 3 classes" in captured.out
+    assert "PSNR" in captured.out
+    assert "perplexity" in captured.out
+    assert {"report.png", "report.json", "manifest.json"} <= {p.name for p in cache.iterdir()}
+    assert run("decode", cache, out, "--device", "cpu", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"out": str(out), "count": 12}
+    assert len(list(out.rglob("*.png"))) == 12
+
+
+def test_encode_json_and_skip_bad(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (class_folder / "bee" / "2.png").write_text("text")
+    options = ["--tokenizer", "mean", "--flip", "--skip-bad", "--image-size", 16, "--report", "--json"]
+    assert run("encode", class_folder, tmp_path / "cache", *options) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("skipped: ") == 1
+    assert "bee/2.png" in captured.err
+    result = json.loads(captured.out)
+    assert (result["count"], result["skipped"], result["grid"]) == (22, ["bee/2.png"], [4, 4])
+    assert result["report"]["images"] == 22
+
+
+def test_bad_sources(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.png").write_text("no picture")
+    (tmp_path / "file.txt").write_text("no picture")
+    out = tmp_path / "out"
+    for name, wanted in [
+        ("nowhere", "does not exist"),
+        ("empty", "no pictures found"),
+        ("text", "a.png"),
+        ("text/a.png", "a.png"),
+        ("file.txt", "file.txt"),
+    ]:
+        code = run("encode", tmp_path / name, out, "--tokenizer", "mean")
+        assert_refused(capsys, code, wanted)
+        assert not out.exists()
+    assert_refused(capsys, run("encode", class_folder, out, "--tokenizer", "maen"), "known: mean")
+    assert_refused(
+        capsys, run("encode", class_folder, out, "--tokenizer", "mean", "--image-size", 10), "--image-size 8"
+    )
+    assert_refused(capsys, run("encode", class_folder, class_folder, "--tokenizer", "mean"), "token cache")
+    assert not out.exists()
+
+
+def test_the_wrong_tokenizer(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    assert run("encode", class_folder, cache, "--tokenizer", "mean") == 0
+    before = (cache / "manifest.json").read_bytes()
+    capsys.readouterr()
+    assert_refused(capsys, run("encode", class_folder, cache, "--tokenizer", "other"), "another request")
+    assert (cache / "manifest.json").read_bytes() == before
+    assert_refused(capsys, run("decode", cache, out, "--tokenizer", "other"), "made with mean 5e5e")
+    (cache / "manifest.json").write_text(before.decode().replace('"mean"', '"lost"'))
+    assert_refused(capsys, run("decode", cache, out), "lost", "--tokenizer")
+    assert_refused(capsys, run("decode", tmp_path / "nowhere", out), "does not exist")
+    assert_refused(capsys, run("decode", class_folder, out), "manifest.json")
+    assert not out.exists()
+
+
+def test_one_pixel_sixteen_bits_and_cmyk(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    Image.new("RGB", (1, 1), "red").save(source / "a.png")
+    Image.new("I;16", (9, 12), 40000).save(source / "b.png")
+    Image.new("CMYK", (20, 9), (0, 200, 0, 0)).save(source / "c.jpg")
+    assert run("encode", source, tmp_path / "cache", "--tokenizer", "mean", "--report") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["encod"], ["no such command (encod); did you mean encode?"]),
+        (["zzz"], ["no such command (zzz); see ggm-image --help"]),
+        (["encode"], ["argument is missing (SRC); see ggm-image encode --help"]),
+        (["encode", "a", "b"], ["option is missing (--tokenizer)"]),
+        (["encode", "a", "b", "--tokeniser", "x"], ["no such option (--tokeniser); did you mean --tokenizer?"]),
+        (["encode", "a", "b", "--image-size", "big", "--tokenizer", "x"], ["'big' is not a valid", "--image-size"]),
+        (["encode", "a", "b", "--image-size", "0", "--tokenizer", "x"], ["--image-size"]),
+        (["encode", "a", "b", "c", "--tokenizer", "x"], ["unexpected extra argument"]),
+        (["decode", "a", "b", "--seed"], ["--seed"]),
+        (["--nonsense"], ["no such option (--nonsense)"]),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(capsys, main(arguments), *parts)
+
+
+def test_wrong_devices() -> None:
+    for device in ("gpu", "cuda:99", "cuda:x", "cud"):
+        with pytest.raises(UserError, match=device):
+            resolve_device(device)
+    assert resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a", "b", "c"), 2, "error: a (b); c"),
+        (FileNotFoundError(2, "No such file or directory", "x.png"), 2, "(x.png); check the path"),
+        (PermissionError(13, "Permission denied", "x.png"), 2, "(x.png); check the permissions"),
+        (OSError(28, "No space left on device"), 2, "make room on the disk"),
+        (MemoryError(), 2, "error: out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_and_exit_codes(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module.cli, "main", fail)
+    assert main([]) == code
+    captured = capsys.readouterr().err
+    assert line in captured
+    assert captured.count("\n") == 1
+    monkeypatch.setenv("GGM_IMAGE_DEBUG", "1")
+    assert main([]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module.cli, "main", fail)
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        for name, (_, line) in COMMANDS.items():
+            assert name in shown
+            assert line in shown
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ggm-image ")
+
+
+# Seen to fail with `import torch` at the top of cli/data.py.
+@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["decode", "--help"]])
+def test_help_does_not_import_torch_and_is_quick(arguments: list[str]) -> None:
+    code = (
+        "import sys; from ggm_image.cli.main import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or 'torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    before = os.times()
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: ")
+    # The processor's time: the clock on the wall also counts whatever else the machine is doing.
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 1.0, f"{time.perf_counter() - started:.2f} s on the clock"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "import sys; from ggm_image.cli.main import main; sys.stdin.read(); sys.exit(main(['encode', '--help']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    process.stdin.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert errors == b""
