@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,3 +93,15 @@ def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) ->
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=unit, desc=label, dynamic_ncols=True, leave=False)
+
+
+@contextmanager
+def progress_bar(*, total: int, unit: str, label: str) -> Iterator[Callable[[int], Any]]:
+    """As `progress`, for work that comes in batches: yields a function that is told how many more are done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, desc=label, dynamic_ncols=True, leave=False) as bar:
+        yield bar.update

@@ -131,7 +131,7 @@ def _decode(data: bytearray) -> Tensor:
         plain = image.mode in ("RGB", "L") and not image.has_transparency_data
         decode = _torchvision_decode() if image.format in ("JPEG", "MPO", "PNG") and (plain or deep_png) else None
         if decode is None:
-            return _decode_with_pillow(image)
+            return rgb_pixels(image)
     mode = "UNCHANGED" if deep_png else "RGB"
     pixels = decode(torch.frombuffer(data, dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
     return _deep_to_rgb(pixels) if pixels.dtype != torch.uint8 else pixels
@@ -147,7 +147,12 @@ def _deep_to_rgb(pixels: Tensor) -> Tensor:
     return (values / 257).round().to(torch.uint8).expand(3, -1, -1).contiguous()
 
 
-def _decode_with_pillow(image: Image.Image) -> Tensor:
+def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    """A Pillow picture of any mode as 8-bit RGB, by the rules above.
+
+    Raises:
+        UserError: floating-point pixels, or integers beyond 16 bits.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("pixels must be integers", "floating-point picture", "convert it to 8 bits a channel first")

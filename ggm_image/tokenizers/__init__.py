@@ -1,0 +1,1 @@
+"""Images to grids of codes, and back."""

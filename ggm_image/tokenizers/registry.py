@@ -9,6 +9,7 @@ from ggm_image.errors import UserError
 from ggm_image.files import sha256_file
 from ggm_image.resources import resource_dir
 from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.weights import load_weights
 
 WEIGHTS = "model.safetensors"
 
@@ -153,32 +154,3 @@ def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
             f"{type(error).__name__}: {error}",
             f"mend {spec.folder / 'config.yaml'}",
         ) from error
-
-
-def load_weights(module: Any, path: Path) -> None:
-    """Load a safetensors file into a module of exactly its shapes; half precision is widened.
-
-    Raises:
-        UserError: if the file is damaged, does not fit, or holds values that are not finite.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} must be a whole safetensors file", str(error), "copy it again") from error
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if wanted != found:
-        wrong = sorted(set(wanted.items()) ^ set(found.items()))[0]
-        raise UserError(
-            f"{path} must fit the architecture in its config.yaml",
-            f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'nothing')}",
-            "keep the two files of one model together",
-        )
-    for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"weights in {path} must be finite", f"{name} holds NaN or infinity", "copy it again")
-    module.load_state_dict(state)

@@ -1,0 +1,266 @@
+"""Commands that draw: sample, inpaint; and what there is to draw with: models, tokenizers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggm_image.cli.options import device_option, json_option, resolve_device, seed_option
+from ggm_image.errors import UserError
+
+MODEL = click.option(
+    "--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder."
+)
+PRESET = click.option(
+    "--preset",
+    default="best",
+    show_default=True,
+    help="fast, best or exact (the paper's chain, no truncation).",
+)
+
+
+def sampler_options(command: Any) -> Any:
+    """The sampler's settings; what is left out is the preset's."""
+    for option in reversed(
+        [
+            PRESET,
+            click.option(
+                "--order", type=click.Choice(["schedule", "signal"]), help="How the next block is chosen."
+            ),
+            click.option("--sweeps", type=click.IntRange(min=1), help="Visits of every site."),
+            click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
+            click.option("--guidance", type=float, help="Classifier-free guidance weight; 1 is off."),
+            click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="1 is off."),
+            click.option("--top-k", type=click.IntRange(min=1), help="Keep the K likeliest codes."),
+            click.option(
+                "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep this much probability."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
+    names = ("order", "sweeps", "block", "guidance", "temperature", "top_k", "top_p")
+    return model.settings(preset, **{name: options[name] for name in names})
+
+
+def _load(model_name: str, device: str | None) -> Any:
+    from ggm_image.pipeline import load_model
+
+    return load_model(model_name, device=resolve_device(device))
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether ``--out`` names one picture rather than a folder."""
+    if path.suffix.lower() == ".png" and not path.is_dir():
+        return True
+    if path.suffix and not path.is_dir():
+        raise UserError(
+            "--out must be a .png file or a folder", f"got {path}", "name it X.png, or without a suffix"
+        )
+    return False
+
+
+@click.command()
+@MODEL
+@click.option(
+    "--class", "classes", metavar="NAME|INDEX", help="Class of all pictures; each class in turn by default."
+)
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures."
+)
+@click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
+@sampler_options
+@click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising as an animated GIF.")
+@seed_option
+@device_option
+@json_option
+def sample(
+    model_name: str,
+    classes: str | None,
+    count: int,
+    out: Path,
+    preset: str,
+    trajectory: Path | None,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Draw pictures. --out X.png is one picture or a grid, --out DIR single files with a manifest."""
+    import time
+
+    from ggm_image.files import progress_bar
+
+    single = _is_picture(out)
+    if trajectory is not None and trajectory.suffix.lower() != ".gif":
+        raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
+    model = _load(model_name, device)
+    settings = _settings(model, preset, options)
+    recording = None
+    if trajectory is not None:
+        from ggm_image.trajectory import Trajectory
+
+        recording = Trajectory(model)
+    start = time.perf_counter()
+    with progress_bar(total=count, unit="img", label="sample") as advance:
+        tokens = model.sample_tokens(
+            model.labels(count, classes),
+            seed=seed,
+            settings=settings,
+            callback=recording and recording.record,
+            on_batch=lambda done: advance(len(done)),
+        )
+    pictures = model.decode(tokens)
+    seconds = time.perf_counter() - start
+    manifest = model.manifest(count, classes=classes, seed=seed, settings=settings)
+    _write(out, single, pictures, manifest)
+    if recording is not None and trajectory is not None:
+        recording.save(trajectory)
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "seconds": round(seconds, 3), **manifest}))
+    else:
+        calls = settings.calls(model.grid[0] * model.grid[1])
+        click.echo(f"{out}: {count} pictures, {calls} network calls each, {seconds:.1f} s")
+
+
+def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> None:
+    from ggm_image.data.images import image_grid, save_png
+    from ggm_image.files import write_json
+
+    if single:
+        save_png(image_grid(pictures), out)
+        return
+    stale = out / "manifest.json"
+    stale.unlink(missing_ok=True)  # written last: a folder with a manifest is complete
+    for k, picture in enumerate(pictures):
+        save_png(picture, out / f"{k:06d}.png")
+    write_json(stale, manifest)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("mask", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), default="inpainted.png", show_default=True)
+@MODEL
+@click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers."
+)
+@click.option(
+    "--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels."
+)
+@click.option(
+    "--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels."
+)
+@sampler_options
+@seed_option
+@device_option
+@json_option
+def inpaint(
+    image: Path,
+    mask: Path | None,
+    out: Path,
+    model_name: str,
+    classes: str | None,
+    count: int,
+    dilate: int,
+    feather: int,
+    preset: str,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Paint the white part of MASK anew; every other pixel of IMAGE stays as it is, bit for bit.
+
+    An IMAGE with transparent parts needs no MASK. With -n the answers go to OUT-0.png, OUT-1.png ... , or into OUT
+    if it is a folder.
+    """
+    from ggm_image.files import atomic_path
+
+    single = _is_picture(out)
+    model = _load(model_name, device)
+    answers = model.inpaint(
+        image,
+        mask,
+        n=count,
+        classes=classes,
+        seed=seed,
+        settings=_settings(model, preset, options),
+        dilate=dilate,
+        feather=feather,
+    )
+    if single:
+        paths = [out if count == 1 else out.with_name(f"{out.stem}-{k}.png") for k in range(count)]
+    else:
+        paths = [out / f"{k:06d}.png" for k in range(count)]
+    for path, answer in zip(paths, answers, strict=True):
+        with atomic_path(path) as temporary:
+            answer.save(temporary, format="PNG")
+    if as_json:
+        click.echo(json.dumps({"out": [str(p) for p in paths], "seed": seed, "model": model.name}))
+    else:
+        click.echo("\n".join(str(p) for p in paths))
+
+
+@click.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the models that are shipped: size, tokenizer, classes."""
+    from ggm_image.model_files import shipped_models
+
+    rows = [
+        {
+            "name": m.name,
+            "grid": list(m.network.grid),
+            "classes": len(m.class_names),
+            "tokenizer": m.tokenizer_name,
+            "megabytes": round(m.weights.stat().st_size / 1e6, 1) if m.weights.is_file() else None,
+            "presets": sorted(m.presets),
+            "folder": str(m.folder),
+        }
+        for m in shipped_models()
+    ]
+    _list(rows, as_json)
+
+
+@click.command()
+@json_option
+def tokenizers(as_json: bool) -> None:
+    """List the known tokenizers: size, codes, what is on disk, reported quality."""
+    from ggm_image.tokenizers.registry import tokenizer_specs
+
+    rows = [
+        {
+            "name": t.name,
+            "image_size": t.image_size,
+            "downscale": t.downscale,
+            "codes": t.codebook_size,
+            "megabytes": round(t.weights.stat().st_size / 1e6, 1) if t.weights.is_file() else None,
+            "licence": t.licence,
+            "reported": t.reported,
+            "folder": str(t.folder),
+        }
+        for t in tokenizer_specs()
+    ]
+    _list(rows, as_json)
+
+
+def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        name = row.pop("name")
+        click.echo(name)
+        for key, value in row.items():
+            shown = "not on disk" if value is None else value
+            if isinstance(value, list):
+                shown = " x ".join(map(str, value)) if key == "grid" else ", ".join(map(str, value))
+            elif isinstance(value, dict):
+                shown = ", ".join(f"{k} {v}" for k, v in value.items())
+            click.echo(f"  {key.replace('_', ' '):<12} {shown}")

@@ -1,0 +1,433 @@
+"""A trained model and its tokenizer: draw pictures, fill holes.
+
+    model = load_model("cifar10")
+    pictures = model.sample(16, classes="cat", seed=0)          # uint8 (16, 3, 32, 32)
+    answers = model.inpaint(image, mask, n=4)                   # four PIL images
+
+A picture depends on (seed, its index, its class, the settings) alone: every picture has a random generator
+of its own, and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+import ggm_image
+from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
+from ggm_image.errors import UserError
+from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, token_mask
+from ggm_image.model_files import NetworkFolder, find_model, load_network
+from ggm_image.network import Transformer
+from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
+from ggm_image.schedule import Schedule
+from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.tokenizers.registry import load_tokenizer
+
+KERNEL_BATCH = {"cpu": 16, "cuda": 256}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to draw.
+
+    Attributes:
+        order: "schedule" (fixed blocks, known law; one site a step is the paper) or "signal" (the sites
+            the classifier trusts most are fixed first, those it trusts least are drawn anew in later sweeps).
+        sweeps: S >= 1. For "signal" every sweep after the first revises.
+        block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
+        curve: level curve of "schedule": sqrt, cosine, linear.
+        site_order: which sites share a block: bayer, halton, random.
+        guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
+        temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
+        revise_share: of a block, drawn anew in a revision call of "signal".
+        confidence_noise: Gumbel noise on the choice of sites of "signal", annealed to 0.
+    """
+
+    order: str = "signal"
+    sweeps: int = 1
+    block: int = 8
+    curve: str = "sqrt"
+    site_order: str = "bayer"
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    revise_share: float = 0.25
+    confidence_noise: float = 4.5
+
+    def __post_init__(self) -> None:
+        if self.order not in ("schedule", "signal"):
+            raise UserError("order must be schedule or signal", f"got {self.order!r}", "choose one of the two")
+        for name in ("sweeps", "block"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1", f"got {getattr(self, name)}", "give a positive number")
+
+    @staticmethod
+    def of(entries: dict[str, Any]) -> "Settings":
+        """Settings from a preset of a model's config.yaml.
+
+        Raises:
+            UserError: for an unknown entry; names the nearest known one.
+        """
+        names = [f.name for f in fields(Settings)]
+        for name in entries:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1) or names
+                raise UserError("unknown sampler setting", f"got {name!r}", f"did you mean {near[0]!r}?")
+        return Settings(**entries)
+
+    def calls(self, sites: int) -> int:
+        """Network calls for a grid with so many unknown sites (guidance doubles the cost of each)."""
+        return self.sweeps * math.ceil(sites / self.block)
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of picture ``index`` under ``seed``; different for every pair."""
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Model:
+    """A trained network with its tokenizer. Make one with `load_model`.
+
+    Attributes:
+        name: of the folder.
+        class_names: (C,) names, in the order of the labels; empty for a model without classes.
+        presets: settings by name; ``exact`` is the paper's chain without truncation.
+        sha256: of the network's weights file.
+    """
+
+    def __init__(
+        self, folder: NetworkFolder, network: Transformer, sha256: str, tokenizer: Tokenizer, device: str
+    ) -> None:
+        self.name, self.sha256 = folder.name, sha256
+        self.class_names: list[str] = list(folder.class_names)
+        self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.half = _half_precision_pays(self.device)
+        self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.grid = (folder.network.grid[0], folder.network.grid[1])
+        self.kernel_batch = KERNEL_BATCH.get(self.device.type, 16)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for no class."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a sampled picture."""
+        return self.grid[0] * self.tokenizer.downscale, self.grid[1] * self.tokenizer.downscale
+
+    def label(self, name_or_index: str | int) -> int:
+        """The label of a class name (any case) or index.
+
+        Raises:
+            UserError: if there is none; names the nearest ones.
+        """
+        names = [name.lower() for name in self.class_names]
+        text = str(name_or_index).strip().lower()
+        if text in names:
+            return names.index(text)
+        if text.isdigit() and int(text) < len(names):
+            return int(text)
+        if not names:
+            raise UserError("the model has no classes", f"got {name_or_index!r}", "leave out the class")
+        near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(self.class_names)}"
+        raise UserError("no such class", f"got {name_or_index!r}", fix)
+
+    def labels(self, n: int, classes: str | int | Sequence[str | int] | None, first: int = 0) -> list[int]:
+        """One label a picture: the class given, or class k mod C for picture k where none is.
+
+        Raises:
+            UserError: for an unknown class, or another number of classes than pictures.
+        """
+        if n < 1:
+            raise UserError("the number of pictures must be at least 1", f"got {n}", "ask for one or more")
+        if classes is None:
+            return [(first + k) % max(1, len(self.class_names)) for k in range(n)]
+        if isinstance(classes, str | int):
+            return [self.label(classes)] * n
+        if len(classes) != n:
+            raise UserError("classes must be one, or one a picture", f"got {len(classes)} for {n}", "give one class")
+        return [self.label(c) for c in classes]
+
+    def settings(self, preset: str = "best", **changes: Any) -> Settings:
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
+        if preset not in self.presets:
+            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
+        entries = asdict(self.presets[preset]) | {k: v for k, v in changes.items() if v is not None}
+        return Settings.of(entries)
+
+    def sample_tokens(
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        settings: Settings | None = None,
+        first: int = 0,
+        known: Int[Tensor, " l"] | None = None,
+        grid: tuple[int, int] | None = None,
+        callback: Callback | None = None,
+        on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
+    ) -> Int[Tensor, "n h w"]:
+        """Draw token grids ``first .. first + n - 1`` of a seed.
+
+        Args:
+            labels: (n,) the class of each, see `labels`; ``null_label`` for no class.
+            seed: any integer.
+            settings: how; the preset "best" by default.
+            first: index of the first picture.
+            known: (L,) the token where known, -1 where to be drawn.
+            grid: rows and columns; the training grid by default.
+            callback: called as callback(t, tokens (m, L)) at every step of every batch.
+            on_batch: called with the finished grids of every batch.
+
+        Returns:
+            (n, H, W) int64 on the CPU.
+        """
+        settings = settings or self.settings()
+        height, width = grid or self.grid
+        n, size, done = len(labels), self.kernel_batch, []
+        for start in range(0, n, size):
+            rows = min(size, n - start)
+            batch_labels = [*labels[start : start + rows], *([self.null_label] * (size - rows))]
+            tokens = self._draw_batch(
+                settings,
+                height,
+                width,
+                torch.tensor(batch_labels, device=self.device),
+                [image_generator(seed, first + start + k) for k in range(size)],
+                None if known is None else known.to(self.device).expand(size, -1),
+                None if callback is None else (lambda t, x, rows=rows: callback(t, x[:rows].cpu())),
+            )
+            done.append(tokens[:rows].view(rows, height, width).cpu())
+            if on_batch is not None:
+                on_batch(done[-1])
+        return torch.cat(done)
+
+    def _draw_batch(
+        self,
+        settings: Settings,
+        height: int,
+        width: int,
+        labels: Int[Tensor, " b"],
+        generators: list[torch.Generator],
+        known: Int[Tensor, "b l"] | None,
+        callback: Callback | None,
+    ) -> Int[Tensor, "b l"]:
+        sites = height * width
+        common: dict[str, Any] = {
+            "codebook_size": self.tokenizer.codebook_size,
+            "labels": labels,
+            "known": known,
+            "generator": generators,
+            "callback": callback,
+            "device": self.device,
+        }
+        denoiser = truncated(
+            guided(self._denoiser(height, width), settings.guidance, self.null_label),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        block = min(settings.block, sites)
+        with torch.inference_mode(), self._autocast():
+            if settings.order == "schedule":
+                schedule = Schedule.round_robin(
+                    height,
+                    width,
+                    sweeps=settings.sweeps,
+                    block=block,
+                    order=settings.site_order,  # type: ignore[arg-type]
+                    curve=settings.curve,  # type: ignore[arg-type]
+                    generator=torch.Generator().manual_seed(0),
+                )
+                return sample(denoiser, schedule, len(generators), **common)
+            unknown = sites if known is None else int((known[0] < 0).sum())
+            calls = max(1, math.ceil(unknown / block))
+            return sample_signal(
+                denoiser,
+                len(generators),
+                height=height,
+                width=width,
+                calls=calls,
+                revise_calls=(settings.sweeps - 1) * calls,
+                revise_share=settings.revise_share,
+                block=block,
+                confidence_noise=settings.confidence_noise,
+                **common,
+            )
+
+    def _denoiser(self, height: int, width: int) -> Callable[..., Tensor]:
+        def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+            return self.network(tokens, levels, sites, labels, (height, width))
+
+        return denoiser
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
+
+    def decode(self, tokens: Int[Tensor, "n h w"]) -> UInt8[Tensor, "n 3 h w"]:
+        """Pictures of token grids, in float32 and in batches of one fixed size."""
+        size, pictures = self.kernel_batch, []
+        for part in tokens.split(size):
+            padded = torch.cat([part, part[-1:].expand(size - len(part), -1, -1)])
+            pictures.append(to_uint8(self.tokenizer.decode(padded.to(self.device)))[: len(part)].cpu())
+        return torch.cat(pictures)
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        classes: str | int | Sequence[str | int] | None = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        first: int = 0,
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """Draw pictures.
+
+        Args:
+            n: how many, at least 1.
+            classes: a class name or index for all, one for each, or None for class k mod C.
+            seed: any integer; picture k of a seed is the same whatever n is.
+            preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
+            settings: see `Settings`.
+            first: index of the first picture.
+
+        Returns:
+            (n, 3, h, w) pixels in [0, 255], on the CPU.
+
+        Raises:
+            UserError: for an unknown class or preset, or a setting out of range.
+        """
+        settings = settings or self.settings(preset)
+        labels = self.labels(n, classes, first)
+        return self.decode(self.sample_tokens(labels, seed=seed, settings=settings, first=first))
+
+    def inpaint(
+        self,
+        image: Image.Image | str | Path,
+        mask: Image.Image | str | Path | None = None,
+        *,
+        n: int = 1,
+        classes: str | int | None = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        dilate: int = 0,
+        feather: int = 0,
+    ) -> list[Image.Image]:
+        """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
+
+        The model sees nothing of what lies under the mask: those pixels are replaced before encoding. A token
+        is drawn anew if any pixel of its cell is unknown; known tokens have level 1 and are never queried.
+
+        Args:
+            image: a picture whose sides are multiples of the tokenizer's cell, in any mode.
+            mask: of the picture's size, white (>= 128) where to paint; None for the transparent parts of ``image``.
+            n: how many answers.
+            classes: what the picture shows; no class by default.
+            seed: any integer; answer k of a seed is the same whatever n is.
+            preset, settings: as in `sample`.
+            dilate: pixels by which the part drawn anew by the model reaches beyond the mask.
+            feather: width in pixels of the blend, inside the mask.
+
+        Returns:
+            n pictures of the size and mode of ``image``.
+
+        Raises:
+            UserError: for a picture or mask that does not open, sizes that do not fit, or a mask without a hole.
+        """
+        settings = settings or self.settings(preset)
+        picture, hole = load_mask(image, mask)
+        cell = self.tokenizer.downscale
+        width, height = picture.size
+        if width % cell or height % cell:
+            raise UserError(
+                f"the sides of the picture must be multiples of {cell}",
+                f"got {width} x {height}",
+                f"crop it to {max(cell, width // cell * cell)} x {max(cell, height // cell * cell)}",
+            )
+        unknown = token_mask(hole, cell, dilate=dilate)
+        pixels = to_model(fill_unknown(rgb_pixels(picture), hole))[None]
+        with torch.inference_mode():
+            tokens = self.tokenizer.encode(pixels.to(self.device)).cpu()
+        known = known_tokens(tokens[0].flatten(), unknown)
+        grids = self.sample_tokens(
+            self.labels(n, classes) if classes is not None else [self.null_label] * n,
+            seed=seed,
+            settings=settings if classes is not None else replace(settings, guidance=1.0),
+            known=known,
+            grid=(height // cell, width // cell),
+        )
+        return [composite(picture, to_pil(new), hole, feather=feather) for new in self.decode(grids)]
+
+    def manifest(
+        self, n: int, *, classes: str | int | Sequence[str | int] | None, seed: int, settings: Settings
+    ) -> dict[str, Any]:
+        """Everything that is needed to draw the same pictures again."""
+        labels = self.labels(n, classes)
+        return {
+            "model": self.name,
+            "model_sha256": self.sha256,
+            "tokenizer": self.tokenizer.name,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "seed": seed,
+            "count": n,
+            "classes": [self.class_names[label] for label in labels] if self.class_names else None,
+            "settings": asdict(settings),
+            "kernel_batch": self.kernel_batch,
+            "precision": "bf16" if self.half else "fp32",
+            "device": self.device.type,
+            "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},
+        }
+
+
+def load_model(name_or_path: str | Path = "cifar10", *, device: str = "cpu") -> Model:
+    """A trained model with its tokenizer, ready to draw.
+
+    Args:
+        name_or_path: a shipped model's name, or a folder with ``config.yaml`` and ``model.safetensors``.
+        device: where it shall live, e.g. ``cpu`` or ``cuda``.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: if it is not there, is damaged, or its tokenizer is not the one that it was trained with.
+    """
+    folder = find_model(name_or_path)
+    tokenizer = load_tokenizer(folder.tokenizer_name, device=device)
+    if tokenizer.sha256 != folder.tokenizer_sha256:
+        raise UserError(
+            f"model {folder.name} was trained with tokenizer {folder.tokenizer_name} {folder.tokenizer_sha256[:16]}...",
+            f"found {tokenizer.sha256[:16]}...",
+            "copy the tokenizer that came with the model",
+        )
+    network, sha256 = load_network(folder)
+    return Model(folder, network, sha256, tokenizer, device)
+
+
+def _half_precision_pays(device: torch.device) -> bool:
+    """Whether bf16 matrix products are in hardware there; elsewhere they are emulated and slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,56 @@
+"""Weights as safetensors: no pickle, each file whole or not there, every value checked before it is used."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ggm_image.errors import UserError
+from ggm_image.files import atomic_path
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write a state dict, its floating-point values as ``dtype``, atomically."""
+    stored = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in state.items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} must be a whole safetensors file", str(error), "copy it again") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module of exactly its shapes; half precision is widened.
+
+    Raises:
+        UserError: if the file is damaged, does not fit, or holds values that are not finite.
+    """
+    state = read_weights(path)
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != found:
+        name = min(name for name, _ in set(wanted.items()) ^ set(found.items()))
+        raise UserError(
+            f"{path} must fit the architecture in its config.yaml",
+            f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}",
+            "keep the two files of one model together",
+        )
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"weights in {path} must be finite", f"{name} holds NaN or infinity", "copy it again")
+    module.load_state_dict(state)

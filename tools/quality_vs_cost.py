@@ -1,0 +1,183 @@
+"""Quality against cost: Fréchet distance of a model's samples at many sampler settings, as a table and a curve.
+
+    python tools/quality_vs_cost.py cifar10 val/ --features features.pt -n 5000 --out quality
+
+Writes quality.json (resumable: settings that are there are not run again), quality.md and quality.png. Every point
+draws the same seeds. `--points` chooses settings: a YAML list of sampler settings; the default list covers 8 to 128
+calls, with one and with several sweeps, in both orders.
+"""
+
+import json
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from omegaconf import OmegaConf
+
+import ggm_image
+from ggm_image.cli.main import run
+from ggm_image.data.images import open_source
+from ggm_image.errors import UserError
+from ggm_image.files import progress, write_json, write_text
+from ggm_image.metrics.features import Extractor, load_extractor
+from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
+from ggm_image.metrics.score import source_statistics
+from ggm_image.pipeline import Model, Settings, load_model
+
+
+def default_points(sites: int) -> list[Settings]:
+    """One sweep and several sweeps at 8 to 128 calls, in both orders; 2 * sites calls need two sweeps at least."""
+    points = []
+    for calls in (8, 16, 32, 64, 128):
+        for sweeps in (1, 2, 4, 8):
+            block = sites * sweeps // calls
+            if 1 <= block <= sites // 2 and block * calls == sites * sweeps:
+                points.append(Settings(order="schedule", sweeps=sweeps, block=block))
+                if sweeps <= 2:
+                    points.append(Settings(order="signal", sweeps=sweeps, block=block))
+    return points
+
+
+def short(settings: Settings) -> str:
+    """The settings that are not the default, on one line."""
+    default = asdict(Settings())
+    shown = {k: v for k, v in asdict(settings).items() if v != default[k] and k not in ("order", "sweeps", "block")}
+    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())
+
+
+@torch.inference_mode()
+def measure(
+    model: Model, settings: Settings, n: int, seed: int, extractor: Extractor, reference: FeatureStatistics
+) -> dict[str, Any]:
+    """Draw n pictures (classes in turn) and score them; seconds are of drawing and decoding."""
+    statistics = FeatureStatistics.empty(reference.dimension)
+    right, seconds = 0, 0.0
+    step = 10 * model.kernel_batch
+    label = f"{settings.order} {settings.sweeps} x {settings.block}"
+    for first in progress(range(0, n, step), total=-(-n // step), unit="batch", label=label):
+        count = min(step, n - first)
+        start = time.perf_counter()
+        images = model.sample(count, seed=seed, settings=settings, first=first)
+        seconds += time.perf_counter() - start
+        statistics.update(extractor(images))
+        if extractor.classify is not None:
+            labels = torch.tensor(model.labels(count, None, first))
+            right += int((extractor.classify(images).argmax(dim=1).cpu() == labels).sum())
+    return {
+        "settings": asdict(settings),
+        "calls": settings.calls(model.grid[0] * model.grid[1]),
+        "distance": round(frechet_distance(statistics, reference), 4),
+        "class_accuracy": round(right / n, 4) if extractor.classify is not None else None,
+        "seconds_per_image": round(seconds / n, 5),
+    }
+
+
+def table(results: list[dict[str, Any]], features: str) -> str:
+    """Markdown, cheapest first; the best of every number of calls in bold."""
+    best = {}
+    for row in results:
+        best[row["calls"]] = min(best.get(row["calls"], float("inf")), row["distance"])
+    lines = [
+        f"| calls | order | sweeps x block | other settings | FD ({features}) | class accuracy | ms an image |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(results, key=lambda r: (r["calls"], r["settings"]["order"], r["distance"])):
+        s = Settings.of(row["settings"])
+        distance = f"{row['distance']:.3f}"
+        distance = f"**{distance}**" if row["distance"] == best[row["calls"]] else distance
+        accuracy = "" if row["class_accuracy"] is None else f"{100 * row['class_accuracy']:.1f}%"
+        lines.append(
+            f"| {row['calls']} | {s.order} | {s.sweeps} x {s.block} | {short(s)} | {distance} | {accuracy} "
+            f"| {1000 * row['seconds_per_image']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
+    """The best distance at each number of calls, one line for each order and one or several sweeps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines: dict[str, dict[int, float]] = {}
+    for row in results:
+        s = row["settings"]
+        name = f"{s['order']}, {'one sweep' if s['sweeps'] == 1 else 'several sweeps'}"
+        points = lines.setdefault(name, {})
+        points[row["calls"]] = min(points.get(row["calls"], float("inf")), row["distance"])
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for (name, points), marker in zip(sorted(lines.items()), "osd^v", strict=False):
+        calls = sorted(points)
+        axes.plot(calls, [points[c] for c in calls], marker=marker, label=name)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({row["calls"] for row in results})
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xlabel("network calls")
+    axes.set_ylabel(f"FD ({features})")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@click.command(help=__doc__)
+@click.argument("model_name", metavar="MODEL")
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.option("--features", required=True, help="Feature network, as for `ggm-image fid`.")
+@click.option("--features-name", default=None, help="What to call it in the table.")
+@click.option("-n", "count", default=5000, show_default=True, help="Pictures for each point.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--points", type=click.Path(path_type=Path), help="YAML list of sampler settings.")
+@click.option("--out", default="quality", show_default=True, help="Path of the outputs, without suffix.")
+@click.option("--device", default="cpu", show_default=True)
+def main(
+    model_name: str,
+    reference: Path,
+    features: str,
+    features_name: str | None,
+    count: int,
+    seed: int,
+    points: Path | None,
+    out: str,
+    device: str,
+) -> None:
+    model = load_model(model_name, device=device)
+    extractor = load_extractor(features, device=device)
+    name = features_name or extractor.name
+    real = source_statistics(open_source(reference), extractor)
+    wanted = default_points(model.grid[0] * model.grid[1])
+    if points is not None:
+        wanted = [Settings.of(dict(entry)) for entry in OmegaConf.to_container(OmegaConf.load(points))]  # type: ignore[union-attr,arg-type]
+    protocol = {
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "tokenizer_sha256": model.tokenizer.sha256,
+        "features_sha256": extractor.sha256,
+        "reference_count": real.count,
+        "n": count,
+        "seed": seed,
+    }
+    path = Path(f"{out}.json")
+    saved = json.loads(path.read_text()) if path.exists() else {"protocol": protocol, "results": []}
+    if saved["protocol"] != protocol:
+        raise UserError(f"{path} was made by another protocol", saved["protocol"], "give another --out")
+    saved["versions"] = {"ggm_image": ggm_image.__version__, "torch": torch.__version__}
+    saved["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}"
+    results = saved["results"]
+    for settings in wanted:
+        if any(row["settings"] == asdict(settings) for row in results):
+            continue
+        results.append(measure(model, settings, count, seed, extractor, real))
+        click.echo(table(results[-1:], name).splitlines()[-1])
+        write_json(path, saved)
+    write_text(f"{out}.md", table(results, name))
+    plot(results, name, Path(f"{out}.png"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
