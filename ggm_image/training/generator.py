@@ -195,6 +195,8 @@ class GeneratorTrainer:
         self.device = self.fabric.device
         if self.device.type == "cpu":
             keep_freed_memory()
+            # queries and keys are normalised, so the scores are small and safe in half precision
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU reads it too
 
         torch.manual_seed(train.seed)
         network = Transformer(config.network)
