@@ -54,29 +54,26 @@ def load_mask(image: Picture, mask: Mask | None = None) -> tuple[Image.Image, Bo
             "resize the mask, without smoothing",
         )
     if not hole.any():
-        where = (
-            f"no grey value reaches {THRESHOLD}" if mask is not None else "the picture is opaque everywhere"
-        )
+        where = f"no grey value reaches {THRESHOLD}" if mask is not None else "the picture is opaque everywhere"
         raise UserError("there is nothing to paint", where, "give a mask that is white where to paint")
     return picture, torch.from_numpy(hole)
 
 
 def _open(source: Picture, what: str) -> Image.Image:
-    if not isinstance(source, Image.Image):
-        path = Path(source)
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                source = opened.copy()
-        except UnidentifiedImageError as error:
-            why = f"{path}: not in any format that Pillow knows"
-            raise UserError(f"{what} cannot be read", why, "give a picture file") from error
-        except OSError as error:
-            why = f"{path}: {error.strerror or error}"
-            raise UserError(f"{what} cannot be opened", why, "check the file") from error
-        except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise UserError(f"{what} cannot be read", f"{path}: {error}", "replace the file") from error
-    return ImageOps.exif_transpose(source)
+    if isinstance(source, Image.Image):
+        return ImageOps.exif_transpose(source)
+    path = Path(source)
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError as error:
+        why = f"{path}: not in any format that Pillow knows"
+        raise UserError(f"{what} cannot be read", why, "give a picture file") from error
+    except OSError as error:
+        why = f"{path}: {error.strerror or error}"
+        raise UserError(f"{what} cannot be opened", why, "check the file") from error
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{what} cannot be read", f"{path}: {error}", "replace the file") from error
 
 
 def storable(picture: Image.Image) -> Image.Image:
@@ -199,9 +196,7 @@ def fill_unknown(image: UInt8[Tensor, "3 h w"], hole: Bool[Tensor, "h w"]) -> UI
     return image[:, torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
 
 
-def composite(
-    picture: Image.Image, drawn: Image.Image, hole: Bool[Tensor, "h w"], *, feather: int = 0
-) -> Image.Image:
+def composite(picture: Image.Image, drawn: Image.Image, hole: Bool[Tensor, "h w"], *, feather: int = 0) -> Image.Image:
     """``drawn`` inside the hole, ``picture`` outside it, bit for bit.
 
     Args:

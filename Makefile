@@ -1,0 +1,45 @@
+# Two commands are all that is needed: `make sample CLASS=cat` and `make test`. Both set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+CLASS ?= cat
+SEED ?= 0
+JOBS ?= 2
+# e.g. PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu' for torch without CUDA
+PIP_FLAGS ?=
+
+BIN := $(VENV)/bin
+PICTURE = samples/$(CLASS).png
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+
+.PHONY: sample test lint bench clean
+
+sample: $(VENV)/.installed
+	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
+	@echo "$(CURDIR)/$(PICTURE)"
+
+test: $(VENV)/.with-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+lint: $(VENV)/.with-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	@set -e; for script in tools/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist samples .pytest_cache .mypy_cache .ruff_cache
+
+# Stamps: a set-up is done again only when pyproject.toml has changed.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed (`$(PYTHON) --version 2>&1`); run make PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up $(VENV): a few minutes, once"
+	@$(PYTHON) -m venv "$(VENV)"
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.with-%: $(VENV)/.installed
+	@$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
