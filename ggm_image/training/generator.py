@@ -95,9 +95,7 @@ def train_generator(
     training, held_out = load_tokens(settings, cache)
     out.mkdir(parents=True, exist_ok=True)
     save_config(out / "config.yaml", settings)
-    trainer = GeneratorTrainer(
-        settings, cache.manifest, training, held_out, out, device=device, report=report
-    )
+    trainer = GeneratorTrainer(settings, cache.manifest, training, held_out, out, device=device, report=report)
     if checkpoint is not None:
         trainer.load_state_dict(checkpoint)
     return trainer.fit()
@@ -147,9 +145,7 @@ def load_tokens(config: GeneratorConfig, cache: TokenCache) -> tuple[TokenSet, T
         fit_to_cache(config, other.manifest, Path(config.data.val))
         val, train = _token_set(other, config.network.classes), torch.arange(len(whole))
         held = (
-            torch.randperm(len(val), generator=torch.Generator().manual_seed(config.train.seed))[:limit]
-            .sort()
-            .values
+            torch.randperm(len(val), generator=torch.Generator().manual_seed(config.train.seed))[:limit].sort().values
         )
         held_out = TokenSet(val.tokens[held], val.labels[held])
     else:
@@ -159,17 +155,13 @@ def load_tokens(config: GeneratorConfig, cache: TokenCache) -> tuple[TokenSet, T
         held_out = TokenSet(whole.tokens[held], whole.labels[held])
     if not len(train):
         raise UserError("token cache must hold pictures", cache.folder, "encode at least one")
-    return (
-        whole if len(train) == len(whole) else TokenSet(whole.tokens[train], whole.labels[train])
-    ), held_out
+    return (whole if len(train) == len(whole) else TokenSet(whole.tokens[train], whole.labels[train])), held_out
 
 
 def _token_set(cache: TokenCache, classes: int) -> TokenSet:
     tokens, labels = cache.load()
     if len(labels) and int(labels.max()) >= classes:
-        raise UserError(
-            f"labels must lie in [0, {classes})", f"max {int(labels.max())}", "encode the pictures again"
-        )
+        raise UserError(f"labels must lie in [0, {classes})", f"max {int(labels.max())}", "encode the pictures again")
     return TokenSet(tokens.flatten(1), labels.masked_fill(labels < 0, classes))
 
 
@@ -216,9 +208,7 @@ class GeneratorTrainer:
         self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.order = DataOrder(len(training), train.batch_size, train.seed)
         self.generator = torch.Generator().manual_seed(train.seed + 1)
-        self.noise = torch.full(
-            (config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device
-        )
+        self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
         self.step, self.clock = 0, Clock()
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,9 +250,7 @@ class GeneratorTrainer:
             self.step, self.clock = state["step"], Clock(state["seconds"])
         except (KeyError, RuntimeError, TypeError) as error:
             what = "checkpoint is not one of this kind of run"
-            raise UserError(
-                what, f"{type(error).__name__}: {error}", "name the folder of a `train` run"
-            ) from error
+            raise UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run") from error
 
     @property
     def progress(self) -> float:
@@ -272,37 +260,46 @@ class GeneratorTrainer:
         return min(1.0, max(self.step / train.steps, by_time))
 
     def fit(self) -> Path:
-        """Train to the end (or to Ctrl-C), and export the averaged weights."""
-        train = self.config.train
+        """Train to the end, and export the averaged weights.
+
+        Raises:
+            UserError: the loss or the gradient is no longer finite.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is saved.
+        """
         log = Log(self.out, COLUMNS, self.step)
-        last_step, last_seconds, saved = self.step, self.clock.seconds, self.clock.seconds
         try:
             with Stop() as stop:
-                while self.progress < 1 and not stop.wanted:
-                    values = self.train_step()
-                    if self.step % train.log_every == 0:
-                        loss = self._finite(values)
-                        now = self.clock.seconds
-                        rate = (self.step - last_step) * train.batch_size / (now - last_seconds)
-                        last_step, last_seconds = self.step, now
-                        row = {**loss, "images_per_second": rate, "minutes": now / 60}
-                        log.write(self.step, row)
-                        self.say(self._line(row))
-                    done = self.progress >= 1
-                    if done or (train.validate_every and self.step % train.validate_every == 0):
-                        self._validate(log)
-                    if train.sample_every and (done or self.step % train.sample_every == 0):
-                        self._sample()
-                    if self.clock.seconds - saved >= 60 * train.checkpoint_minutes and not done:
-                        self._finite(values)
-                        self.save()
-                        saved = self.clock.seconds
-                self.save()
-                if stop.wanted and self.progress < 1:
-                    self.say(f"saved at step {self.step}; run the same command with --resume to go on")
+                self._loop(log, stop)
+            self.save()
         finally:
             log.close()
+        if self.progress < 1:
+            self.say(f"saved at step {self.step}; run the same command with --resume to go on")
+            raise KeyboardInterrupt
         return self.out / "model"
+
+    def _loop(self, log: Log, stop: Stop) -> None:
+        train = self.config.train
+        logged_step, logged, saved = self.step, self.clock.seconds, self.clock.seconds
+        while self.progress < 1 and not stop.wanted:
+            values = self.train_step()
+            done = self.progress >= 1
+            due = self.clock.seconds - saved >= 60 * train.checkpoint_minutes
+            if self.step % train.log_every == 0 or done or due:
+                row = self._finite(values)
+                now = self.clock.seconds
+                row["images_per_second"] = (self.step - logged_step) * train.batch_size / max(now - logged, 1e-9)
+                row["minutes"] = now / 60
+                log.write(self.step, row)
+                self.say(self._line(row))
+                logged_step, logged = self.step, now
+            if done or (train.validate_every and self.step % train.validate_every == 0):
+                self._validate(log)
+            if train.sample_every and (done or self.step % train.sample_every == 0):
+                self._sample()
+            if due and not done:
+                self.save()
+                saved = self.clock.seconds
 
     def train_step(self) -> dict[str, Any]:
         """One update; returns loss and gradient norm as tensors, so that nothing waits for them."""
@@ -339,9 +336,7 @@ class GeneratorTrainer:
         batch = (x_t, levels, sites, labels, x_0[:, sites], level)
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
 
-    def _loss(
-        self, logits: Float[Tensor, "b k v"], x_0: Int[Tensor, "b k"], level: Float[Tensor, "b k"]
-    ) -> Tensor:
+    def _loss(self, logits: Float[Tensor, "b k v"], x_0: Int[Tensor, "b k"], level: Float[Tensor, "b k"]) -> Tensor:
         wanted = self.config.objective
         return self.loss(
             wanted.name,
@@ -358,9 +353,7 @@ class GeneratorTrainer:
         numbers = {name: float(value) for name, value in values.items()}
         if not all(torch.isfinite(torch.tensor(number)) for number in numbers.values()):
             good = (
-                f"the last good checkpoint is in {self.out}"
-                if has_checkpoint(self.out)
-                else "there is no checkpoint"
+                f"the last good checkpoint is in {self.out}" if has_checkpoint(self.out) else "there is no checkpoint"
             )
             raise UserError(
                 f"training diverged at step {self.step}",
@@ -393,9 +386,7 @@ class GeneratorTrainer:
         self.say(
             f"step {self.step}  held-out NLL {values['nll']:.4f} nats/token, "
             + "  ".join(
-                f"{name.removeprefix('nll_')} {value:.3f}"
-                for name, value in values.items()
-                if name.count("_") == 2
+                f"{name.removeprefix('nll_')} {value:.3f}" for name, value in values.items() if name.count("_") == 2
             )
         )
 

@@ -1,0 +1,71 @@
+"""``train`` and ``train-tokenizer``."""
+
+from pathlib import Path
+
+import click
+
+from ggm_image.cli.options import device_option, resolve_device
+
+
+@click.command("train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="TOKENS", help="Token cache to learn.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
+@click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out pictures.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the run; the same as train.seed=N.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@device_option
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    val: Path | None,
+    seed: int | None,
+    resume: bool,
+    device: str | None,
+) -> None:
+    """Train a generator on a token cache, as CONFIG says.
+
+    CONFIG is a YAML file, for example configs/cifar10.yaml; any of its entries can be changed with KEY=VALUE,
+    for example train.steps=1000. RUN gets config.yaml, log.csv, samples, checkpoints, and the model in RUN/model.
+    """
+    from ggm_image.training.generator import train_generator
+
+    if seed is not None:
+        overrides = (*overrides, f"train.seed={seed}")
+    model = train_generator(
+        config, data, out, overrides=overrides, val=val, resume=resume, device=resolve_device(device)
+    )
+    click.echo(f"model: {model}")
+
+
+@click.command("train-tokenizer")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="SRC", help="Image folder or tar.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the run; the same as train.seed=N.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@device_option
+def train_tokenizer(
+    config: Path,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    seed: int | None,
+    resume: bool,
+    device: str | None,
+) -> None:
+    """Train a VQGAN tokenizer on pictures, as CONFIG says.
+
+    CONFIG is a YAML file, for example configs/tokenizer-cifar10-f4.yaml; any of its entries can be changed with
+    KEY=VALUE. RUN gets config.yaml, log.csv, pictures, checkpoints, and the tokenizer in RUN/tokenizer.
+    """
+    from ggm_image.training.tokenizer import train_tokenizer as run
+
+    if seed is not None:
+        overrides = (*overrides, f"train.seed={seed}")
+    tokenizer = run(config, data, out, overrides=overrides, resume=resume, device=resolve_device(device))
+    click.echo(f"tokenizer: {tokenizer}")
