@@ -203,7 +203,7 @@ class GeneratorTrainer:
         if train.compile:
             network.compile_blocks()
         if train.compile and config.objective.name != "binary-sampled":
-            self.loss = torch.compile(objective.loss, dynamic=True)
+            self.loss = torch.compile(objective.loss)
         self.network = network
         self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.order = DataOrder(len(training), train.batch_size, train.seed)
