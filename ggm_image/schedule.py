@@ -119,9 +119,7 @@ class Schedule:
         if isinstance(order, Tensor):
             sites, spread = order.to("cpu", torch.int64), False
             if not torch.equal(sites.sort().values, torch.arange(height * width)):
-                raise UserError(
-                    "order must be a permutation of the sites", tuple(order.shape), "list each once"
-                )
+                raise UserError("order must be a permutation of the sites", tuple(order.shape), "list each once")
         else:
             sites, spread = order_sites(height, width, order, generator=generator), order != "random"
         return cls(
@@ -218,7 +216,8 @@ def random_training_state(
     The queried sites are shared by the batch (a cheap head); everything else is drawn for each row:
 
     - K: 40% cosine law (any share, mean 0.64), 40% uniform in 15%..60% of the sites, 20% log-uniform from
-      one site to 15%. Half of the time a run of the Bayer order, else a random set.
+      one site to 15%. Half of the time a block of the Bayer order (the last one may be smaller), else a
+      random set.
     - sweeps S log-uniform in 1..max_sweeps, the current sweep s uniform, a curve of sqrt, cosine or linear:
       sites not yet visited in the sweep, the queried ones among them, have level a_s, visited ones a_{s+1}.
       Visited are the Bayer prefix before the block, or a random share of the sites.
@@ -247,7 +246,8 @@ def random_training_state(
     k = _block_size(choice, share, sites_total)
     if spread < 0.5:
         order = _bayer(height, width)
-        first = int(start * (sites_total - k + 1))
+        # one of the blocks of the sampler: it asks for these, and every site is in exactly one of them
+        first = k * int(start * math.ceil(sites_total / k))
         sites = order[first : first + k]
         visited = torch.zeros(sites_total, dtype=torch.bool)
         visited[order[:first]] = True
@@ -275,9 +275,7 @@ def _block_size(choice: float, share: float, sites: int) -> int:
     return min(max(math.ceil(part * sites), 1), sites)
 
 
-def _random_sweep(
-    u: Float[Tensor, "3 b"], max_sweeps: int
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+def _random_sweep(u: Float[Tensor, "3 b"], max_sweeps: int) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Levels a_s and a_{s+1} of a random sweep of a random schedule, one a row."""
     sweeps = (math.log(max_sweeps + 1) * u[0]).exp().floor().clamp(1, max_sweeps)
     done = (u[1] * sweeps).floor().clamp(max=sweeps - 1)
@@ -305,9 +303,7 @@ def _random_known(
 
 def _check_grid(height: int, width: int) -> None:
     if height < 1 or width < 1:
-        raise UserError(
-            "the grid needs at least one site", f"{height} x {width}", "pass height and width >= 1"
-        )
+        raise UserError("the grid needs at least one site", f"{height} x {width}", "pass height and width >= 1")
 
 
 def _sweep_levels(curve: Curve, sweeps: int, final_level: float) -> list[float]:

@@ -1,7 +1,7 @@
 """Brute force on tiny grids: joints, exact denoisers, and the exact law of a schedule.
 
-Written apart from the package. A law over grids is a float64 tensor of V^L probabilities; state number n has the base-V digits of n as its
-tokens, site 0 first.
+Written apart from the package. A law over grids is a float64 tensor of V^L probabilities; state number n has
+the base-V digits of n as its tokens, site 0 first.
 """
 
 import itertools
@@ -16,18 +16,12 @@ def all_states(sites: int, codes: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(codes), repeat=sites)))
 
 
-def potts(
-    height: int, width: int, codes: int, coupling: float, *, field: float = 0.3, seed: int = 0
-) -> Tensor:
+def potts(height: int, width: int, codes: int, coupling: float, *, field: float = 0.3, seed: int = 0) -> Tensor:
     """A Potts model with a random field: neighbours like to agree. The law, (V^L,)."""
     states = all_states(height * width, codes)
     grid = states.view(-1, height, width)
-    agree = (grid[:, 1:] == grid[:, :-1]).flatten(1).sum(1) + (grid[:, :, 1:] == grid[:, :, :-1]).flatten(
-        1
-    ).sum(1)
-    fields = (
-        field * torch.randn(height * width, codes, generator=torch.Generator().manual_seed(seed)).double()
-    )
+    agree = (grid[:, 1:] == grid[:, :-1]).flatten(1).sum(1) + (grid[:, :, 1:] == grid[:, :, :-1]).flatten(1).sum(1)
+    fields = field * torch.randn(height * width, codes, generator=torch.Generator().manual_seed(seed)).double()
     energy = coupling * agree.double() + fields.gather(1, states.T).sum(0)
     return torch.softmax(energy, 0)
 
@@ -60,9 +54,7 @@ class ExactDenoiser:
         weight = (self.codes + 1) ** torch.arange(tokens.shape[1])
         question = (tokens * weight).sum(1)
         if not bool((levels == levels[:1]).all()):
-            question = question * 2 ** tokens.shape[1] + (
-                (levels == 1) * 2 ** torch.arange(tokens.shape[1])
-            ).sum(1)
+            question = question * 2 ** tokens.shape[1] + ((levels == 1) * 2 ** torch.arange(tokens.shape[1])).sum(1)
         number, which = question.unique(return_inverse=True)
         row = torch.empty_like(number).scatter_(0, which, torch.arange(len(tokens)))
         return self._answer(tokens[row], levels[row].double(), index[row])[which]
@@ -71,10 +63,7 @@ class ExactDenoiser:
         weight = self.law.expand(len(tokens), -1)
         for j in range(tokens.shape[1]):
             token, level = tokens[:, j], levels[:, j, None]
-            seen = (
-                level * (self.states[:, j] == token[:, None])
-                + (1 - level) * self.noise[token % self.codes][:, None]
-            )
+            seen = level * (self.states[:, j] == token[:, None]) + (1 - level) * self.noise[token % self.codes][:, None]
             weight = weight * torch.where((token == self.codes)[:, None], 1.0, seen)
         probs = torch.stack([self._marginal(weight, sites[:, k]) for k in range(sites.shape[1])], dim=1)
         return probs.log()
@@ -96,11 +85,9 @@ def exact_law(
     denoiser = ExactDenoiser(law, sites, codes, noise)
     states = all_states(sites, codes)
     noise = noise.double()
-    now = noise[states].prod(1)
+    now = noise[states].prod(1) if mistake != "uniform start" else torch.full_like(law, 1 / len(law))
     if known is not None:
-        now = torch.where(
-            ((known < 0) | (states == known)).all(1), noise[states].where(known < 0, 1.0).prod(1), 0.0
-        )
+        now = torch.where(((known < 0) | (states == known)).all(1), noise[states].where(known < 0, 1.0).prod(1), 0.0)
     levels = [torch.ones(sites).double()]
     for step in schedule.steps:
         after = levels[-1].clone()

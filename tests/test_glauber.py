@@ -23,9 +23,7 @@ def exact_question(levels: torch.Tensor, site: int) -> tuple[torch.Tensor, torch
     states = all_states(4, CODES)
     tokens = states.clone()
     tokens[:, site] = CODES
-    logits = ExactDenoiser(law, 4, CODES, NOISE)(
-        tokens, levels.expand(len(states), -1), torch.tensor([site]), None
-    )
+    logits = ExactDenoiser(law, 4, CODES, NOISE)(tokens, levels.expand(len(states), -1), torch.tensor([site]), None)
     return logits[:, 0], noised(law, levels, NOISE, CODES), states
 
 
@@ -73,9 +71,7 @@ def test_forward_marginals_step_by_step(block):
         one_step = torch.ones(6).double()
         one_step[step.sites] = step.keep
         now = noised(now, one_step, NOISE, CODES)
-    torch.testing.assert_close(
-        noised(law, schedule.levels(t + 1).double(), NOISE, CODES), now, rtol=1e-5, atol=1e-9
-    )
+    torch.testing.assert_close(noised(law, schedule.levels(t + 1).double(), NOISE, CODES), now, rtol=1e-5, atol=1e-9)
 
 
 def test_add_noise_draws_the_forward_marginals(generator):
@@ -151,7 +147,7 @@ def test_levels_broadcast_over_leading_shapes(generator):
 
 
 def test_draw_codes_never_draws_what_has_no_probability():
-    # seen to fail with right=False in searchsorted, and with a float32 cumulative sum
+    # seen to fail with right=False in searchsorted
     codes = 1000
     probs = torch.zeros(codes)
     probs[1::2] = 1 / 500  # every even code is impossible, the first one too
@@ -163,6 +159,13 @@ def test_draw_codes_never_draws_what_has_no_probability():
     only = torch.full((3, codes), -torch.inf)
     only[:, -2] = 0.0
     assert draw_codes(only, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)).tolist() == [998] * 3
+
+
+def test_draw_codes_reaches_rare_codes():
+    # seen to fail with a float32 cumulative sum, in which 1e-9 vanishes beside 1
+    log_probs = torch.tensor([1.0, 1e-9]).log().expand(2, -1)
+    uniforms = torch.tensor([1 - 1e-8, 1 - 1e-10], dtype=torch.float64)
+    assert draw_codes(log_probs, uniforms).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

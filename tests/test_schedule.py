@@ -179,11 +179,11 @@ def test_training_states_cover_what_the_samplers_ask():
     # seen to fail with K fixed, with `masked` rows left out, and with the first sites queried every time
     states = draw_states(1000)
     share = torch.tensor([len(s.sites) / 64 for s in states])
-    assert 0.3 < float(share.mean()) < 0.55
+    assert 0.25 < float(share.mean()) < 0.5
     assert float((share < 0.05).float().mean()) > 0.05  # the paper's chain
     assert float((share > 0.9).float().mean()) > 0.03  # the first call of the signal order
     queried = torch.bincount(torch.cat([s.sites for s in states]), minlength=64) / len(states)
-    assert float(queried.min()) > 0.2
+    assert float(queried.min()) > 0.8 * float(queried.max())  # no site is taught less than another
     rows = torch.cat([s.levels for s in states])
     level = torch.cat([s.level[:, 0] for s in states])
     clean = float((rows == 1).all(1).float().mean())
@@ -197,9 +197,7 @@ def test_training_states_cover_what_the_samplers_ask():
 
 def test_training_states_depend_on_their_generator_alone():
     first, second = draw_states(3), draw_states(3)
-    assert all(
-        torch.equal(a, b) for s, t in zip(first, second, strict=True) for a, b in zip(s, t, strict=True)
-    )
+    assert all(torch.equal(a, b) for s, t in zip(first, second, strict=True) for a, b in zip(s, t, strict=True))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (3, 5), (32, 32)])
