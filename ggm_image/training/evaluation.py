@@ -35,6 +35,9 @@ class TokenSet:
     def rows(self, indices: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], Int[Tensor, " b"]]:
         return self.tokens[indices].long(), self.labels[indices]
 
+    def subset(self, indices: Int[Tensor, " m"]) -> "TokenSet":
+        return TokenSet(self.tokens[indices], self.labels[indices])
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -139,23 +139,21 @@ def load_tokens(config: GeneratorConfig, cache: TokenCache) -> tuple[TokenSet, T
         UserError: too few pictures, or a held-out cache of another tokenizer.
     """
     whole = _token_set(cache, config.network.classes)
-    limit = config.train.validate_pictures
+    shuffle, limit = torch.Generator().manual_seed(config.train.seed), config.train.validate_pictures
     if config.data.val:
         other = TokenCache.open(config.data.val)
         fit_to_cache(config, other.manifest, Path(config.data.val))
-        val, train = _token_set(other, config.network.classes), torch.arange(len(whole))
-        held = (
-            torch.randperm(len(val), generator=torch.Generator().manual_seed(config.train.seed))[:limit].sort().values
-        )
-        held_out = TokenSet(val.tokens[held], val.labels[held])
-    else:
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.train.seed))
-        n = min(config.data.holdout, len(whole) // 10)
-        train, held = order[n:].sort().values, order[: min(n, limit)].sort().values
-        held_out = TokenSet(whole.tokens[held], whole.labels[held])
-    if not len(train):
+        val = _token_set(other, config.network.classes)
+        return whole, val.subset(torch.randperm(len(val), generator=shuffle)[:limit].sort().values)
+    copies = 2 if cache.manifest.preprocessing.get("flip") else 1  # originals, then mirrored copies
+    item = torch.from_numpy(cache.manifest.item_of_row())
+    pictures = cache.manifest.items // copies
+    held = torch.zeros(pictures, dtype=torch.bool)
+    held[torch.randperm(pictures, generator=shuffle)[: min(config.data.holdout, pictures // 10)]] = True
+    held_rows = held[item % pictures]  # a picture and its mirrored copy are kept apart together
+    if bool(held_rows.all()):
         raise UserError("token cache must hold pictures", cache.folder, "encode at least one")
-    return (whole if len(train) == len(whole) else TokenSet(whole.tokens[train], whole.labels[train])), held_out
+    return whole.subset((~held_rows).nonzero()[:, 0]), whole.subset(held_rows.nonzero()[:limit, 0])
 
 
 def _token_set(cache: TokenCache, classes: int) -> TokenSet:
