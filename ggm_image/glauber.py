@@ -123,7 +123,9 @@ def add_noise(
     source = generator.device if generator is not None else torch.device("cpu")
     shape = (2, *x_0.shape)
     uniforms = torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(x_0.device)
-    drawn = draw_codes(noise.log().expand(*x_0.shape, -1), uniforms[1])
+    # one cumulative sum serves all sites: a row of V numbers for each would cost more than a training step
+    cumulative = noise.to(torch.float64).cumsum(0)
+    drawn = torch.searchsorted(cumulative, uniforms[1] * cumulative[-1], right=True)
     return torch.where(uniforms[0] < level, x_0, drawn.to(x_0.dtype))
 
 
