@@ -38,6 +38,7 @@ class NetworkFolder:
         folder: where it lies.
         network: sizes of the transformer.
         tokenizer_name, tokenizer_sha256: the only tokenizer that it can be used with.
+        tokenizer_source: folder of that tokenizer when the model was trained; empty for a shipped one.
         class_names: in the order of the labels.
         presets: sampler settings by name.
         config: all of ``config.yaml``, with how it was trained.
@@ -47,6 +48,7 @@ class NetworkFolder:
     network: NetworkConfig
     tokenizer_name: str
     tokenizer_sha256: str
+    tokenizer_source: str
     class_names: list[str]
     presets: dict[str, dict[str, Any]]
     config: dict[str, Any]
@@ -84,6 +86,7 @@ class NetworkFolder:
                 network=network,
                 tokenizer_name=str(config["tokenizer"]["name"]),
                 tokenizer_sha256=str(config["tokenizer"]["sha256"]),
+                tokenizer_source=str(config["tokenizer"].get("source", "")),
                 class_names=[str(name) for name in config["class_names"]],
                 presets={str(k): dict(v) for k, v in config["presets"].items()},
                 config=config,
@@ -113,7 +116,7 @@ def export_model(
         folder: where to.
         state: the network's state, usually the moving average of its weights.
         network: the fields of its `NetworkConfig`.
-        tokenizer: ``name`` and ``sha256``.
+        tokenizer: ``name``, ``sha256`` and, for one that is not shipped, ``source``.
         class_names: in the order of the labels.
         training: the resolved training config and what is known of the run.
         presets: sampler settings by name; `PRESETS` by default.

@@ -401,11 +401,14 @@ class Model:
         }
 
 
-def load_model(name_or_path: str | Path = "cifar10", *, device: str = "cpu") -> Model:
+def load_model(
+    name_or_path: str | Path = "cifar10", *, tokenizer: str | Path | None = None, device: str = "cpu"
+) -> Model:
     """A trained model with its tokenizer, ready to draw.
 
     Args:
         name_or_path: a shipped model's name, or a folder with ``config.yaml`` and ``model.safetensors``.
+        tokenizer: name or folder of its tokenizer, where that has moved since the training.
         device: where it shall live, e.g. ``cpu`` or ``cuda``.
 
     Returns:
@@ -415,15 +418,16 @@ def load_model(name_or_path: str | Path = "cifar10", *, device: str = "cpu") -> 
         UserError: if it is not there, is damaged, or its tokenizer is not the one that it was trained with.
     """
     folder = find_model(name_or_path)
-    tokenizer = load_tokenizer(folder.tokenizer_name, device=device)
-    if tokenizer.sha256 != folder.tokenizer_sha256:
+    source = tokenizer or folder.tokenizer_source or folder.tokenizer_name
+    loaded = load_tokenizer(source, device=device)
+    if loaded.sha256 != folder.tokenizer_sha256:
         raise UserError(
             f"model {folder.name} was trained with tokenizer {folder.tokenizer_name} {folder.tokenizer_sha256[:16]}...",
-            f"found {tokenizer.sha256[:16]}...",
-            "copy the tokenizer that came with the model",
+            f"{source} is {loaded.sha256[:16]}...",
+            "name the right one, or copy the one that came with the model",
         )
     network, sha256 = load_network(folder)
-    return Model(folder, network, sha256, tokenizer, device)
+    return Model(folder, network, sha256, loaded, device)
 
 
 def _half_precision_pays(device: torch.device) -> bool:

@@ -20,6 +20,9 @@ PRESET = click.option(
 )
 
 
+TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, where it has moved.")
+
+
 def sampler_options(command: Any) -> Any:
     """The sampler's settings; what is left out is the preset's."""
     for option in reversed(
@@ -47,10 +50,10 @@ def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
     return model.settings(preset, **{name: options[name] for name in names})
 
 
-def _load(model_name: str, device: str | None) -> Any:
+def _load(model_name: str, tokenizer: str | None, device: str | None) -> Any:
     from ggm_image.pipeline import load_model
 
-    return load_model(model_name, device=resolve_device(device))
+    return load_model(model_name, tokenizer=tokenizer, device=resolve_device(device))
 
 
 def _is_picture(path: Path) -> bool:
@@ -66,6 +69,7 @@ def _is_picture(path: Path) -> bool:
 
 @click.command()
 @MODEL
+@TOKENIZER
 @click.option(
     "--class", "classes", metavar="NAME|INDEX", help="Class of all pictures; each class in turn by default."
 )
@@ -80,6 +84,7 @@ def _is_picture(path: Path) -> bool:
 @json_option
 def sample(
     model_name: str,
+    tokenizer: str | None,
     classes: str | None,
     count: int,
     out: Path,
@@ -98,7 +103,7 @@ def sample(
     single = _is_picture(out)
     if trajectory is not None and trajectory.suffix.lower() != ".gif":
         raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
-    model = _load(model_name, device)
+    model = _load(model_name, tokenizer, device)
     settings = _settings(model, preset, options)
     recording = None
     if trajectory is not None:
@@ -146,6 +151,7 @@ def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> 
 @click.argument("mask", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), default="inpainted.png", show_default=True)
 @MODEL
+@TOKENIZER
 @click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
 @click.option(
     "-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers."
@@ -165,6 +171,7 @@ def inpaint(
     mask: Path | None,
     out: Path,
     model_name: str,
+    tokenizer: str | None,
     classes: str | None,
     count: int,
     dilate: int,
@@ -183,7 +190,7 @@ def inpaint(
     from ggm_image.files import atomic_path
 
     single = _is_picture(out)
-    model = _load(model_name, device)
+    model = _load(model_name, tokenizer, device)
     answers = model.inpaint(
         image,
         mask,

@@ -119,7 +119,7 @@ def test_sixteen_bit_png_of_every_kind(channels: int) -> None:
 
 
 # Seen to fail without apply_exif_orientation (torchvision) and without exif_transpose (Pillow).
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(kind: str) -> None:
     values = np.zeros((16, 32, 3), np.uint8)
     values[:, :16] = 255

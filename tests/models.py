@@ -1,0 +1,64 @@
+"""Untrained models in the shipped layout, small enough to draw with in milliseconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ggm_image.files import sha256_file
+from ggm_image.model_files import export_model
+from ggm_image.network import NetworkConfig, Transformer
+from ggm_image.tokenizers.vqgan import VQGAN, DDConfig, VQGANConfig
+from ggm_image.training.config import plain
+from ggm_image.weights import save_weights
+
+TINY_VQGAN = VQGANConfig(
+    n_embed=32,
+    embed_dim=4,
+    ddconfig=DDConfig(ch=32, ch_mult=[1, 1, 1], num_res_blocks=1, attn_resolutions=[], resolution=16, z_channels=8),
+)
+
+
+def tiny_tokenizer_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A tokenizer folder: 32 codes, 4 x 4 cells, pictures of 16 x 16."""
+    torch.manual_seed(seed)
+    tokenizer = VQGAN(TINY_VQGAN)
+    torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
+    save_weights(folder / "model.safetensors", tokenizer.state_dict(), torch.float32)
+    config = {
+        "name": "tiny",
+        "architecture": plain(TINY_VQGAN),
+        "weights": {"sha256": sha256_file(folder / "model.safetensors")},
+    }
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    return folder
+
+
+def tiny_model_folder(
+    root: Path, *, seed: int = 0, spoil: Callable[[dict[str, Tensor]], object] | None = None
+) -> Path:
+    """A model folder with its tokenizer beside it: 4 x 4 tokens, classes cat, dog, ship."""
+    tokenizer = tiny_tokenizer_folder(root / "tokenizer", seed=seed)
+    config = NetworkConfig(codebook_size=32, classes=3, grid=[4, 4], width=32, depth=2, heads=2)
+    torch.manual_seed(seed)
+    network = Transformer(config)
+    for parameter in network.parameters():  # as initialised, the class and much else has no effect yet
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = network.state_dict()
+    if spoil is not None:
+        spoil(state)
+    export_model(
+        root / "model",
+        state,
+        network=plain(config),
+        tokenizer={
+            "name": "tiny",
+            "sha256": sha256_file(tokenizer / "model.safetensors"),
+            "source": str(tokenizer),
+        },
+        class_names=["cat", "dog", "ship"],
+        training={},
+    )
+    return root / "model"

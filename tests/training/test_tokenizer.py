@@ -1,0 +1,178 @@
+"""Training of a tokenizer: it learns, it goes on bit for bit, and its codebook stays alive."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ggm_image import load_tokenizer
+from ggm_image.errors import UserError
+from ggm_image.training import tokenizer as module
+from ggm_image.training.codebook import CodebookEMA
+from ggm_image.training.perceptual import LINEAR_FILE, VGG_FILE, SmallPerceptual, load_perceptual
+from ggm_image.training.tokenizer import TokenizerTrainer, train_tokenizer
+from ggm_image.weights import save_weights
+
+CONFIG = """
+name: tiny
+architecture:
+  n_embed: 16
+  embed_dim: 4
+  ddconfig: {ch: 32, ch_mult: [1, 1, 1], num_res_blocks: 1, attn_resolutions: [], resolution: 8, z_channels: 8}
+loss: {perceptual: 0.0, adversarial_start: 0.5, discriminator_width: 8, discriminator_layers: 1}
+train: {steps: 8, batch_size: 4, compile: false, precision: 32-true, warmup_steps: 1, log_every: 1, sample_every: 4,
+        weights_dtype: float32, restart_every: 2}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_run_exports_a_tokenizer(config: Path, class_folder: Path, tmp_path: Path) -> None:
+    folder = train_tokenizer(config, class_folder, tmp_path / "run", overrides=["train.steps=60"])
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.name, tokenizer.codebook_size, tokenizer.downscale) == ("tiny", 16, 4)
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert len(rows) == 61
+    column = rows[0].split(",").index("psnr")
+    psnr = [float(row.split(",")[column]) for row in rows[1:]]
+    assert sum(psnr[-5:]) > sum(psnr[:5]) + 5  # 1 dB better on average
+    assert (tmp_path / "run" / "reconstructions" / "0000060.png").is_file()
+
+
+def test_interrupted_run_goes_on_bit_for_bit(
+    config: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # seen to fail without the discriminator's optimizer, and without the generator's state, in the checkpoint
+    whole = train_tokenizer(config, class_folder, tmp_path / "whole")
+    step = TokenizerTrainer.train_step
+
+    def interrupted(self: TokenizerTrainer, images: torch.Tensor) -> dict[str, float]:
+        logs = step(self, images)
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return logs
+
+    monkeypatch.setattr(TokenizerTrainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        train_tokenizer(config, class_folder, tmp_path / "cut")
+    with pytest.raises(UserError, match="add --resume"):
+        train_tokenizer(config, class_folder, tmp_path / "cut")
+    monkeypatch.setattr(TokenizerTrainer, "train_step", step)
+    cut = train_tokenizer(config, class_folder, tmp_path / "cut", resume=True)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert len((tmp_path / "cut" / "log.csv").read_text().splitlines()) == 9
+
+
+def test_loss_that_is_not_finite_stops_the_run(
+    config: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenizerTrainer, "train_step", lambda self, images: {"pixel": float("nan"), "psnr": 0.0})
+    with pytest.raises(UserError, match="not finite"):
+        train_tokenizer(config, class_folder, tmp_path / "run")
+    assert not (tmp_path / "run" / "tokenizer").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("train.stpes=5", "did you mean train.steps"),
+        ("architecture.ddconfig.channels=5", "unknown config key"),
+        ("train.steps=many", "wrong type"),
+    ],
+)
+def test_wrong_config_is_named(
+    config: Path, class_folder: Path, tmp_path: Path, override: str, match: str
+) -> None:
+    with pytest.raises(UserError, match=match):
+        train_tokenizer(config, class_folder, tmp_path / "run", overrides=[override])
+
+
+def test_dead_codes_restart_at_latents() -> None:
+    # seen to fail when the counts of the moved codes were left at zero: they were moved again at every step
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 2, generator=generator)
+    book = CodebookEMA(8, 2, decay=0.5)
+    z = torch.randn(64, 2, generator=generator)
+    book.start(weight, z, generator)
+    for _ in range(20):
+        book.update(weight, z, torch.zeros(64, dtype=torch.int64))
+    assert book.dead() == 7
+    assert book.perplexity() < 1.01
+    assert book.restart_dead(weight, z, generator) == 7
+    assert book.dead() == 0
+    assert all(any(torch.equal(code, row) for row in z) for code in weight[1:])
+
+
+def test_codes_follow_the_mean_of_their_latents() -> None:
+    weight = torch.zeros(2, 2)
+    book = CodebookEMA(2, 2, decay=0.5)
+    z = torch.tensor([[1.0, 1.0], [3.0, 1.0], [-2.0, 0.0]])
+    book.start(weight, z, torch.Generator().manual_seed(0))
+    for _ in range(40):
+        book.update(weight, z, torch.tensor([0, 0, 1]))
+    assert torch.allclose(weight, torch.tensor([[2.0, 1.0], [-2.0, 0.0]]), atol=1e-3)
+
+
+def test_adaptive_weights_balance_the_gradients(config: Path) -> None:
+    # seen to fail with the ratio upside down
+    from ggm_image.training.config import load_config
+
+    loaded = load_config(module.TokenizerTrainConfig, config, ["loss.adversarial=0.5", "loss.matching=2.0"])
+    trainer = TokenizerTrainer(loaded, "cpu")
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    codes, _, _ = trainer.quantise(trainer.encode(images))
+    last = trainer.model.decoder.conv_out
+    reconstruction = last(trainer.decode_body(codes))
+    terms = {"pixel": (reconstruction - images).abs().mean()} | trainer._judged(images, reconstruction)
+    _, weights = trainer._weighted_gradient(terms, reconstruction)
+    norms = {n: torch.autograd.grad(t, last.weight, retain_graph=True)[0].norm() for n, t in terms.items()}
+    for name, share in (("adversarial", 0.5), ("matching", 2.0)):
+        assert torch.isclose(weights[f"{name}_weight"] * norms[name], share * norms["pixel"], rtol=1e-3)
+
+
+def test_small_perceptual_round_trip(tmp_path: Path) -> None:
+    model = SmallPerceptual(3, (4, 6, 6)).eval()
+    save_weights(tmp_path / "p.safetensors", model.state_dict(), torch.float32)
+    loaded = load_perceptual(str(tmp_path / "p.safetensors"))
+    assert loaded is not None
+    a, b = torch.rand(2, 2, 3, 8, 8).unbind(0)
+    assert torch.equal(loaded(a, b), model(a, b))
+    assert float(loaded(a, a)) == 0.0
+    assert float(loaded(a, b)) > 0.0
+
+
+def test_lpips_reads_published_files(tmp_path: Path) -> None:
+    from torchvision.models import vgg16
+
+    vgg = vgg16(weights=None).features.state_dict()
+    widths = (64, 128, 256, 512, 512)
+    linear = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(widths)}
+    torch.save({f"features.{k}": v for k, v in vgg.items()}, tmp_path / VGG_FILE)
+    with pytest.raises(UserError, match=LINEAR_FILE):
+        load_perceptual(str(tmp_path))
+    torch.save(linear, tmp_path / LINEAR_FILE)
+    loss = load_perceptual(str(tmp_path))
+    assert loss is not None
+    a, b = torch.rand(2, 1, 3, 32, 32).unbind(0)
+    assert float(loss(a, a)) == 0.0
+    assert float(loss(a, b)) > 0.0
+    del linear["lin3.model.1.weight"]
+    torch.save(linear, tmp_path / LINEAR_FILE)
+    with pytest.raises(UserError, match="as published"):
+        load_perceptual(str(tmp_path))
+
+
+def test_perceptual_loss_is_off_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **options: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.warns(UserWarning, match="no perceptual loss"):
+        assert load_perceptual("download") is None
