@@ -417,7 +417,8 @@ def _loop(
             saved = trainer.clock.seconds
         if stop.wanted:
             save()
-            raise KeyboardInterrupt(f"saved step {step} in {out}; go on with --resume")
+            print(f"saved at step {step}; run the same command with --resume to go on", file=sys.stderr, flush=True)
+            raise KeyboardInterrupt
     save()
 
 

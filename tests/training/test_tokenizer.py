@@ -47,7 +47,11 @@ def test_run_exports_a_tokenizer(config: Path, class_folder: Path, tmp_path: Pat
 
 
 def test_interrupted_run_goes_on_bit_for_bit(
-    config: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # seen to fail without the discriminator's optimizer, and without the generator's state, in the checkpoint
     whole = train_tokenizer(config, class_folder, tmp_path / "whole")
@@ -60,8 +64,9 @@ def test_interrupted_run_goes_on_bit_for_bit(
         return logs
 
     monkeypatch.setattr(TokenizerTrainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt):
         train_tokenizer(config, class_folder, tmp_path / "cut")
+    assert "saved at step 5; run the same command with --resume" in capsys.readouterr().err
     with pytest.raises(UserError, match="add --resume"):
         train_tokenizer(config, class_folder, tmp_path / "cut")
     monkeypatch.setattr(TokenizerTrainer, "train_step", step)
@@ -131,8 +136,8 @@ def test_adaptive_weights_balance_the_gradients(config: Path) -> None:
     last = trainer.model.decoder.conv_out
     reconstruction = last(trainer.decode_body(codes))
     terms = {"pixel": (reconstruction - images).abs().mean()} | trainer._judged(images, reconstruction)
-    _, weights = trainer._weighted_gradient(terms, reconstruction)
     norms = {n: torch.autograd.grad(t, last.weight, retain_graph=True)[0].norm() for n, t in terms.items()}
+    _, weights = trainer._weighted_gradient(terms, reconstruction)
     for name, share in (("adversarial", 0.5), ("matching", 2.0)):
         assert torch.isclose(weights[f"{name}_weight"] * norms[name], share * norms["pixel"], rtol=1e-3)
 

@@ -1,0 +1,175 @@
+"""``sample``, ``inpaint``, ``models``, ``tokenizers`` as somebody types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ggm_image.cli.main import main
+from tests.models import tiny_model_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_sample_grid_and_folder_agree(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("--model", model, "--class", "dog", "--preset", "fast", "--seed", 3)
+    assert run("sample", *common, "-n", 4, "--out", tmp_path / "grid.png") == 0
+    assert "4 pictures" in capsys.readouterr().out
+    assert run("sample", *common, "-n", 6, "--out", tmp_path / "files", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    manifest = json.loads((tmp_path / "files" / "manifest.json").read_text())
+    assert manifest["settings"] == told["settings"]
+    assert manifest["classes"] == ["dog"] * 6
+    assert (manifest["seed"], manifest["count"]) == (3, 6)
+    assert len(manifest["model_sha256"]) == len(manifest["tokenizer_sha256"]) == 64
+    grid = pixels(tmp_path / "grid.png")
+    assert grid.shape == (32, 32, 3)
+    for k in range(4):
+        top, left = 16 * (k // 2), 16 * (k % 2)
+        assert np.array_equal(grid[top : top + 16, left : left + 16], pixels(tmp_path / "files" / f"{k:06d}.png"))
+    assert len(list((tmp_path / "files").glob("*.png"))) == 6
+
+
+def test_one_picture(model: Path, tmp_path: Path) -> None:
+    assert run("sample", "--model", model, "-n", 1, "--preset", "fast", "--out", tmp_path / "one.png") == 0
+    assert pixels(tmp_path / "one.png").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("order", ["schedule", "signal"])
+def test_trajectory(model: Path, tmp_path: Path, order: str) -> None:
+    arguments = ("--model", model, "-n", 4, "--order", order, "--sweeps", 2, "--block", 4)
+    assert run("sample", *arguments, "--out", tmp_path / "a.png", "--trajectory", tmp_path / "a.gif") == 0
+    assert run("sample", *arguments, "--out", tmp_path / "b.png") == 0
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.size == (32, 32)
+        assert gif.n_frames == 9  # the start and eight calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--class", "cta"), ("no such class", "did you mean cat")),
+        (("--class", "17"), ("no such class",)),
+        (("--preset", "quick"), ("no such preset", "fast, best, exact")),
+        (("--order", "random"), ("random",)),
+        (("-n", "0"), ("-n",)),
+        (("--temperature", "0"), ("--temperature",)),
+        (("--top-p", "1.5"), ("--top-p",)),
+        (("--out", "picture.jpg"), (".png file or a folder",)),
+        (("--trajectory", "a.mp4"), (".gif",)),
+        (("--sweps", "2"), ("--sweeps",)),
+    ],
+)
+def test_sample_refuses(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = refused(capsys, run("sample", "--model", model, *arguments))
+    for part in parts:
+        assert part in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_and_tokenizers_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such model" in refused(capsys, run("sample", "--model", tmp_path / "none"))
+    assert "config.yaml" in refused(capsys, run("sample", "--model", tmp_path))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "in.png")
+    return tmp_path / "in.png"
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    hole = np.zeros((16, 16), dtype=np.uint8)
+    hole[5:11, 2:9] = 255
+    Image.fromarray(hole).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def test_inpaint_keeps_known_pixels(model: Path, picture: Path, mask: Path, tmp_path: Path) -> None:
+    known = pixels(mask) == 0
+    assert run("inpaint", picture, mask, "--model", model, "--class", "cat", "--out", tmp_path / "o.png") == 0
+    assert np.array_equal(pixels(tmp_path / "o.png")[known], pixels(picture)[known])
+    assert run("inpaint", picture, mask, "--model", model, "-n", 2, "--feather", 2, "--out", tmp_path / "two.png") == 0
+    answers = [pixels(tmp_path / f"two-{k}.png") for k in range(2)]
+    assert all(np.array_equal(answer[known], pixels(picture)[known]) for answer in answers)
+    assert run("inpaint", picture, mask, "--model", model, "-n", 2, "--out", tmp_path / "dir") == 0
+    assert len(list((tmp_path / "dir").glob("*.png"))) == 2
+
+
+def test_transparent_parts_are_the_mask(model: Path, tmp_path: Path) -> None:
+    rgba = np.random.default_rng(1).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    rgba[..., 3] = 255
+    rgba[4:8, 4:8, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "in.png")
+    assert run("inpaint", tmp_path / "in.png", "--model", model, "--out", tmp_path / "out.png") == 0
+    out = pixels(tmp_path / "out.png")
+    known = rgba[..., 3] == 255
+    assert np.array_equal(out[known], rgba[known])
+    assert (out[..., 3] == 255).all()
+
+
+def test_inpaint_refuses(
+    model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    small, black = tmp_path / "small.png", tmp_path / "black.png"
+    Image.new("L", (8, 8), 255).save(small)
+    Image.new("L", (16, 16), 0).save(black)
+    out = ("--model", model, "--out", tmp_path / "out.png")
+    odd, white = tmp_path / "odd.png", tmp_path / "white.png"
+    Image.new("RGB", (1, 1)).save(odd)
+    Image.new("L", (1, 1), 255).save(white)
+    assert "multiples" in refused(capsys, run("inpaint", odd, white, *out))
+    assert "text.png" in refused(capsys, run("inpaint", text, mask, *out))
+    assert "text.png" in refused(capsys, run("inpaint", picture, text, *out))
+    assert "none.png" in refused(capsys, run("inpaint", tmp_path / "none.png", mask, *out))
+    told = refused(capsys, run("inpaint", picture, small, *out))
+    assert "16 x 16" in told
+    assert "8 x 8" in told
+    assert "nothing to paint" in refused(capsys, run("inpaint", picture, black, *out))
+    assert "mask is needed" in refused(capsys, run("inpaint", picture, *out))
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models", "--json") == 0
+    assert "cifar10" in [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert run("tokenizers", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"name", "codes", "downscale", "reported"} <= rows[0].keys()
+    assert run("tokenizers") == 0
+    assert "cifar10-f4" in capsys.readouterr().out

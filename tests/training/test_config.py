@@ -1,0 +1,83 @@
+"""Configs: complete, typed, and helpful where they are wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ggm_image.errors import UserError
+from ggm_image.network import Transformer
+from ggm_image.resources import resource_dir
+from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
+
+SHIPPED = sorted(p for p in resource_dir("configs").glob("*.yaml") if not p.name.startswith("tokenizer"))
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("network: {width: 32, heads: 2}\ntrain: {steps: 7}\n")
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_config_is_complete_and_builds(path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    config = load_config(GeneratorConfig, path)
+    written = OmegaConf.to_container(OmegaConf.load(path))
+    assert written == plain(config), "a shipped file names every key, so that no default can change it"
+    with torch.device("meta"):
+        network = Transformer(config.network)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    assert f"{millions:.0f} million" in path.read_text() or f"{millions:.1f} million" in path.read_text()
+
+
+def test_overrides_and_round_trip(yaml: Path, tmp_path: Path) -> None:
+    config = load_config(GeneratorConfig, yaml, ["train.batch_size=9", "network.grid=[2,3]", "train.max_minutes=1.5"])
+    assert (config.train.steps, config.train.batch_size, config.train.max_minutes) == (7, 9, 1.5)
+    assert config.network.grid == [2, 3]
+    save_config(tmp_path / "saved.yaml", config)
+    assert load_config(GeneratorConfig, tmp_path / "saved.yaml") == config
+    assert build_config(GeneratorConfig, plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", "unknown config key.*did you mean train.steps"),
+        ("steps=3", "unknown config key.*did you mean train.steps"),
+        ("trian.steps=3", "unknown config key.*did you mean train"),
+        ("train.steps=many", "train.steps has the wrong type"),
+        ("train.steps=-3", "train.steps must be positive"),
+        ("train.ema_decay=1.5", r"train.ema_decay must lie in \[0, 1\]"),
+        ("train.precision=fp8", "train.precision must be one of"),
+        ("network.width=33", "network.width must be a multiple"),
+        ("network=3", "network"),
+        ("train.steps", "written key=value"),
+        ("=3", "written key=value"),
+    ],
+)
+def test_bad_overrides(yaml: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(GeneratorConfig, yaml, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "must be YAML"),
+        ("- 1\n- 2\n", "must hold keys and values"),
+        ("train: {stesp: 4}\n", "did you mean train.steps"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(GeneratorConfig, path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(GeneratorConfig, tmp_path / "none.yaml")
