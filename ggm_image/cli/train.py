@@ -60,7 +60,7 @@ def train_tokenizer(
 ) -> None:
     """Train a VQGAN tokenizer on pictures, as CONFIG says.
 
-    CONFIG is a YAML file, for example configs/tokenizer-cifar10-f4.yaml; any of its entries can be changed with
+    CONFIG is a YAML file, for example configs/tokenizer_cifar10.yaml; any of its entries can be changed with
     KEY=VALUE. RUN gets config.yaml, log.csv, pictures, checkpoints, and the tokenizer in RUN/tokenizer.
     """
     from ggm_image.training.tokenizer import train_tokenizer as run

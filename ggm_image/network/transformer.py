@@ -59,17 +59,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("codebook_size", "width", "depth", "heads", "condition_width", "mlp_ratio", "theta"):
             if not getattr(self, name) > 0:
-                raise UserError(
-                    f"network.{name} must be positive", getattr(self, name), "give a larger number"
-                )
+                raise UserError(f"network.{name} must be positive", getattr(self, name), "give a larger number")
         if self.classes < 0:
-            raise UserError(
-                "network.classes must not be negative", self.classes, "0 is a model without classes"
-            )
+            raise UserError("network.classes must not be negative", self.classes, "0 is a model without classes")
         if len(self.grid) != 2 or min(self.grid) < 1:
-            raise UserError(
-                "network.grid must be [rows, columns]", list(self.grid), "write for example [16, 16]"
-            )
+            raise UserError("network.grid must be [rows, columns]", list(self.grid), "write for example [16, 16]")
         if self.width % (4 * self.heads):
             raise UserError(
                 "network.width must be a multiple of 4 * heads",
@@ -96,15 +90,14 @@ class Attention(nn.Module):
         self.project = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "b l d"], positions: Positions) -> Float[Tensor, "b l d"]:
-        b, l, d = x.shape
-        q, k, v = (
-            self.qkv(x).view(b, l, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        )  # (b, e, l, dh) each
+        b, sites, d = x.shape
+        qkv = self.qkv(x).view(b, sites, 3, self.heads, d // self.heads)  # (b, l, 3, e, dh)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (b, e, l, dh) each
         q = rotate(self.norm(q), positions).to(v.dtype)  # (b, e, l, dh)
         k = rotate(self.norm(k), positions).to(v.dtype)  # (b, e, l, dh)
         with _attention_kernel(q):
             y = F.scaled_dot_product_attention(q, k, v)  # (b, e, l, dh)
-        return self.project(y.transpose(1, 2).reshape(b, l, d))  # (b, l, d)
+        return self.project(y.transpose(1, 2).reshape(b, sites, d))  # (b, l, d)
 
 
 class SquaredReLU(nn.Module):
@@ -233,9 +226,7 @@ class Transformer(nn.Module):
         scale, shift = self.level(waves).chunk(2, dim=2)  # (b, l, d) each
         x = self.tokens(tokens) * (1 + scale) + shift + self.site(positions.waves.to(dtype))  # (b, l, d)
         condition = self.condition(F.silu(self.classes(labels))).unflatten(1, (6, -1))  # (b, 6, d)
-        return x.to(
-            scale.dtype
-        ), condition  # the residual stream runs in the precision of the matrix products
+        return x.to(scale.dtype), condition  # the residual stream runs in the precision of the matrix products
 
     def compile_blocks(self) -> None:
         """Compile the embedding and the blocks (one graph serves all of them); weights and results stay as they are."""
@@ -266,7 +257,5 @@ class Transformer(nn.Module):
         block = 4 * c.width**2 + 2 * c.width * int(c.width * c.mlp_ratio) + 2 * sites * c.width
         level = LEVEL_WAVES * c.condition_width + c.condition_width * 2 * c.width
         return 2 * (
-            sites * (c.depth * block + level)
-            + queried * c.width * c.codebook_size
-            + 6 * c.width * c.condition_width
+            sites * (c.depth * block + level) + queried * c.width * c.codebook_size + 6 * c.width * c.condition_width
         )

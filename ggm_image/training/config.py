@@ -23,10 +23,17 @@ C = TypeVar("C")
 
 @dataclass(kw_only=True)
 class TokenizerRef:
-    """The tokenizer whose codes the model learns; an empty entry takes what the token cache says."""
+    """The tokenizer whose codes the model learns; an empty entry takes what the token cache says.
+
+    Attributes:
+        name: in its config.yaml.
+        sha256: of its weights.
+        source: its folder, where it is not a shipped one; only used to find it again.
+    """
 
     name: str = ""
     sha256: str = ""
+    source: str = field(default="", compare=False)
 
 
 @dataclass(kw_only=True)
@@ -163,15 +170,11 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            "config file does not exist", path, "give a YAML file, for example configs/cifar10.yaml"
-        )
+        raise UserError("config file does not exist", path, "give a YAML file, for example configs/cifar10.yaml")
     try:
         written = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(
-            "config file must be YAML", f"{path}: {error}", "compare it with those in configs/"
-        ) from error
+        raise UserError("config file must be YAML", f"{path}: {error}", "compare it with those in configs/") from error
     if not isinstance(written, DictConfig):
         raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
     changes = OmegaConf.create({})
@@ -235,7 +238,9 @@ def _check_keys(node: Any, schema: Any, prefix: str, known: list[str]) -> None:
             ]
             fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(hints)}"
             raise UserError("unknown config key", full, fix)
-        if is_dataclass(hints[key]) and isinstance(node.get(key), DictConfig):
+        if is_dataclass(hints[key]):
+            if not isinstance(node.get(key), DictConfig):
+                raise UserError(f"config key {full} must hold keys", node.get(key), f"write {full}.KEY=VALUE")
             _check_keys(node[key], hints[key], f"{full}.", known)
 
 

@@ -50,9 +50,7 @@ class Ema:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices of linear layers and convolutions with weight decay, all else without."""
-    decayed = {
-        id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
-    }
+    decayed = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)}
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
@@ -162,9 +160,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     if failures:
         raise UserError("checkpoint cannot be read", "; ".join(failures), "start a new run in another folder")
-    raise UserError(
-        "nothing to resume: no checkpoint", folder, "leave out --resume, or name the run's folder"
-    )
+    raise UserError("nothing to resume: no checkpoint", folder, "leave out --resume, or name the run's folder")
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -214,11 +210,7 @@ class Log:
         rows = [self.columns]
         if step and self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
-                rows += [
-                    row
-                    for row in list(csv.reader(file))[1:]
-                    if row and row[0].isdigit() and int(row[0]) <= step
-                ]
+                rows += [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= step]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(self.path, text.getvalue())

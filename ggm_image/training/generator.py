@@ -116,6 +116,9 @@ def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> No
                 "encode the pictures with that tokenizer, or change tokenizer in the config",
             )
         setattr(config.tokenizer, name, found)
+    source = Path(manifest.tokenizer_source)
+    if manifest.tokenizer_source and source.is_dir():
+        config.tokenizer.source = str(source.resolve())
     network = config.network
     facts = [
         ("codebook_size", network.codebook_size, manifest.codebook_size),

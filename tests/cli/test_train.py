@@ -30,7 +30,11 @@ def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 )
 @pytest.mark.parametrize("command", ["train", "train-tokenizer"])
 def test_bad_input_is_one_line(
-    command: str, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)

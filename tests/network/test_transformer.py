@@ -1,6 +1,5 @@
 """The network: what its answer may and may not depend on, and how exact it is."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +16,9 @@ def make_network(**changes: Any) -> Transformer:
     """A small network with all its parameters at work (as initialised, class and levels have no effect)."""
     torch.manual_seed(0)
     network = Transformer(
-        NetworkConfig(**{"codebook_size": V, "classes": C, "grid": [3, 4], "width": 32, "depth": 2, "heads": 2} | changes)
+        NetworkConfig(
+            **{"codebook_size": V, "classes": C, "grid": [3, 4], "width": 32, "depth": 2, "heads": 2} | changes
+        )
     )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -174,8 +175,8 @@ def test_bad_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
         NetworkConfig(**{"width": 32, "heads": 2} | changes)
 
 
-def test_gradients_are_finite_at_the_ends_of_the_level(make: Callable[..., Transformer] = make_network) -> None:
-    network = make().requires_grad_(True)
+def test_gradients_are_finite_at_the_ends_of_the_level() -> None:
+    network = make_network().requires_grad_(True)
     tokens, levels, labels = make_batch()
     levels[0], levels[1] = 0.0, 1.0
     network(tokens, levels, SITES, labels).logsumexp(-1).sum().backward()

@@ -1,0 +1,121 @@
+"""Training throughput of a config on this machine: pictures a second, and the share of its matrix-product rate.
+
+    python tools/bench_train.py configs/cifar10.yaml [train.batch_size=64 ...]
+
+Training steps on random tokens, and large bfloat16 matrix products, take turns in one run, so that other work on the
+machine slows both. The share is (floating-point operations of the network, three times its forward pass) / seconds, over
+the rate of the products.
+"""
+
+import json
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import torch
+
+from ggm_image.cli.main import run
+from ggm_image.cli.options import device_option, json_option, resolve_device
+from ggm_image.data.token_cache import Manifest
+from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.evaluation import TokenSet
+from ggm_image.training.generator import GeneratorTrainer
+
+SIDE = 2048
+
+
+def seconds(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def product_rate(device: torch.device, repeats: int = 4) -> float:
+    """Operations a second of a (2048, 2048) bfloat16 matrix product."""
+    a, b = torch.randn(2, SIDE, SIDE, device=device).bfloat16()
+    out = torch.empty_like(a)
+    start = seconds(device)
+    for _ in range(repeats):
+        torch.mm(a, b, out=out)
+    return 2 * SIDE**3 * repeats / (seconds(device) - start)
+
+
+def make_trainer(config: GeneratorConfig, out: Path, device: str) -> GeneratorTrainer:
+    network = config.network
+    height, width = network.grid
+    rows = 4 * config.train.batch_size
+    tokens = torch.randint(0, network.codebook_size, (rows, height * width), dtype=torch.int32)
+    data = TokenSet(tokens, torch.randint(0, max(network.classes, 1), (rows,)))
+    manifest = Manifest(
+        tokenizer_name="random",
+        tokenizer_sha256="",
+        codebook_size=network.codebook_size,
+        grid=(height, width),
+        image_size=0,
+        class_names=[str(k) for k in range(network.classes)],
+        preprocessing={},
+        source={},
+        items=rows,
+    )
+    return GeneratorTrainer(config, manifest, data, data, out, device=device, report=lambda line: None)
+
+
+def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:
+    """Steps and products in turn for ``budget`` seconds, after a warm-up that compiles."""
+    config, device = trainer.config, trainer.device
+    sites = config.network.grid[0] * config.network.grid[1]
+    work: list[float] = []
+    original = trainer._batch
+
+    def batch() -> tuple[torch.Tensor, ...]:
+        values = original()
+        work.append(3.0 * len(values[0]) * trainer.network.flops(sites, len(values[2])))
+        return values
+
+    trainer._batch = batch  # type: ignore[method-assign]
+    for _ in range(4):
+        trainer.train_step()
+    product_rate(device)
+    work.clear()
+    spent, rates, end = 0.0, [], time.perf_counter() + budget
+    while time.perf_counter() < end or len(rates) < 3:
+        rates.append(product_rate(device))
+        start = seconds(device)
+        trainer.train_step()
+        spent += seconds(device) - start
+    rate = sum(rates) / len(rates)
+    return {
+        "pictures_per_second": len(work) * config.train.batch_size / spent,
+        "training_tflops": sum(work) / spent / 1e12,
+        "product_tflops": rate / 1e12,
+        "share": sum(work) / spent / rate,
+        "steps": float(len(work)),
+        "batch_size": float(config.train.batch_size),
+        "parameters": float(sum(p.numel() for p in trainer.network.parameters())),
+    }
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--seconds", "budget", default=20.0, show_default=True, help="How long to measure.")
+@device_option
+@json_option
+def bench(config: Path, overrides: tuple[str, ...], budget: float, device: str | None, as_json: bool) -> None:
+    """Training throughput of CONFIG on this machine."""
+    settings = load_config(GeneratorConfig, config, overrides)
+    with TemporaryDirectory() as folder:
+        result = measure(make_trainer(settings, Path(folder), resolve_device(device)), budget)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"{result['pictures_per_second']:.0f} pictures/s, {result['training_tflops']:.2f} TFLOP/s: "
+        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a {SIDE} x {SIDE} bfloat16 product "
+        f"({torch.get_num_threads()} CPU threads, {result['steps']:.0f} steps of {result['batch_size']:.0f})"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(bench))
