@@ -3,8 +3,8 @@
     python tools/bench_train.py configs/cifar10.yaml [train.batch_size=64 ...]
 
 Training steps on random tokens, and large bfloat16 matrix products, take turns in one run, so that other work on the
-machine slows both. The share is (floating-point operations of the network, three times its forward pass) / seconds, over
-the rate of the products.
+machine slows both. The share is (floating-point operations of the network, three times its forward pass) / seconds,
+over the rate of the products.
 """
 
 import json

@@ -39,8 +39,8 @@ def grid_positions(
 
     (RoFormer, arXiv 2104.09864, once for each axis.) Angles depend on differences of cells alone, so a larger
     grid at sampling time keeps every local relation it was trained on. Attention over relative positions cannot tell
-    the sky from the ground, hence the second table: sin and cos of ``pi k (u - 1/2)``, with ``u`` in (0, 1) the centre of
-    the cell, which stretches with the grid.
+    the sky from the ground, hence the second table: sin and cos of ``pi k (u - 1/2)``, with ``u`` in (0, 1) the
+    centre of the cell, which stretches with the grid.
 
     Args:
         height: grid rows.

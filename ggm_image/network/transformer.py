@@ -164,14 +164,14 @@ class Transformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in self._blocks():
             for branch in (block.attention.project, block.mlp.fc2):
                 branch.weight.mul_(1 / math.sqrt(2 * self.config.depth))
             nn.init.zeros_(block.table)
             block.table[2::3] = 1.0  # the gates
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.classes.weight, std=1.0)
-        nn.init.zeros_(self.level[2].weight)
+        nn.init.zeros_(self.level[-1].weight)  # type: ignore[arg-type]
         nn.init.trunc_normal_(self.site.weight, std=0.002)
         nn.init.zeros_(self.condition.weight)
         nn.init.zeros_(self.head_bias)
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
         labels: Int64[Tensor, " b"],
         positions: Positions,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b 6 d"]]:
-        """What the blocks start from: tokens, each modulated by its level, and the class as shifts, scales and gates."""
+        """What the blocks start from: tokens modulated by their levels; the class as shifts, scales and gates."""
         dtype = self.site.weight.dtype
         levels = levels.float().masked_fill(tokens == self.config.codebook_size, 0.0)  # (b, l)
         harmonics = torch.arange(LEVEL_WAVES, device=levels.device, dtype=torch.float32) * math.pi  # (waves,)
@@ -233,6 +233,9 @@ class Transformer(nn.Module):
         self.embed = torch.compile(self.embed, dynamic=False)  # type: ignore[method-assign]
         for block in self.blocks:
             block.compile(dynamic=False)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def positions(self, grid: tuple[int, int] | None, device: torch.device) -> Positions:
         """The tables of a grid, kept after the first use."""

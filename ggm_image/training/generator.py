@@ -120,17 +120,17 @@ def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> No
     if manifest.tokenizer_source and source.is_dir():
         config.tokenizer.source = str(source.resolve())
     network = config.network
-    facts = [
+    facts: list[tuple[str, object, object]] = [
         ("codebook_size", network.codebook_size, manifest.codebook_size),
         ("grid", tuple(network.grid), tuple(manifest.grid)),
         ("classes", network.classes, len(manifest.class_names)),
     ]
-    for name, wanted, found in facts:
-        if wanted != found:
-            value = str(list(found) if isinstance(found, tuple) else found).replace(" ", "")
+    for name, ours, theirs in facts:
+        if ours != theirs:
+            value = str(list(theirs) if isinstance(theirs, tuple) else theirs).replace(" ", "")
             raise UserError(
                 f"network.{name} must be that of {where}",
-                f"{wanted} against {found}",
+                f"{ours} against {theirs}",
                 f"set network.{name}={value}",
             )
 
@@ -434,7 +434,7 @@ def make_fabric(device: str, precision: str) -> Fabric:
     try:
         if index and not index.isdigit():
             raise ValueError(f"device index {index!r}")
-        return Fabric(accelerator=name, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
+        return Fabric(accelerator=name, devices=[int(index)] if index else 1, precision=precision)
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError("device is not usable", f"{device}: {error}", "try --device cpu") from error
     except Exception as error:

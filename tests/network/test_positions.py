@@ -15,8 +15,8 @@ def scores(height: int, width: int, q: torch.Tensor, k: torch.Tensor) -> torch.T
 
 
 def test_dot_products_depend_on_the_shift_alone() -> None:
-    # Seen to fail with rows and columns on one axis (site number as the position), and with the sign of one
-    # half of `sin` turned round.
+    # Seen to fail with the columns counted as rows are (repeat_interleave), and with the sign of one half of `sin`
+    # turned round.
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     s = scores(4, 5, q, k)
     torch.testing.assert_close(s[0, 0, 2, 1], s[1, 3, 3, 4])

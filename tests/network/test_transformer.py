@@ -114,6 +114,7 @@ def test_training_and_inference_attend_alike() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it
 def test_compiled_is_eager_and_one_graph_serves_all_blocks() -> None:
     import torch._dynamo as dynamo
 

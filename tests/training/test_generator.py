@@ -141,6 +141,25 @@ def test_a_tiny_set_is_learnt(run: Callable[..., Path], tmp_path: Path) -> None:
     assert float(last["nll_level_0.5"]) < float(last["nll_level_0.1"])
 
 
+def test_a_batch_shows_what_the_network_may_see(config: Path, cache: Path, tmp_path: Path) -> None:
+    # Seen to fail without the mask at the queried sites, and with the noisy tokens as targets.
+    settings = load_config(GeneratorConfig, config, ["train.class_dropout=0.5", "train.batch_size=400"])
+    opened = TokenCache.open(cache)
+    training, held_out = load_tokens(settings, opened)
+    trainer = GeneratorTrainer(settings, opened.manifest, training, held_out, tmp_path, device="cpu")
+    known = {tuple(row) for row in training.tokens.tolist()}
+    for _ in range(5):
+        tokens, levels, sites, labels, x_0, level = trainer._batch()
+        assert (tokens[:, sites] == V).all()
+        assert (tokens == V).sum() == tokens.shape[0] * len(sites)
+        assert torch.equal(level, levels[:, sites])
+        clean = tokens.clone()
+        clean[:, sites] = x_0
+        sure = (levels == 1).all(dim=1)
+        assert {tuple(row) for row in clean[sure].tolist()} <= known
+        assert 0.4 < (labels == 2).float().mean() < 0.6
+
+
 def test_time_can_end_a_run(run: Callable[..., Path], tmp_path: Path) -> None:
     run("run", "train.max_minutes=0.005", "train.steps=1000000", "train.log_every=1")
     rows = [row for row in log_of(tmp_path / "run") if row["loss"]]
@@ -163,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
     monkeypatch.setattr(GeneratorTrainer, "train_step", spoil)
     with pytest.raises(UserError, match=r"diverged at step 8.*checkpoint is in.*--resume"):
-        run("run", "train.checkpoint_minutes=0")
+        run("run", "train.checkpoint_minutes=0", "train.log_every=100")
     state = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
     assert state["step"] == 7
     assert all(value.isfinite().all() for value in state["network"].values())
