@@ -215,7 +215,7 @@ class Model:
                 torch.tensor(batch_labels, device=self.device),
                 [image_generator(seed, first + start + k) for k in range(size)],
                 None if known is None else known.to(self.device).expand(size, -1),
-                None if callback is None else (lambda t, x, rows=rows: callback(t, x[:rows].cpu())),
+                callback and _first_rows(callback, rows),
             )
             done.append(tokens[:rows].view(rows, height, width).cpu())
             if on_batch is not None:
@@ -428,6 +428,11 @@ def load_model(
         )
     network, sha256 = load_network(folder)
     return Model(folder, network, sha256, loaded, device)
+
+
+def _first_rows(callback: Callback, rows: int) -> Callback:
+    """The callback without the padding of the batch."""
+    return lambda t, tokens: callback(t, tokens[:rows].cpu())
 
 
 def _half_precision_pays(device: torch.device) -> bool:

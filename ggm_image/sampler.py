@@ -142,9 +142,7 @@ def sample_signal(
         x = _place_by_signal(job, int(unknown.sum()), calls, confidence_noise, revise_calls)
         return _revise(job, x, spread.restricted(unknown).blocks, revise_calls, revise_share)
 
-    job = _job(
-        denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device
-    )
+    job = _job(denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device)
     return _by_pattern(job, draw)
 
 
@@ -255,9 +253,7 @@ class _Job:
         logits = self.denoiser(masked, levels, sites, self.labels)
         expected = (*index.shape, self.codebook_size)
         if logits.shape != expected:
-            raise UserError(
-                "the denoiser gives logits of a wrong shape", tuple(logits.shape), f"return {expected}"
-            )
+            raise UserError("the denoiser gives logits of a wrong shape", tuple(logits.shape), f"return {expected}")
         return logits
 
     def signal(self, log_probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
@@ -318,9 +314,7 @@ def _by_pattern(job: _Job, draw: Callable[[_Job, Tensor], Tensor]) -> Int[Tensor
             rows = (row_pattern == p).nonzero().squeeze(1)
             tokens[rows.to(job.device)] = draw(job.rows(rows) if len(patterns) > 1 else job, unknown)
     if int(tokens.max()) >= job.codebook_size:  # how `draw_codes` marks a row without a distribution
-        raise UserError(
-            "the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits"
-        )
+        raise UserError("the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits")
     return tokens
 
 
@@ -349,9 +343,7 @@ def _place_by_signal(
 ) -> Int[Tensor, "b l"]:
     """One adaptive sweep: query all masked sites, place those whose token is signal most surely."""
     calls = min(calls, unknown)
-    u_token, u_gumbel = (
-        job.uniforms(2 * calls * job.sites_total).unflatten(1, (2, calls, job.sites_total)).unbind(1)
-    )
+    u_token, u_gumbel = job.uniforms(2 * calls * job.sites_total).unflatten(1, (2, calls, job.sites_total)).unbind(1)
     x = torch.full((job.batch, job.sites_total), job.codebook_size, device=job.device)
     if job.known is not None:
         x = torch.where(job.known < 0, x, job.known)

@@ -36,9 +36,7 @@ def tiny_tokenizer_folder(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_model_folder(
-    root: Path, *, seed: int = 0, spoil: Callable[[dict[str, Tensor]], object] | None = None
-) -> Path:
+def tiny_model_folder(root: Path, *, seed: int = 0, spoil: Callable[[dict[str, Tensor]], object] | None = None) -> Path:
     """A model folder with its tokenizer beside it: 4 x 4 tokens, classes cat, dog, ship."""
     tokenizer = tiny_tokenizer_folder(root / "tokenizer", seed=seed)
     config = NetworkConfig(codebook_size=32, classes=3, grid=[4, 4], width=32, depth=2, heads=2)

@@ -37,9 +37,7 @@ def shell_words(line):
 def options_of(command):
     module, function = COMMANDS[command][0].split(":")
     parameters = getattr(import_module(module), function).params
-    return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)} | {
-        "--help"
-    }
+    return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
 def make_targets():

@@ -72,9 +72,7 @@ def test_known_tokens_are_row_major():
     unknown = torch.zeros(3, 4, dtype=torch.bool)
     unknown[1, 2] = unknown[2, 0] = True
     expected = [0, 1, 2, 3, 4, 5, -1, 7, -1, 9, 10, 11]
-    assert (
-        known_tokens(tokens, unknown).tolist() == known_tokens(tokens.flatten(), unknown).tolist() == expected
-    )
+    assert known_tokens(tokens, unknown).tolist() == known_tokens(tokens.flatten(), unknown).tolist() == expected
 
 
 def test_tokens_and_masks_of_other_sizes_are_refused():

@@ -57,9 +57,7 @@ def test_gradient_of_binary_is_the_mean_gradient_of_the_single_draws(level, keep
     (keep * loss("binary", one[None], x_0, at, keep, NOISE, contrast=None)).backward()
 
     many = logits.repeat(draws, 1).requires_grad_()
-    sampled = loss(
-        "binary-sampled", many, x_0.expand(draws), at.expand(draws), keep, NOISE, generator=generator
-    )
+    sampled = loss("binary-sampled", many, x_0.expand(draws), at.expand(draws), keep, NOISE, generator=generator)
     sampled.backward()
     gradients = many.grad * draws
     error = gradients.std(0) / draws**0.5
@@ -94,9 +92,7 @@ def test_all_losses_have_the_same_minimiser(name, options, tolerance):
     def closure():
         optimiser.zero_grad()
         generator = torch.Generator().manual_seed(1)
-        value = loss(
-            name, logits.expand(len(x_0), -1), x_0, level, noise=NOISE, generator=generator, **options
-        )
+        value = loss(name, logits.expand(len(x_0), -1), x_0, level, noise=NOISE, generator=generator, **options)
         value.backward()
         return value
 
@@ -154,9 +150,7 @@ def test_half_precision_is_widened_also_under_autocast(name, generator):
     level = torch.rand(6, 5, generator=generator)
 
     def value(given):
-        return loss(
-            name, given, x_0, level, 0.5, uniform_noise(64), generator=torch.Generator().manual_seed(0)
-        )
+        return loss(name, given, x_0, level, 0.5, uniform_noise(64), generator=torch.Generator().manual_seed(0))
 
     expected = value(logits.float())
     assert expected.dtype == torch.float32

@@ -2,7 +2,7 @@
 
     python tools/bench_sample.py cifar10
 
-For each setting, in one run: the seconds of one batch, the part of them that is spent inside the network, and the rest: the
+For each setting, in one run: the seconds of one batch, and the share of them that is spent outside the network: the
 draws, the choice of sites, the masks. Random numbers and classes are as in `ggm-image sample`.
 """
 

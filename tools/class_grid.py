@@ -1,6 +1,6 @@
 """The README's picture: one row for each class, pictures side by side, enlarged without smoothing.
 
-    python tools/class_grid.py cifar10 assets/cifar10.png --columns 12 --scale 2
+python tools/class_grid.py cifar10 assets/cifar10.png --columns 12 --scale 2
 """
 
 from pathlib import Path

@@ -4,7 +4,9 @@
 
 Writes quality.json (resumable: settings that are there are not run again), quality.md and quality.png. Every point
 draws the same seeds. `--points` chooses settings: a YAML list of sampler settings; the default list covers 8 to 128
-calls, with one and with several sweeps, in both orders.
+calls, with one and with several sweeps, in both orders. Several processes share the work if each has its own points
+and output; `--merge A.json --merge B.json` then collects them. "class accuracy" is the share of pictures in which the
+feature network, where it is a classifier, sees the class that was asked for, both in alphabetical order.
 """
 
 import json
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -25,7 +28,7 @@ from ggm_image.errors import UserError
 from ggm_image.files import progress, write_json, write_text
 from ggm_image.metrics.features import Extractor, load_extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
-from ggm_image.metrics.score import source_statistics
+from ggm_image.metrics.score import measure
 from ggm_image.pipeline import Model, Settings, load_model
 
 
@@ -50,7 +53,7 @@ def short(settings: Settings) -> str:
 
 
 @torch.inference_mode()
-def measure(
+def draw_and_score(
     model: Model, settings: Settings, n: int, seed: int, extractor: Extractor, reference: FeatureStatistics
 ) -> dict[str, Any]:
     """Draw n pictures (classes in turn) and score them; seconds are of drawing and decoding."""
@@ -63,15 +66,17 @@ def measure(
         start = time.perf_counter()
         images = model.sample(count, seed=seed, settings=settings, first=first)
         seconds += time.perf_counter() - start
-        statistics.update(extractor(images))
-        if extractor.classify is not None:
-            labels = torch.tensor(model.labels(count, None, first))
-            right += int((extractor.classify(images).argmax(dim=1).cpu() == labels).sum())
+        inputs = [extractor.prepare(image) for image in images]
+        statistics.update(extractor.run(extractor.network, inputs))
+        if extractor.logits is not None:
+            seen = extractor.run(extractor.logits, inputs).argmax(axis=1)
+            right += int((seen == np.array(model.labels(count, None, first))).sum())
     return {
         "settings": asdict(settings),
+        "n": n,
         "calls": settings.calls(model.grid[0] * model.grid[1]),
         "distance": round(frechet_distance(statistics, reference), 4),
-        "class_accuracy": round(right / n, 4) if extractor.classify is not None else None,
+        "class_accuracy": round(right / n, 4) if extractor.logits is not None else None,
         "seconds_per_image": round(seconds / n, 5),
     }
 
@@ -82,7 +87,7 @@ def table(results: list[dict[str, Any]], features: str) -> str:
     for row in results:
         best[row["calls"]] = min(best.get(row["calls"], float("inf")), row["distance"])
     lines = [
-        f"| calls | order | sweeps x block | other settings | FD ({features}) | class accuracy | ms an image |",
+        f"| calls | order | sweeps x block | other settings | pictures | FD ({features}) | class accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(results, key=lambda r: (r["calls"], r["settings"]["order"], r["distance"])):
@@ -91,16 +96,18 @@ def table(results: list[dict[str, Any]], features: str) -> str:
         distance = f"**{distance}**" if row["distance"] == best[row["calls"]] else distance
         accuracy = "" if row["class_accuracy"] is None else f"{100 * row['class_accuracy']:.1f}%"
         lines.append(
-            f"| {row['calls']} | {s.order} | {s.sweeps} x {s.block} | {short(s)} | {distance} | {accuracy} "
-            f"| {1000 * row['seconds_per_image']:.1f} |"
+            f"| {row['calls']} | {s.order} | {s.sweeps} x {s.block} | {short(s)} "
+            f"| {row['n']} | {distance} | {accuracy} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
     """The best distance at each number of calls, one line for each order and one or several sweeps."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("the curve needs matplotlib", "not installed", "pip install 'ggm-image[plots]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -133,6 +140,8 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
 @click.option("-n", "count", default=5000, show_default=True, help="Pictures for each point.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--points", type=click.Path(path_type=Path), help="YAML list of sampler settings.")
+@click.option("--merge", type=click.Path(path_type=Path), multiple=True, help="Take over the results of this JSON.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network: slower to start, then faster.")
 @click.option("--out", default="quality", show_default=True, help="Path of the outputs, without suffix.")
 @click.option("--device", default="cpu", show_default=True)
 def main(
@@ -143,23 +152,27 @@ def main(
     count: int,
     seed: int,
     points: Path | None,
+    merge: tuple[Path, ...],
+    compiled: bool,
     out: str,
     device: str,
 ) -> None:
     model = load_model(model_name, device=device)
+    if compiled:
+        model.network.compile_blocks()
     extractor = load_extractor(features, device=device)
     name = features_name or extractor.name
-    real = source_statistics(open_source(reference), extractor)
-    wanted = default_points(model.grid[0] * model.grid[1])
+    real = measure(open_source(reference), extractor, label="reference").statistics
+    wanted = [] if merge else default_points(model.grid[0] * model.grid[1])
     if points is not None:
-        wanted = [Settings.of(dict(entry)) for entry in OmegaConf.to_container(OmegaConf.load(points))]  # type: ignore[union-attr,arg-type]
+        entries: Any = OmegaConf.to_container(OmegaConf.load(points))
+        wanted = [Settings.of(entry) for entry in entries]
     protocol = {
         "model": model.name,
         "model_sha256": model.sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
         "features_sha256": extractor.sha256,
         "reference_count": real.count,
-        "n": count,
         "seed": seed,
     }
     path = Path(f"{out}.json")
@@ -169,10 +182,16 @@ def main(
     saved["versions"] = {"ggm_image": ggm_image.__version__, "torch": torch.__version__}
     saved["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}"
     results = saved["results"]
+    for other in merge:
+        part = json.loads(other.read_text())
+        if part["protocol"] != protocol:
+            raise UserError(f"{other} was made by another protocol", part["protocol"], "leave it out")
+        results += [row for row in part["results"] if row not in results]
+    write_json(path, saved)
     for settings in wanted:
-        if any(row["settings"] == asdict(settings) for row in results):
+        if any((row["settings"], row["n"]) == (asdict(settings), count) for row in results):
             continue
-        results.append(measure(model, settings, count, seed, extractor, real))
+        results.append(draw_and_score(model, settings, count, seed, extractor, real))
         click.echo(table(results[-1:], name).splitlines()[-1])
         write_json(path, saved)
     write_text(f"{out}.md", table(results, name))

@@ -2,8 +2,8 @@
 
     python tools/train_perceptual.py cifar10/train perceptual.safetensors --minutes 4
 
-A classifier (see ggm_image.training.perceptual.SmallPerceptual) learns the classes; its hidden layers are the features. Use
-it as `loss.perceptual_weights=perceptual.safetensors`. It is no part of the tokenizer that is trained with it.
+A classifier (see ggm_image.training.perceptual.SmallPerceptual) learns the classes; its hidden layers are the
+features. Use it as `loss.perceptual_weights=perceptual.safetensors`. It is no part of the tokenizer.
 """
 
 import math

@@ -15,17 +15,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--tokenizer", "tokenizer_name", required=True, metavar="NAME_OR_PATH", help="Known name or folder."
-)
+@click.option("--tokenizer", "tokenizer_name", required=True, metavar="NAME_OR_PATH", help="Known name or folder.")
 @click.option("--image-size", type=click.IntRange(1), help="Side in pixels; the tokenizer's own by default.")
-@click.option(
-    "--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored."
-)
+@click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
-@click.option(
-    "--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM and codebook use; draw report.png."
-)
+@click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM and codebook use; draw report.png.")
 @click.option(
     "--report-images",
     type=click.IntRange(1),
@@ -125,14 +119,10 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
 @click.command()
 @click.argument("tokens", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names."
-)
+@click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Grids a pass.")
 @device_option
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; decoding draws nothing."
-)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; decoding draws nothing.")
 @json_option
 def decode(
     tokens: Path,

@@ -9,9 +9,7 @@ import click
 from ggm_image.cli.options import device_option, json_option, resolve_device, seed_option
 from ggm_image.errors import UserError
 
-MODEL = click.option(
-    "--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder."
-)
+MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
 PRESET = click.option(
     "--preset",
     default="best",
@@ -28,17 +26,13 @@ def sampler_options(command: Any) -> Any:
     for option in reversed(
         [
             PRESET,
-            click.option(
-                "--order", type=click.Choice(["schedule", "signal"]), help="How the next block is chosen."
-            ),
+            click.option("--order", type=click.Choice(["schedule", "signal"]), help="How the next block is chosen."),
             click.option("--sweeps", type=click.IntRange(min=1), help="Visits of every site."),
             click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
             click.option("--guidance", type=float, help="Classifier-free guidance weight; 1 is off."),
             click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="1 is off."),
             click.option("--top-k", type=click.IntRange(min=1), help="Keep the K likeliest codes."),
-            click.option(
-                "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep this much probability."
-            ),
+            click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep this much probability."),
         ]
     ):
         command = option(command)
@@ -61,21 +55,15 @@ def _is_picture(path: Path) -> bool:
     if path.suffix.lower() == ".png" and not path.is_dir():
         return True
     if path.suffix and not path.is_dir():
-        raise UserError(
-            "--out must be a .png file or a folder", f"got {path}", "name it X.png, or without a suffix"
-        )
+        raise UserError("--out must be a .png file or a folder", f"got {path}", "name it X.png, or without a suffix")
     return False
 
 
 @click.command()
 @MODEL
 @TOKENIZER
-@click.option(
-    "--class", "classes", metavar="NAME|INDEX", help="Class of all pictures; each class in turn by default."
-)
-@click.option(
-    "-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures."
-)
+@click.option("--class", "classes", metavar="NAME|INDEX", help="Class of all pictures; each class in turn by default.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures.")
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
 @sampler_options
 @click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising as an animated GIF.")
@@ -153,15 +141,9 @@ def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> 
 @MODEL
 @TOKENIZER
 @click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
-@click.option(
-    "-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers."
-)
-@click.option(
-    "--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels."
-)
-@click.option(
-    "--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels."
-)
+@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers.")
+@click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
+@click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")
 @sampler_options
 @seed_option
 @device_option

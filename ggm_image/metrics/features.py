@@ -68,9 +68,7 @@ class Extractor:
         """
         return self.run(self.network, [self.prepare(image) for image in images])
 
-    def run(
-        self, network: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]
-    ) -> Float64[np.ndarray, "n d"]:
+    def run(self, network: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Float64[np.ndarray, "n d"]:
         """``network`` on prepared ``inputs``, those of one size together; rows in the order of ``inputs``."""
         groups: dict[torch.Size, list[int]] = {}
         for k, image in enumerate(inputs):
@@ -259,14 +257,10 @@ def _timm(name: str, weights: str | os.PathLike[str] | None, device: torch.devic
     model_name = name.removeprefix("timm:")
     if not timm.is_model(model_name.split(".")[0]):
         near = difflib.get_close_matches(model_name, timm.list_models(), n=1, cutoff=0.3)
-        raise UserError(
-            "timm has no such model", model_name, f"did you mean timm:{(near or ['resnet50'])[0]}?"
-        )
+        raise UserError("timm has no such model", model_name, f"did you mean timm:{(near or ['resnet50'])[0]}?")
     overlay = None if weights is None else {"file": str(weights)}
     try:
-        network = timm.create_model(
-            model_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
-        ).eval()
+        network = timm.create_model(model_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
     except Exception as error:  # the Hub's client has many errors of its own, and all mean the same here
         fix = "check name and connection, or give the file by --weights"
         raise UserError("weights of a timm model cannot be loaded", f"{name}: {_line(error)}", fix) from error

@@ -47,9 +47,7 @@ class FeatureStatistics:
         """Statistics of one chunk."""
         features = np.asarray(features, dtype=np.float64)
         if features.ndim != 2 or not len(features):
-            raise UserError(
-                "features must be a matrix (samples, dimension)", features.shape, "one row a sample"
-            )
+            raise UserError("features must be a matrix (samples, dimension)", features.shape, "one row a sample")
         if not np.isfinite(features).all():
             raise UserError(
                 "features must be finite",

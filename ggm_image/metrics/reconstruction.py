@@ -77,9 +77,7 @@ def report(
         decoded = decode_batch(tokenizer, tokens, batch_size, device)
         quality.append(torch.stack([psnr_each(original, decoded), ssim_each(original, decoded)]))
         missing = max(0, PAIRS_SHOWN - done)
-        shown += [
-            picture for pair in zip(original[:missing], decoded[:missing], strict=True) for picture in pair
-        ]
+        shown += [picture for pair in zip(original[:missing], decoded[:missing], strict=True) for picture in pair]
         done += len(group)
     psnr, ssim = torch.cat(quality, dim=1)
     use = codebook_use(cache.load()[0], manifest.codebook_size)

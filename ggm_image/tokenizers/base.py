@@ -81,7 +81,7 @@ class Tokenizer(nn.Module):
                 f"got {tokens.dtype} {tuple(tokens.shape)}",
                 "reshape (N, L) to (N, H, W)",
             )
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.codebook_size):
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= self.codebook_size):
             raise UserError(
                 f"tokens must lie in [0, {self.codebook_size})",
                 f"got {int(tokens.min())} to {int(tokens.max())}",

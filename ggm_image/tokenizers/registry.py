@@ -59,18 +59,18 @@ class TokenizerSpec:
         if not path.is_file():
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
         try:
-            entries = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-            architecture = entries["architecture"]  # type: ignore[index,call-overload]
+            entries: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            architecture = entries["architecture"]
             return TokenizerSpec(
                 folder=folder,
-                name=str(entries["name"]),  # type: ignore[index,call-overload]
+                name=str(entries["name"]),
                 codebook_size=int(architecture["n_embed"]),
                 downscale=2 ** (len(architecture["ddconfig"]["ch_mult"]) - 1),
                 image_size=int(architecture["ddconfig"]["resolution"]),
                 architecture=architecture,
-                sha256=str(entries["weights"]["sha256"]),  # type: ignore[index,call-overload]
-                licence=str(entries.get("licence", "unknown")),  # type: ignore[union-attr]
-                reported=dict(entries.get("reported") or {}),  # type: ignore[union-attr]
+                sha256=str(entries["weights"]["sha256"]),
+                licence=str(entries.get("licence", "unknown")),
+                reported=dict(entries.get("reported") or {}),
             )
         except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise UserError(

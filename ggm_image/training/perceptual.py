@@ -143,7 +143,7 @@ def load_perceptual(source: str) -> nn.Module | None:
     for name in (VGG_FILE, LINEAR_FILE):
         path = Path(source) / name
         if not path.is_file():
-            raise UserError("perceptual weights are missing", f"no {path}", "set loss.perceptual_weights to their folder")
+            raise UserError("perceptual weights are missing", f"no {path}", "name their folder")
         try:
             states.append(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a damaged or hostile pickle fails in many ways

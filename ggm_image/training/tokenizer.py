@@ -221,7 +221,7 @@ class TokenizerTrainer:
                 terms |= self._judged(images, reconstruction)
         gradient, weights = self._weighted_gradient(terms, reconstruction)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([reconstruction, loss.commitment * commitment], [gradient, None])
+        torch.autograd.backward([reconstruction, loss.commitment * commitment], [gradient, torch.ones_like(commitment)])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         logs = {name: term.detach() for name, term in terms.items()} | weights
@@ -249,9 +249,7 @@ class TokenizerTrainer:
         score = self.discriminator.main[-1](fake).float().mean()
         return {"adversarial": -score, "matching": torch.stack(distances).sum()}
 
-    def _weighted_gradient(
-        self, terms: dict[str, Tensor], reconstruction: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _weighted_gradient(self, terms: dict[str, Tensor], reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradient of the whole loss with respect to the reconstruction, and the adaptive weights.
 
         A term of the discriminator is scaled by the ratio of the reconstruction loss's gradient norm to its own
@@ -264,8 +262,11 @@ class TokenizerTrainer:
         def norm(g: Tensor) -> Tensor:
             return torch.autograd.grad(reconstruction, last, g, retain_graph=True)[0].norm()
 
-        weights, reference = {}, norm(gradient) if len(terms) > len(plain) else None
-        for name in terms.keys() - plain.keys():
+        weights: dict[str, Tensor] = {}
+        if len(terms) == len(plain):
+            return gradient, weights
+        reference = norm(gradient)
+        for name in [name for name in terms if name not in plain]:
             g = torch.autograd.grad(terms[name], reconstruction, retain_graph=True)[0]
             weight = getattr(self.loss, name) * (reference / (norm(g) + 1e-8)).clamp(max=1e4)
             weights[f"{name}_weight"] = weight
@@ -352,7 +353,7 @@ def train_tokenizer(
         The exported tokenizer folder.
 
     Raises:
-        UserError: for a wrong config or data, a run that exists (or not, with ``resume``), or a loss that is not finite.
+        UserError: for a wrong config or data, a run that exists, or a loss that is not finite.
     """
     config, out = load_config(TokenizerTrainConfig, config_path, overrides), Path(out)
     if has_checkpoint(out) and not resume:
@@ -393,8 +394,8 @@ def _loop(
             images[mirrored] = images[mirrored].flip(-1)
         logs = trainer.train_step(images.to(trainer.device))
         if not math.isfinite(logs["pixel"]):
-            kept = out / "checkpoint.pt" if has_checkpoint(out) else "none"
-            raise UserError("the loss is not finite", f"step {trainer.step}", f"last good checkpoint: {kept}; lower the rate")
+            kept = f"go on from {out} with --resume" if has_checkpoint(out) else "start again"
+            raise UserError("the loss is not finite", f"step {trainer.step}", f"{kept} and a lower train.learning_rate")
         step = trainer.step
         if step % train.log_every == 0:
             values = logs | {

@@ -12,9 +12,7 @@ from ggm_image.errors import UserError
 from ggm_image.files import sha256_file
 from ggm_image.metrics.features import INCEPTION_VARIABLE, load_extractor
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 
 
 class Means(nn.Module):

@@ -18,9 +18,7 @@ from ggm_image.metrics.features import load_extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
 from ggm_image.metrics.score import score
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 CHANNELS = ["blue", "green", "red"]  # in alphabetical order, as the stand-in classifier has them
 
 

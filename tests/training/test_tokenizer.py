@@ -92,9 +92,7 @@ def test_loss_that_is_not_finite_stops_the_run(
         ("train.steps=many", "wrong type"),
     ],
 )
-def test_wrong_config_is_named(
-    config: Path, class_folder: Path, tmp_path: Path, override: str, match: str
-) -> None:
+def test_wrong_config_is_named(config: Path, class_folder: Path, tmp_path: Path, override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         train_tokenizer(config, class_folder, tmp_path / "run", overrides=[override])
 
