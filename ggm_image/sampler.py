@@ -366,7 +366,7 @@ def _place_by_signal(
 
 
 def _revise(
-    job: _Job, x: Int[Tensor, "b l"], blocks: Sequence[Int[Tensor, " k"]], calls: int, share: float
+    job: _Job, x: Int[Tensor, "b l"], blocks: Sequence[Int[Tensor, " _"]], calls: int, share: float
 ) -> Int[Tensor, "b l"]:
     """Judge one block a call, and draw anew the share of it that looks most like noise."""
     calls = calls if blocks else 0

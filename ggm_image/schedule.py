@@ -63,7 +63,7 @@ class Schedule:
         height: int,
         width: int,
         *,
-        blocks: Sequence[Int[Tensor, " k"]],
+        blocks: Sequence[Int[Tensor, " _"]],
         sweep_levels: Sequence[float],
         order: Int[Tensor, " u"],
         block: int,

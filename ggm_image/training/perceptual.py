@@ -107,7 +107,8 @@ class Lpips(nn.Module):
 
     def forward(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, ""]:
         pairs = zip(self.linear, self.activations(a), self.activations(b), strict=True)
-        return torch.stack([layer.model((x - y).square()).mean() for layer, x, y in pairs]).sum()
+        distances = [layer.get_submodule("model")((x - y).square()).mean() for layer, x, y in pairs]
+        return torch.stack(distances).sum()
 
 
 def load_perceptual(source: str) -> nn.Module | None:
