@@ -9,6 +9,7 @@ and output; `--merge A.json --merge B.json` then collects them. "class accuracy"
 feature network, where it is a classifier, sees the class that was asked for, both in alphabetical order.
 """
 
+import itertools
 import json
 import platform
 import time
@@ -115,10 +116,11 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
     for row in results:
         s = row["settings"]
         name = f"{s['order']}, {'one sweep' if s['sweeps'] == 1 else 'several sweeps'}"
+        name += f", guidance {s['guidance']:g}" if s["guidance"] != 1 else ""
         points = lines.setdefault(name, {})
         points[row["calls"]] = min(points.get(row["calls"], float("inf")), row["distance"])
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    for (name, points), marker in zip(sorted(lines.items()), "osd^v", strict=False):
+    for (name, points), marker in zip(sorted(lines.items()), itertools.cycle("osd^vPX*"), strict=False):
         calls = sorted(points)
         axes.plot(calls, [points[c] for c in calls], marker=marker, label=name)
     axes.set_xscale("log", base=2)
