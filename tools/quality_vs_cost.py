@@ -119,7 +119,7 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
         name += f", guidance {s['guidance']:g}" if s["guidance"] != 1 else ""
         points = lines.setdefault(name, {})
         points[row["calls"]] = min(points.get(row["calls"], float("inf")), row["distance"])
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.6, 3.8), layout="constrained")
     for (name, points), marker in zip(sorted(lines.items()), itertools.cycle("osd^vPX*"), strict=False):
         calls = sorted(points)
         axes.plot(calls, [points[c] for c in calls], marker=marker, label=name)
@@ -129,7 +129,7 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
     axes.set_xlabel("network calls")
     axes.set_ylabel(f"FD ({features})")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
