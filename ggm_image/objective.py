@@ -90,11 +90,19 @@ def _binary(
     nu: Float[Tensor, "*#n"] | float,
     noise: Float[Tensor, " v"],
 ) -> Float[Tensor, "*n"]:
-    log_nu = math.log(nu) if isinstance(nu, float) else nu.log().unsqueeze(-1)
-    s = _log_ratio(logits, level, noise) - log_nu
-    # log sigma(s) = s - softplus(s) and log sigma(-s) = -softplus(s): two weighted sums serve all three terms
-    mean_softplus, mean_s = F.softplus(s) @ noise, s @ noise
-    s_clean = s.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
+    # In linear space, with r = q(a)/pi(a): log sigma(-s) = -log(1 + r/nu) and log sigma(s) = log(r/nu) - log(1 + r/nu).
+    # Sums of positive numbers, so nothing is lost, at half the cost of log-space arithmetic over all codes.
+    log_odds = torch.log_softmax(logits, dim=-1) - _log_noise(noise)  # log p0(a)/pi(a)
+    ratio = level.unsqueeze(-1) * log_odds.exp() + (1 - level).unsqueeze(-1)
+    spread = nu if isinstance(nu, float) else nu.unsqueeze(-1)
+    log_nu = math.log(nu) if isinstance(nu, float) else nu.log()
+    mean_softplus = ((ratio / spread).log1p() * noise).sum(-1)
+    # at level 1 a ratio may underflow to 0; its logarithm then has the weight 1 - level = 0, and must be finite
+    mean_s = (ratio.clamp_min(torch.finfo(ratio.dtype).tiny).log() * noise).sum(-1) - log_nu
+    # the clean token's own term in log space: its gradient must not vanish when p0(x_0) underflows
+    own = torch.arange(len(noise), device=x_0.device) == x_0.unsqueeze(-1)
+    log_odds_own = torch.where(own, log_odds, 0.0).sum(-1)  # not gather: its gradient is a scatter
+    s_clean = torch.logaddexp(log_odds_own + level.log(), torch.log1p(-level)) - log_nu
     # a clean token that the noise never draws is certainly signal, s = +inf: it costs nothing
     signal = torch.where(noise[x_0] > 0, F.softplus(-s_clean), 0.0)
     return level * signal + (1 - level) * (mean_softplus - mean_s) + nu * mean_softplus
@@ -126,7 +134,7 @@ def _cross_entropy_noisy(
     noise: Float[Tensor, " v"],
 ) -> Float[Tensor, "*n"]:
     log_ratio = _log_ratio(logits, level, noise)
-    log_noise = noise.masked_fill(noise == 0, 1.0).log()
+    log_noise = _log_noise(noise)
     code = x_0.unsqueeze(-1)
     mixed = log_ratio.gather(-1, code).squeeze(-1) + log_noise[x_0]
     unmixed = torch.log_softmax(logits, dim=-1).gather(-1, code).squeeze(-1)
@@ -139,10 +147,15 @@ def _log_ratio(
     logits: Float[Tensor, "*n v"], level: Float[Tensor, "*n"], noise: Float[Tensor, " v"]
 ) -> Float[Tensor, "*n v"]:
     """log q(a)/pi(a); finite (and without weight in any loss) at codes that the noise never draws."""
-    log_noise = noise.masked_fill(noise == 0, 1.0).log()
+    log_noise = _log_noise(noise)
     log_clean = torch.log_softmax(logits, dim=-1)
     level = level.unsqueeze(-1)
     return torch.logaddexp(log_clean + (level.log() - log_noise), torch.log1p(-level))
+
+
+def _log_noise(noise: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+    """log pi(a), and 0 where pi(a) = 0."""
+    return noise.masked_fill(noise == 0, 1.0).log()
 
 
 def _noise_draws(keep: Tensor | float | None, contrast: float | None, like: Tensor) -> Tensor | float:
