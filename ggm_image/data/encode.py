@@ -56,10 +56,15 @@ class Prefetch:
         image_size: side in pixels of what is returned.
         workers: number of threads.
         flip: item ``i`` in ``[N, 2 N)`` is picture ``i - N`` mirrored.
+        ahead: batches decoded in advance. 0 where the tokenizer runs on the same cores: decoding would take them
+            from the threads of a product, and all of these wait for the slowest.
     """
 
-    def __init__(self, source: ImageSource, image_size: int, *, workers: int, flip: bool = False) -> None:
-        self.source, self.image_size, self.flip, self.workers = source, image_size, flip, workers
+    def __init__(
+        self, source: ImageSource, image_size: int, *, workers: int, flip: bool = False, ahead: int = 2
+    ) -> None:
+        self.source, self.image_size, self.flip = source, image_size, flip
+        self.workers, self.ahead = workers, ahead
 
     def __len__(self) -> int:
         return len(self.source) * (2 if self.flip else 1)
@@ -75,7 +80,7 @@ class Prefetch:
 
     def batches(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[Sequence[int], list[Picture]]]:
         """Consecutive groups of ``items`` with their pictures, in order."""
-        # Small chunks keep all threads busy inside one batch; two batches ahead hide the decoding.
+        # Small chunks keep all threads busy inside one batch.
         chunk = max(1, min(64, -(-batch_size // self.workers)))
         groups = (items[k : k + batch_size] for k in range(0, len(items), batch_size))
         waiting: deque[tuple[Sequence[int], list[Future[list[Picture]]]]] = deque()
@@ -84,7 +89,7 @@ class Prefetch:
             for group in groups:
                 parts = [group[k : k + chunk] for k in range(0, len(group), chunk)]
                 waiting.append((group, [pool.submit(self._pictures, part) for part in parts]))
-                if len(waiting) > 2:
+                if len(waiting) > self.ahead:
                     yield self._collect(waiting.popleft())
             while waiting:
                 yield self._collect(waiting.popleft())
@@ -161,7 +166,8 @@ def encode(
     out = Path(out)
     if not isinstance(source, ImageSource):
         source = open_source(source, scratch=nearest_folder(out))
-    prefetch = Prefetch(source, size, workers=workers or default_workers(), flip=flip)
+    ahead = 0 if torch.device(device).type == "cpu" else 2
+    prefetch = Prefetch(source, size, workers=workers or default_workers(), flip=flip, ahead=ahead)
     manifest = _request(source, tokenizer, size, flip, shard_size, len(prefetch), tokenizer_source)
     writer = TokenCacheWriter(out, manifest)
     labels = torch.tensor(source.labels, dtype=torch.int64).repeat(2 if flip else 1)
