@@ -6,7 +6,7 @@ Legend: ``h`` grid rows, ``w`` grid columns, ``l = h * w`` sites (row-major), ``
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -14,14 +14,22 @@ class Positions(NamedTuple):
     """The tables of one grid, float32.
 
     Attributes:
-        cos: (l, 1, dh / 2) cosines of the rotary angles.
-        sin: (l, 2, dh / 2) minus the sines, then the sines: what each half of a head takes from the other.
+        cos: (l, 1, dh / 2), or (b, 1, k, 1, dh / 2) for each picture's own sites: cosines of the rotary angles.
+        sin: (l, 2, dh / 2), or (b, 1, k, 2, dh / 2): minus the sines, then the sines: what each half of a head takes
+            from the other.
         waves: (l, 4 * waves) sines and cosines of the normalised coordinates.
     """
 
-    cos: Float[Tensor, "l 1 half"]
-    sin: Float[Tensor, "l 2 half"]
+    cos: Float[Tensor, "*l 1 half"]
+    sin: Float[Tensor, "*l 2 half"]
     waves: Float[Tensor, "l f"]
+
+    def at(self, sites: Int64[Tensor, " k"] | Int64[Tensor, "b k"]) -> "Positions":
+        """The rotary tables of some sites."""
+        cos, sin = self.cos[sites], self.sin[sites]
+        if sites.dim() == 2:
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return Positions(cos, sin, self.waves)
 
 
 def grid_positions(

@@ -27,6 +27,9 @@ SMALL_GRID = 256
 SITE_WAVES = 4
 """Frequencies of the absolute coordinates for each axis."""
 
+Sites = Int64[Tensor, " k"] | Int64[Tensor, "b k"]
+"""Queried sites: the same ones for the whole batch, or each picture's own."""
+
 
 @dataclass(kw_only=True)
 class NetworkConfig:
@@ -89,15 +92,26 @@ class Attention(nn.Module):
         self.norm = LayerNorm(width // heads, affine=False)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Float[Tensor, "b l d"], positions: Positions) -> Float[Tensor, "b l d"]:
-        b, sites, d = x.shape
-        qkv = self.qkv(x).view(b, sites, 3, self.heads, d // self.heads)  # (b, l, 3, e, dh)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (b, e, l, dh) each
-        q = rotate(self.norm(q), positions).to(v.dtype)  # (b, e, l, dh)
+    def forward(
+        self, x: Float[Tensor, "b l d"], positions: Positions, sites: Sites | None = None
+    ) -> Float[Tensor, "b k d"]:
+        """What all sites, or the queried ``sites`` alone, take from all sites."""
+        own_positions = positions
+        if sites is None:
+            q, k, v = self._heads(self.qkv(x), 3)  # (b, e, l, dh) each
+        else:
+            d = x.shape[2]
+            own_positions = positions.at(sites)
+            (q,) = self._heads(F.linear(at_sites(x, sites), self.qkv.weight[:d]), 1)  # (b, e, k, dh)
+            k, v = self._heads(F.linear(x, self.qkv.weight[d:]), 2)  # (b, e, l, dh) each
+        q = rotate(self.norm(q), own_positions).to(v.dtype)  # (b, e, k, dh)
         k = rotate(self.norm(k), positions).to(v.dtype)  # (b, e, l, dh)
         with _attention_kernel(q):
-            y = F.scaled_dot_product_attention(q, k, v)  # (b, e, l, dh)
-        return self.project(y.transpose(1, 2).reshape(b, sites, d))  # (b, l, d)
+            y = F.scaled_dot_product_attention(q, k, v)  # (b, e, k, dh)
+        return self.project(y.transpose(1, 2).flatten(2))  # (b, k, d)
+
+    def _heads(self, x: Float[Tensor, "b n md"], parts: int) -> Float[Tensor, "m b e n dh"]:
+        return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class SquaredReLU(nn.Module):
@@ -120,14 +134,27 @@ class Block(nn.Module):
         self.mlp = Mlp(d, int(d * config.mlp_ratio), act_layer=SquaredReLU, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "b l d"], condition: Float[Tensor, "b 6 d"], positions: Positions
-    ) -> Float[Tensor, "b l d"]:
+        self,
+        x: Float[Tensor, "b l d"],
+        condition: Float[Tensor, "b 6 d"],
+        positions: Positions,
+        sites: Sites | None = None,
+    ) -> Float[Tensor, "b k d"]:
+        """The new residual stream: of all sites, or of the queried ``sites`` alone."""
         modulation = (condition + self.table).to(x.dtype).unsqueeze(2)  # (b, 6, 1, d)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.unbind(1)  # (b, 1, d) each
         y = self.norm_1(x).to(x.dtype) * (1 + scale_1) + shift_1  # (b, l, d)
-        x = x + gate_1 * self.attention(y, positions)  # (b, l, d)
-        y = self.norm_2(x).to(x.dtype) * (1 + scale_2) + shift_2  # (b, l, d)
-        return x + gate_2 * self.mlp(y)  # (b, l, d)
+        kept = x if sites is None else at_sites(x, sites)
+        x = kept + gate_1 * self.attention(y, positions, sites)  # (b, k, d)
+        y = self.norm_2(x).to(x.dtype) * (1 + scale_2) + shift_2  # (b, k, d)
+        return x + gate_2 * self.mlp(y)  # (b, k, d)
+
+
+def at_sites(x: Float[Tensor, "b l d"], sites: Sites) -> Float[Tensor, "b k d"]:
+    """The rows of some sites: the same ones for the whole batch, or each picture's own."""
+    if sites.dim() == 1:
+        return x.index_select(1, sites)
+    return x.gather(1, sites.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 class Transformer(nn.Module):
@@ -182,7 +209,7 @@ class Transformer(nn.Module):
         self,
         tokens: Int64[Tensor, "b l"],
         levels: Float[Tensor, "b l"],
-        sites: Int64[Tensor, " k"] | Int64[Tensor, "b k"],
+        sites: Sites,
         labels: Int64[Tensor, " b"] | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Float[Tensor, "b k v"]:
@@ -198,18 +225,29 @@ class Transformer(nn.Module):
         Returns:
             (b, k, v) logits, float32, whatever the precision inside.
         """
+        return self.logits(self.features(tokens, levels, sites, labels, grid))  # (b, k, v)
+
+    def features(
+        self,
+        tokens: Int64[Tensor, "b l"],
+        levels: Float[Tensor, "b l"],
+        sites: Sites,
+        labels: Int64[Tensor, " b"] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "b k d"]:
+        """The residual stream after the last block, at the queried sites; arguments as in `forward`."""
         positions = self.positions(grid, tokens.device)
         if labels is None:
             labels = tokens.new_full((tokens.shape[0],), self.config.classes)  # (b,)
         x, condition = self.embed(tokens, levels, labels, positions)  # (b, l, d), (b, 6, d)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, condition, positions)  # (b, l, d)
-        if sites.dim() == 1:
-            x = x.index_select(1, sites)  # (b, k, d)
-        else:
-            x = x.gather(1, sites.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (b, k, d)
+        return self.blocks[-1](x, condition, positions, sites)  # (b, k, d)
+
+    def logits(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """The head: logits of the clean token, float32."""
         weight = self.tokens.weight[:-1] if self.head is None else self.head  # (v, d)
-        return F.linear(self.norm(x), weight, self.head_bias).float()  # (b, k, v)
+        return F.linear(self.norm(features), weight, self.head_bias).float()
 
     def embed(
         self,
@@ -229,10 +267,11 @@ class Transformer(nn.Module):
         return x.to(scale.dtype), condition  # the residual stream runs in the precision of the matrix products
 
     def compile_blocks(self) -> None:
-        """Compile the embedding and the blocks (one graph serves all of them); weights and results stay as they are."""
+        """Compile the embedding and the blocks (one graph serves all but the last); the results stay the same."""
         self.embed = torch.compile(self.embed, dynamic=False)  # type: ignore[method-assign]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             block.compile(dynamic=False)
+        self.blocks[-1].compile()  # the number of queried sites varies
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
@@ -257,8 +296,8 @@ class Transformer(nn.Module):
             queried: k, sites with logits.
         """
         c = self.config
-        block = 4 * c.width**2 + 2 * c.width * int(c.width * c.mlp_ratio) + 2 * sites * c.width
+        every = 2 * c.width**2  # keys and values
+        own = 2 * c.width**2 + 2 * c.width * int(c.width * c.mlp_ratio) + 2 * sites * c.width
         level = LEVEL_WAVES * c.condition_width + c.condition_width * 2 * c.width
-        return 2 * (
-            sites * (c.depth * block + level) + queried * c.width * c.codebook_size + 6 * c.width * c.condition_width
-        )
+        trunk = sites * (c.depth * every + (c.depth - 1) * own + level)
+        return 2 * (trunk + queried * (own + c.width * c.codebook_size) + 6 * c.width * c.condition_width)
