@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from ggm_image import objective
 from ggm_image.data.token_cache import Manifest, TokenCache
@@ -21,7 +21,7 @@ from ggm_image.glauber import add_noise
 from ggm_image.model_files import PRESETS, export_model
 from ggm_image.network import Transformer
 from ggm_image.schedule import random_training_state
-from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
+from ggm_image.training.config import GeneratorConfig, ObjectiveConfig, build_config, load_config, plain, save_config
 from ggm_image.training.engine import (
     Clock,
     DataOrder,
@@ -166,6 +166,57 @@ def _token_set(cache: TokenCache, classes: int) -> TokenSet:
     return TokenSet(tokens.flatten(1), labels.masked_fill(labels < 0, classes))
 
 
+class Criterion(nn.Module):
+    """The network and its loss as one module: a compiled head never writes its logits in full precision.
+
+    Args:
+        network: the denoiser.
+        config: which loss.
+        noise: pi, (V,).
+        generator: of the single draws of "binary-sampled".
+    """
+
+    def __init__(
+        self, network: Transformer, config: ObjectiveConfig, noise: Float[Tensor, " v"], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.network, self.config, self.noise, self.generator = network, config, noise, generator
+
+    def compile_head(self) -> None:
+        """Compile what follows the blocks; the single draws are left as they are, for the sake of their generator."""
+        if self.config.name != "binary-sampled":
+            self.head = torch.compile(self.head)  # type: ignore[method-assign]
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b l"],
+        levels: Float[Tensor, "b l"],
+        sites: Int[Tensor, " k"],
+        labels: Int[Tensor, " b"],
+        x_0: Int[Tensor, "b k"],
+        level: Float[Tensor, "b k"],
+    ) -> Float[Tensor, ""]:
+        """Mean loss over the queried sites; ``x_0`` and ``level`` are those of the sites, before the mask."""
+        x = self.network.features(tokens, levels, sites, labels)  # (b, k, d)
+        return self.head(x.flatten(0, 1), x_0.flatten(), level.flatten())
+
+    def head(
+        self, features: Float[Tensor, "n d"], x_0: Int[Tensor, " n"], level: Float[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """Logits and loss, where only ``n`` varies from call to call."""
+        sampled = self.config.name == "binary-sampled"
+        return objective.loss(
+            self.config.name,
+            self.network.logits(features),
+            x_0,
+            level,
+            self.config.keep if sampled else None,
+            self.noise,
+            contrast=self.config.contrast,
+            generator=self.generator if sampled else None,
+        )
+
+
 class GeneratorTrainer:
     """One run; all that changes is in ``state_dict``."""
 
@@ -200,16 +251,15 @@ class GeneratorTrainer:
             betas=(train.betas[0], train.betas[1]),
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.loss: Callable[..., Tensor] = objective.loss
-        if train.compile:
-            network.compile_blocks()
-        if train.compile and config.objective.name != "binary-sampled":
-            self.loss = torch.compile(objective.loss)
         self.network = network
-        self.model, self.optimizer = self.fabric.setup(network, optimizer)
         self.order = DataOrder(len(training), train.batch_size, train.seed)
         self.generator = torch.Generator().manual_seed(train.seed + 1)
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
+        criterion = Criterion(network, config.objective, self.noise, self.generator)
+        if train.compile:
+            network.compile_blocks()
+            criterion.compile_head()
+        self.criterion, self.optimizer = self.fabric.setup(criterion, optimizer)
         self.step, self.clock = 0, Clock()
 
     def state_dict(self) -> dict[str, Any]:
@@ -314,9 +364,7 @@ class GeneratorTrainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        tokens, levels, sites, labels, x_0, level = self._batch()
-        logits = self.model(tokens, levels, sites, labels)  # (b, k, v)
-        loss = self._loss(logits, x_0, level)
+        loss = self.criterion(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
@@ -336,19 +384,6 @@ class GeneratorTrainer:
         labels = labels.masked_fill(dropped, self.config.network.classes)
         batch = (x_t, levels, sites, labels, x_0[:, sites], level)
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
-
-    def _loss(self, logits: Float[Tensor, "b k v"], x_0: Int[Tensor, "b k"], level: Float[Tensor, "b k"]) -> Tensor:
-        wanted = self.config.objective
-        return self.loss(
-            wanted.name,
-            logits,
-            x_0,
-            level,
-            wanted.keep if wanted.name == "binary-sampled" else None,
-            self.noise,
-            contrast=wanted.contrast,
-            generator=self.generator if wanted.name == "binary-sampled" else None,
-        )
 
     def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
         numbers = {name: float(value) for name, value in values.items()}
