@@ -45,7 +45,7 @@ def load_mask(image: Picture, mask: Mask | None = None) -> tuple[Image.Image, Bo
     Raises:
         UserError: a file is missing or no picture, sizes differ, there is no hole, or the mode holds floats.
     """
-    picture = storable(_open(image, "picture"))
+    picture = storable(open_picture(image))
     hole = _transparent(picture) if mask is None else _white(mask)
     if hole.shape != (picture.height, picture.width):
         raise UserError(
@@ -59,7 +59,12 @@ def load_mask(image: Picture, mask: Mask | None = None) -> tuple[Image.Image, Bo
     return picture, torch.from_numpy(hole)
 
 
-def _open(source: Picture, what: str) -> Image.Image:
+def open_picture(source: Picture, what: str = "picture") -> Image.Image:
+    """A picture in its own mode, turned as EXIF says; ``what`` is its name in an error.
+
+    Raises:
+        UserError: the file is missing, no picture, cut off or too large to be one.
+    """
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(source)
     path = Path(source)
@@ -122,7 +127,7 @@ def _white(mask: Mask) -> np.ndarray:
             got = f"{mask.dtype} {mask.shape}"
             raise UserError("a mask array must be bool or uint8 (h, w)", got, "convert it")
         return mask if mask.dtype == np.bool_ else mask >= THRESHOLD
-    opened = storable(_open(mask, "mask"))
+    opened = storable(open_picture(mask, "mask"))
     if opened.mode == "I;16":
         return np.asarray(opened) >= THRESHOLD * 257
     if opened.mode in ("LA", "RGBA"):

@@ -13,82 +13,29 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 import ggm_image
 from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
 from ggm_image.errors import UserError
-from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, token_mask
+from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, open_picture, token_mask
 from ggm_image.model_files import NetworkFolder, find_model, load_network
 from ggm_image.network import Transformer
 from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
+from ggm_image.settings import Settings
+from ggm_image.signal_map import signal_probability
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
 
 KERNEL_BATCH = {"cpu": 16, "cuda": 256}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to draw.
-
-    Attributes:
-        order: "schedule" (fixed blocks, known law; one site a step is the paper) or "signal" (the sites
-            the classifier trusts most are fixed first, those it trusts least are drawn anew in later sweeps).
-        sweeps: S >= 1. For "signal" every sweep after the first revises.
-        block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
-        curve: level curve of "schedule": sqrt, cosine, linear.
-        site_order: which sites share a block: bayer, halton, random.
-        guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
-        temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
-        revise_share: of a block, drawn anew in a revision call of "signal".
-        confidence_noise: Gumbel noise on the choice of sites of "signal", annealed to 0.
-    """
-
-    order: str = "signal"
-    sweeps: int = 1
-    block: int = 8
-    curve: str = "sqrt"
-    site_order: str = "bayer"
-    guidance: float = 1.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    revise_share: float = 0.25
-    confidence_noise: float = 4.5
-
-    def __post_init__(self) -> None:
-        if self.order not in ("schedule", "signal"):
-            raise UserError("order must be schedule or signal", f"got {self.order!r}", "choose one of the two")
-        for name in ("sweeps", "block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1", f"got {getattr(self, name)}", "give a positive number")
-
-    @staticmethod
-    def of(entries: dict[str, Any]) -> "Settings":
-        """Settings from a preset of a model's config.yaml.
-
-        Raises:
-            UserError: for an unknown entry; names the nearest known one.
-        """
-        names = [f.name for f in fields(Settings)]
-        for name in entries:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1) or names
-                raise UserError("unknown sampler setting", f"got {name!r}", f"did you mean {near[0]!r}?")
-        return Settings(**entries)
-
-    def calls(self, sites: int) -> int:
-        """Network calls for a grid with so many unknown sites (guidance doubles the cost of each)."""
-        return self.sweeps * math.ceil(sites / self.block)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -358,27 +305,76 @@ class Model:
         """
         settings = settings or self.settings(preset)
         picture, hole = load_mask(image, mask)
-        cell = self.tokenizer.downscale
-        width, height = picture.size
+        height, width = self._grid_of(picture)
+        unknown = token_mask(hole, self.tokenizer.downscale, dilate=dilate)
+        tokens = self._encode(fill_unknown(rgb_pixels(picture), hole))
+        known = known_tokens(tokens.cpu(), unknown)
+        grids = self.sample_tokens(
+            self.labels(n, classes) if classes is not None else [self.null_label] * n,
+            seed=seed,
+            settings=settings if classes is not None else replace(settings, guidance=1.0),
+            known=known,
+            grid=(height, width),
+        )
+        return [composite(picture, to_pil(new), hole, feather=feather) for new in self.decode(grids)]
+
+    def signal(
+        self,
+        image: Image.Image | str | Path,
+        *,
+        level: float = 0.9,
+        block: int = 4,
+        classes: str | int | None = None,
+    ) -> Float[Tensor, "rows columns"]:
+        """The model's probability, token by token, that a picture's token is signal and not noise.
+
+        Args:
+            image: a picture whose sides are multiples of the tokenizer's cell, in any mode.
+            level: share in (0, 1) of the tokens that are expected to be signal.
+            block: sites judged in one network call.
+            classes: what the picture shows; no class by default.
+
+        Returns:
+            (rows, columns) probabilities on the CPU; `ggm_image.signal_map.heat_map` draws them.
+
+        Raises:
+            UserError: for a picture that does not open or fit, an unknown class, or a level out of range.
+        """
+        picture = open_picture(image)
+        height, width = self._grid_of(picture)
+        label = self.null_label if classes is None else self.label(classes)
+        with torch.inference_mode(), self._autocast():
+            probability = signal_probability(
+                self._denoiser(height, width),
+                self._encode(rgb_pixels(picture)).view(1, -1),
+                height=height,
+                width=width,
+                codebook_size=self.tokenizer.codebook_size,
+                level=level,
+                block=block,
+                labels=torch.tensor([label], device=self.device),
+            )
+        return probability.view(height, width).cpu()
+
+    def _grid_of(self, picture: Image.Image) -> tuple[int, int]:
+        """Rows and columns of the tokens of a picture.
+
+        Raises:
+            UserError: a side is no multiple of the cell.
+        """
+        cell, (width, height) = self.tokenizer.downscale, picture.size
         if width % cell or height % cell:
             raise UserError(
                 f"the sides of the picture must be multiples of {cell}",
                 f"got {width} x {height}",
                 f"crop it to {max(cell, width // cell * cell)} x {max(cell, height // cell * cell)}",
             )
-        unknown = token_mask(hole, cell, dilate=dilate)
-        pixels = to_model(fill_unknown(rgb_pixels(picture), hole))[None]
-        with torch.inference_mode():
-            tokens = self.tokenizer.encode(pixels.to(self.device)).cpu()
-        known = known_tokens(tokens[0].flatten(), unknown)
-        grids = self.sample_tokens(
-            self.labels(n, classes) if classes is not None else [self.null_label] * n,
-            seed=seed,
-            settings=settings if classes is not None else replace(settings, guidance=1.0),
-            known=known,
-            grid=(height // cell, width // cell),
-        )
-        return [composite(picture, to_pil(new), hole, feather=feather) for new in self.decode(grids)]
+        return height // cell, width // cell
+
+    def _encode(self, pixels: UInt8[Tensor, "3 h w"]) -> Int[Tensor, "rows columns"]:
+        """Tokens of one picture, in float32 whatever the network's precision."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return self.tokenizer.encode(to_model(pixels)[None].to(self.device))[0]
 
     def manifest(
         self, n: int, *, classes: str | int | Sequence[str | int] | None, seed: int, settings: Settings

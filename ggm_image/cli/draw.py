@@ -1,4 +1,4 @@
-"""Commands that draw: sample, inpaint; and what there is to draw with: models, tokenizers."""
+"""Commands that draw: sample, inpaint, signal; and what there is to draw with: models, tokenizers."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, resolve_device, seed_option
+from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
 from ggm_image.errors import UserError
 
 MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
@@ -194,6 +194,67 @@ def inpaint(
         click.echo(json.dumps({"out": [str(p) for p in paths], "seed": seed, "model": model.name}))
     else:
         click.echo("\n".join(str(p) for p in paths))
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="signal.png", show_default=True)
+@MODEL
+@TOKENIZER
+@click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of the tokens that you expect to be signal.",
+)
+@click.option("--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one call.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; judging draws nothing.")
+@device_option
+@json_option
+def signal(
+    image: Path,
+    out: Path,
+    model_name: str,
+    tokenizer: str | None,
+    classes: str | None,
+    level: float,
+    block: int,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Show which parts of IMAGE look like noise: the model's own probability of signal, token by token.
+
+    --out is the picture, and beside it a map: the stronger the red, the less a token looks like signal.
+    """
+    from ggm_image.files import atomic_path
+    from ggm_image.inpaint import open_picture
+    from ggm_image.signal_map import heat_map
+
+    if not _is_picture(out):
+        raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
+    model = _load(model_name, tokenizer, device)
+    probability = model.signal(image, level=level, block=block, classes=classes)
+    with atomic_path(out) as temporary:
+        heat_map(open_picture(image), probability).save(temporary, format="PNG")
+    if as_json:
+        print_json(
+            {
+                "image": str(image),
+                "out": str(out),
+                "model": model.name,
+                "level": level,
+                "cell": model.tokenizer.downscale,
+                "signal": [[round(p, 4) for p in row] for row in probability.tolist()],
+            }
+        )
+        return
+    least = probability.flatten().argsort()[:3].tolist()
+    columns = probability.shape[1]
+    shown = ", ".join(f"row {k // columns} column {k % columns}: {probability.flatten()[k]:.2f}" for k in least)
+    click.echo(f"{out}: mean {probability.mean():.2f}; least signal at {shown}")
 
 
 @click.command()

@@ -165,6 +165,32 @@ def test_inpaint_refuses(
     assert not (tmp_path / "out.png").exists()
 
 
+def test_signal_map(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = picture.read_bytes()
+    assert run("signal", picture, "--model", model, "--class", "cat", "--out", tmp_path / "map.png") == 0
+    assert "least signal at row" in capsys.readouterr().out
+    assert pixels(tmp_path / "map.png").shape == (256, 520, 3)  # enlarged 16 times, twice, 8 pixels between
+    assert run("signal", picture, "--model", model, "--class", "cat", "--out", tmp_path / "again.png", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert np.array(told["signal"]).shape == (4, 4)
+    assert 0 <= np.min(told["signal"]) <= np.max(told["signal"]) <= 1
+    assert (tmp_path / "map.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert picture.read_bytes() == before
+
+
+def test_signal_refuses(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd, text = tmp_path / "odd.png", tmp_path / "text.png"
+    Image.new("RGB", (17, 16)).save(odd)
+    text.write_text("no picture")
+    out = ("--model", model, "--out", tmp_path / "map.png")
+    assert "crop it to 16 x 16" in refused(capsys, run("signal", odd, *out))
+    assert "text.png" in refused(capsys, run("signal", text, *out))
+    assert "did you mean cat" in refused(capsys, run("signal", picture, "--class", "cta", *out))
+    assert "--level" in refused(capsys, run("signal", picture, "--level", 1, *out))
+    assert "name it X.png" in refused(capsys, run("signal", picture, "--model", model, "--out", tmp_path / "map.jpg"))
+    assert not (tmp_path / "map.png").exists()
+
+
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "--json") == 0
     assert "cifar10" in [row["name"] for row in json.loads(capsys.readouterr().out)]

@@ -1,0 +1,63 @@
+"""How to draw: the sampler's settings, as presets of a model hold them."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ggm_image.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to draw.
+
+    Attributes:
+        order: "schedule" (fixed blocks, known law; one site a step is the paper) or "signal" (the sites
+            the classifier trusts most are fixed first, those it trusts least are drawn anew in later sweeps).
+        sweeps: S >= 1. For "signal" every sweep after the first revises.
+        block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
+        curve: level curve of "schedule": sqrt, cosine, linear.
+        site_order: which sites share a block: bayer, halton, random.
+        guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
+        temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
+        revise_share: of a block, drawn anew in a revision call of "signal".
+        confidence_noise: Gumbel noise on the choice of sites of "signal", annealed to 0.
+    """
+
+    order: str = "signal"
+    sweeps: int = 1
+    block: int = 8
+    curve: str = "sqrt"
+    site_order: str = "bayer"
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    revise_share: float = 0.25
+    confidence_noise: float = 4.5
+
+    def __post_init__(self) -> None:
+        if self.order not in ("schedule", "signal"):
+            raise UserError("order must be schedule or signal", f"got {self.order!r}", "choose one of the two")
+        for name in ("sweeps", "block"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1", f"got {getattr(self, name)}", "give a positive number")
+
+    @staticmethod
+    def of(entries: dict[str, Any]) -> "Settings":
+        """Settings from a preset of a model's config.yaml.
+
+        Raises:
+            UserError: for an unknown entry; names the nearest known one.
+        """
+        names = [f.name for f in fields(Settings)]
+        for name in entries:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1) or names
+                raise UserError("unknown sampler setting", f"got {name!r}", f"did you mean {near[0]!r}?")
+        return Settings(**entries)
+
+    def calls(self, sites: int) -> int:
+        """Network calls for a grid with so many unknown sites (guidance doubles the cost of each)."""
+        return self.sweeps * math.ceil(sites / self.block)
