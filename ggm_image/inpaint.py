@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
 
+from ggm_image.canvas import Extension, extend, place_under
 from ggm_image.errors import UserError
 
 THRESHOLD = 128
@@ -29,34 +30,48 @@ Picture = Image.Image | str | os.PathLike[str]
 Mask = Picture | np.ndarray | Tensor
 
 
-def load_mask(image: Picture, mask: Mask | None = None) -> tuple[Image.Image, Bool[Tensor, "h w"]]:
+def load_mask(
+    image: Picture, mask: Mask | None = None, *, extend_by: Extension | None = None, fit: bool = False
+) -> tuple[Image.Image, Bool[np.ndarray, "h w"]]:
     """Open a picture and find its hole.
 
     Args:
         image: the picture, or its file. EXIF orientation is applied.
         mask: white where the picture is painted anew: a picture (grey values from 128 on count as white,
-            colours by their luma, transparent parts as black), its file, or an array (h, w) of bool or uint8.
-            None: the hole is where the picture itself is transparent (alpha under 128).
+            colours by their luma, transparent parts as black), its file, or an array (h, w) of bool or uint8. It has
+            the picture's size; a larger one paints beyond the picture, which lies under the mask's black part or in
+            the middle (`place_under`). None: the hole is where the picture itself is transparent (alpha under 128).
+        extend_by: pixels to add around the picture; they belong to the hole.
+        fit: stretch a mask of another size to the picture's. Any white in what becomes one pixel makes it white.
 
     Returns:
         The picture in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
-        hole (h, w), True where it is painted anew.
+        hole (h, w), True where it is painted anew. The hole is empty where the mask is black everywhere.
 
     Raises:
-        UserError: a file is missing or no picture, sizes differ, there is no hole, or the mode holds floats.
+        UserError: a file is missing, no picture or animated, sizes differ, there is no mask at all, or the mode
+            holds floats.
     """
     picture = storable(open_picture(image))
-    hole = _transparent(picture) if mask is None else _white(mask)
-    if hole.shape != (picture.height, picture.width):
-        raise UserError(
-            "picture and mask must be of one size",
-            f"picture {picture.width} x {picture.height}, mask {hole.shape[1]} x {hole.shape[0]}",
-            "resize the mask, without smoothing",
-        )
-    if not hole.any():
-        where = f"no grey value reaches {THRESHOLD}" if mask is not None else "the picture is opaque everywhere"
-        raise UserError("there is nothing to paint", where, "give a mask that is white where to paint")
-    return picture, torch.from_numpy(hole)
+    if mask is None:
+        hole = _transparent(picture, needed=extend_by is None)
+    else:
+        hole = _white(mask)
+        if hole.shape != (picture.height, picture.width) and fit:
+            hole = _stretched(hole, picture.size)
+        if hole.shape != (picture.height, picture.width):
+            under = place_under(picture.size, hole)
+            if under is None:
+                raise UserError(
+                    "picture and mask must be of one size",
+                    f"picture {picture.width} x {picture.height}, mask {hole.shape[1]} x {hole.shape[0]}",
+                    "resize the mask, or let --fit stretch it",
+                )
+            picture, _ = extend(picture, np.zeros((picture.height, picture.width), dtype=bool), under)
+            beyond = np.ones(hole.shape, dtype=bool)
+            beyond[under.top : hole.shape[0] - under.bottom, under.left : hole.shape[1] - under.right] = False
+            hole = hole | beyond
+    return (picture, hole) if extend_by is None else extend(picture, hole, extend_by)
 
 
 def open_picture(source: Picture, what: str = "picture") -> Image.Image:
@@ -70,10 +85,16 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
     path = Path(source)
     try:
         with Image.open(path) as opened:
+            # a phone's MPO file holds previews beside the picture
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                got = f"{path}: {opened.n_frames} frames"
+                raise UserError(f"{what} must be a single picture", got, "save one frame of it")
             return ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
         why = f"{path}: not in any format that Pillow knows"
         raise UserError(f"{what} cannot be read", why, "give a picture file") from error
+    except UserError:
+        raise
     except OSError as error:
         why = f"{path}: {error.strerror or error}"
         raise UserError(f"{what} cannot be opened", why, "check the file") from error
@@ -108,14 +129,28 @@ def storable(picture: Image.Image) -> Image.Image:
     return converted
 
 
-def _transparent(picture: Image.Image) -> np.ndarray:
+def _transparent(picture: Image.Image, *, needed: bool) -> np.ndarray:
+    """Where the picture is transparent; if a hole is ``needed``, there must be one."""
     if picture.mode not in ("LA", "RGBA"):
+        if not needed:
+            return np.zeros((picture.height, picture.width), dtype=bool)
         raise UserError(
             "a mask is needed",
             f"the picture has no transparent parts: mode {picture.mode}",
             "give a mask that is white where to paint",
         )
-    return np.asarray(picture.getchannel("A")) < THRESHOLD
+    hole = np.asarray(picture.getchannel("A")) < THRESHOLD
+    if needed and not hole.any():
+        raise UserError(
+            "a mask is needed", "the picture is opaque everywhere", "give a mask that is white where to paint"
+        )
+    return hole
+
+
+def _stretched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask of another size: a pixel is white if any white falls into it."""
+    shares = Image.fromarray((hole * np.float32(1)).astype(np.float32)).resize(size, Image.Resampling.BOX)
+    return np.asarray(shares) > 0
 
 
 def _white(mask: Mask) -> np.ndarray:
@@ -136,7 +171,7 @@ def _white(mask: Mask) -> np.ndarray:
     return np.asarray(opened.convert("L")) >= THRESHOLD
 
 
-def token_mask(hole: Bool[Tensor, "h w"], cell: int, *, dilate: int = 0) -> Bool[Tensor, "rows columns"]:
+def token_mask(hole: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> Bool[Tensor, "rows columns"]:
     """Which tokens are unknown: those with ANY pixel of their cell in the hole, after dilating it.
 
     Args:
@@ -160,7 +195,7 @@ def token_mask(hole: Bool[Tensor, "h w"], cell: int, *, dilate: int = 0) -> Bool
         )
     if dilate < 0:
         raise UserError("dilation must be at least 0 pixels", dilate, "use --dilate 0")
-    unknown = hole[None, None].to(torch.float32)
+    unknown = torch.from_numpy(hole)[None, None].to(torch.float32)
     if dilate:
         # Two passes of one row and one column make the square; further than the picture changes nothing.
         reach = min(dilate, max(h, w))
@@ -188,20 +223,21 @@ def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows colum
     return tokens.flatten().to(torch.int64).masked_fill(unknown.flatten().to(tokens.device), -1)
 
 
-def fill_unknown(image: UInt8[Tensor, "3 h w"], hole: Bool[Tensor, "h w"]) -> UInt8[Tensor, "3 h w"]:
+def fill_unknown(image: UInt8[Tensor, "*n 3 h w"], hole: Bool[np.ndarray, "h w"]) -> UInt8[Tensor, "*n 3 h w"]:
     """The picture with every pixel of the hole replaced by the nearest known one; grey if none is known.
 
     What lay under the mask must not leak into the tokens beside it through the encoder's receptive field, and
     a made-up colour would put a hard edge there.
     """
-    missing = hole.cpu().numpy()
-    if missing.all():
+    if hole.all():
         return torch.full_like(image, 128)
-    rows, columns = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
-    return image[:, torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+    rows, columns = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
+    return image[..., torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
 
 
-def composite(picture: Image.Image, drawn: Image.Image, hole: Bool[Tensor, "h w"], *, feather: int = 0) -> Image.Image:
+def composite(
+    picture: Image.Image, drawn: Image.Image, hole: Bool[np.ndarray, "h w"], *, feather: int = 0
+) -> Image.Image:
     """``drawn`` inside the hole, ``picture`` outside it, bit for bit.
 
     Args:
@@ -224,21 +260,20 @@ def composite(picture: Image.Image, drawn: Image.Image, hole: Bool[Tensor, "h w"
         raise UserError("picture, drawn picture and mask must be of one size", shown, "resize them")
     if feather < 0:
         raise UserError("feather must be at least 0 pixels", feather, "use --feather 0")
-    inside = hole.cpu().numpy()
     old = np.asarray(picture)
-    alpha = old[..., -1:] / 255 if picture.mode in ("LA", "RGBA") else np.ones((*inside.shape, 1))
+    alpha = old[..., -1:] / 255 if picture.mode in ("LA", "RGBA") else np.ones((*hole.shape, 1))
     new = _as_mode(drawn, picture.mode)
-    if not feather or inside.all():
-        share = np.ones(inside.shape)
+    if not feather or hole.all():
+        share = np.ones(hole.shape)
     else:
-        share = np.minimum(1, ndimage.distance_transform_edt(inside) / (feather + 1))
+        share = np.minimum(1, ndimage.distance_transform_edt(hole) / (feather + 1))
     share = share[..., None]
     behind = (1 - share) * alpha
     blend = (share * new + behind * old.reshape(new.shape)) / np.maximum(share + behind, 1e-12)
     if picture.mode in ("LA", "RGBA"):
         blend[..., -1] = 255
     result = old.copy().reshape(new.shape)
-    result[inside] = blend.round().astype(old.dtype)[inside]
+    result[hole] = blend.round().astype(old.dtype)[hole]
     return _with_profile(Image.fromarray(result.reshape(old.shape)), picture)
 
 

@@ -141,9 +141,11 @@ def find_model(name_or_path: str | Path) -> NetworkFolder:
     Raises:
         UserError: if there is none; names the shipped ones.
     """
-    if Path(name_or_path).is_dir():
-        return NetworkFolder.read(Path(name_or_path))
+    path = Path(name_or_path)
     shipped = {folder.name: folder for folder in shipped_models()}
+    # A folder of pictures called cifar10 must not hide the model of that name.
+    if path.is_dir() and ((path / CONFIG).is_file() or str(name_or_path) not in shipped):
+        return NetworkFolder.read(path)
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     near = difflib.get_close_matches(str(name_or_path), shipped, n=3, cutoff=0.3) or sorted(shipped)

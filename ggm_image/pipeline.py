@@ -17,15 +17,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 import ggm_image
+from ggm_image.canvas import Extension, Window, match_border, next_window, plan_windows, window_side
 from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
 from ggm_image.errors import UserError
-from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, open_picture, token_mask
+from ggm_image.files import progress_bar
+from ggm_image.inpaint import (
+    Mask,
+    Picture,
+    composite,
+    fill_unknown,
+    known_tokens,
+    load_mask,
+    open_picture,
+    token_mask,
+)
 from ggm_image.model_files import NetworkFolder, find_model, load_network
 from ggm_image.network import Transformer
 from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
@@ -42,6 +54,11 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     """The generator of picture ``index`` under ``seed``; different for every pair."""
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _seed_of_window(seed: int, turn: int) -> int:
+    """The seed of a window after the first, different for every pair."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/window/{turn}".encode()).digest()[:8], "big")
 
 
 class Model:
@@ -129,7 +146,7 @@ class Model:
         seed: int = 0,
         settings: Settings | None = None,
         first: int = 0,
-        known: Int[Tensor, " l"] | None = None,
+        known: Int[Tensor, "*n l"] | None = None,
         grid: tuple[int, int] | None = None,
         callback: Callback | None = None,
         on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
@@ -141,7 +158,7 @@ class Model:
             seed: any integer.
             settings: how; the preset "best" by default.
             first: index of the first picture.
-            known: (L,) the token where known, -1 where to be drawn.
+            known: (L,) or (n, L) the token where known, -1 where to be drawn.
             grid: rows and columns; the training grid by default.
             callback: called as callback(t, tokens (m, L)) at every step of every batch.
             on_batch: called with the finished grids of every batch.
@@ -152,6 +169,8 @@ class Model:
         settings = settings or self.settings()
         height, width = grid or self.grid
         n, size, done = len(labels), self.kernel_batch, []
+        if known is not None:
+            known = known.to(self.device).expand(n, -1)
         for start in range(0, n, size):
             rows = min(size, n - start)
             batch_labels = [*labels[start : start + rows], *([self.null_label] * (size - rows))]
@@ -161,7 +180,7 @@ class Model:
                 width,
                 torch.tensor(batch_labels, device=self.device),
                 [image_generator(seed, first + start + k) for k in range(size)],
-                None if known is None else known.to(self.device).expand(size, -1),
+                None if known is None else _padded(known[start : start + rows], size),
                 callback and _first_rows(callback, rows),
             )
             done.append(tokens[:rows].view(rows, height, width).cpu())
@@ -235,8 +254,8 @@ class Model:
         """Pictures of token grids, in float32 and in batches of one fixed size."""
         size, pictures = self.kernel_batch, []
         for part in tokens.split(size):
-            padded = torch.cat([part, part[-1:].expand(size - len(part), -1, -1)])
-            pictures.append(to_uint8(self.tokenizer.decode(padded.to(self.device)))[: len(part)].cpu())
+            decoded = self.tokenizer.decode(_padded(part, size).to(self.device))
+            pictures.append(to_uint8(decoded)[: len(part)].cpu())
         return torch.cat(pictures)
 
     def sample(
@@ -271,8 +290,8 @@ class Model:
 
     def inpaint(
         self,
-        image: Image.Image | str | Path,
-        mask: Image.Image | str | Path | None = None,
+        image: Picture,
+        mask: Mask | None = None,
         *,
         n: int = 1,
         classes: str | int | None = None,
@@ -281,6 +300,9 @@ class Model:
         settings: Settings | None = None,
         dilate: int = 0,
         feather: int = 0,
+        extend: Extension | None = None,
+        context: int | None = None,
+        fit: bool = False,
     ) -> list[Image.Image]:
         """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
 
@@ -288,39 +310,82 @@ class Model:
         is drawn anew if any pixel of its cell is unknown; known tokens have level 1 and are never queried.
 
         Args:
-            image: a picture whose sides are multiples of the tokenizer's cell, in any mode.
-            mask: of the picture's size, white (>= 128) where to paint; None for the transparent parts of ``image``.
+            image: a picture in any mode, of any size from one cell on. It is painted at its own resolution in windows
+                of the model's size, see `ggm_image.canvas`.
+            mask: white (>= 128) where to paint, see `ggm_image.inpaint.load_mask`; None for the transparent parts of
+                ``image``.
             n: how many answers.
             classes: what the picture shows; no class by default.
             seed: any integer; answer k of a seed is the same whatever n is.
             preset, settings: as in `sample`.
             dilate: pixels by which the part drawn anew by the model reaches beyond the mask.
             feather: width in pixels of the blend, inside the mask.
+            extend: pixels to add around the picture.
+            context: known pixels to show the model on each side of the hole; a quarter of its size by default.
+            fit: stretch a mask of another size.
 
         Returns:
-            n pictures of the size and mode of ``image``.
+            n pictures of the size and mode of ``image`` (larger where extended). With a mask that is black everywhere
+            they are the picture itself.
 
         Raises:
-            UserError: for a picture or mask that does not open, sizes that do not fit, or a mask without a hole.
+            UserError: for a picture or mask that does not open, or sizes that do not fit.
         """
         settings = settings or self.settings(preset)
-        picture, hole = load_mask(image, mask)
-        height, width = self._grid_of(picture)
-        unknown = token_mask(hole, self.tokenizer.downscale, dilate=dilate)
-        tokens = self._encode(fill_unknown(rgb_pixels(picture), hole))
-        known = known_tokens(tokens.cpu(), unknown)
+        picture, hole = load_mask(image, mask, extend_by=extend, fit=fit)
+        labels = self.labels(n, classes) if classes is not None else [self.null_label] * n
+        if classes is None:
+            settings = replace(settings, guidance=1.0)
+        pixels = rgb_pixels(picture).expand(n, -1, -1, -1).clone()  # (n, 3, h, w)
+        missing = hole.copy()
+        windows = self.plan_windows(hole, context) if hole.any() else []
+        with progress_bar(total=len(windows), unit="window", label="inpaint") as advance:
+            turn = 0
+            while window := next_window(windows, missing):
+                rows, columns = window.slices
+                pixels[..., rows, columns] = self._paint(
+                    pixels[..., rows, columns],
+                    missing[rows, columns],
+                    labels,
+                    seed=seed if turn == 0 else _seed_of_window(seed, turn),
+                    settings=settings,
+                    dilate=dilate,
+                )
+                missing[rows, columns] = False
+                turn += 1
+                advance(1)
+        return [composite(picture, to_pil(new), hole, feather=feather) for new in pixels]
+
+    def plan_windows(self, hole: Bool[np.ndarray, "h w"], context: int | None = None) -> list[Window]:
+        """Where `inpaint` paints: windows of the model's size that show known pixels around the hole."""
+        return plan_windows(hole, self.image_size, self.tokenizer.downscale, context)
+
+    def _paint(
+        self,
+        pixels: UInt8[Tensor, "n 3 h w"],
+        missing: Bool[np.ndarray, "h w"],
+        labels: list[int],
+        *,
+        seed: int,
+        settings: Settings,
+        dilate: int,
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """One window: encode what is known, draw the rest, and fit it in."""
+        cell = self.tokenizer.downscale
+        unknown = token_mask(missing, cell, dilate=dilate)
+        seen = fill_unknown(pixels, missing)
+        same = bool((seen == seen[:1]).all())
+        tokens = torch.stack([self._encode(row) for row in (seen[:1] if same else seen)])
+        known = torch.stack([known_tokens(row, unknown) for row in tokens.cpu()])
         grids = self.sample_tokens(
-            self.labels(n, classes) if classes is not None else [self.null_label] * n,
-            seed=seed,
-            settings=settings if classes is not None else replace(settings, guidance=1.0),
-            known=known,
-            grid=(height, width),
+            labels, seed=seed, settings=settings, known=known, grid=(unknown.shape[0], unknown.shape[1])
         )
-        return [composite(picture, to_pil(new), hole, feather=feather) for new in self.decode(grids)]
+        drawn = self.decode(grids)
+        return torch.stack([match_border(p, d, missing, reach=cell) for p, d in zip(pixels, drawn, strict=True)])
 
     def signal(
         self,
-        image: Image.Image | str | Path,
+        image: Picture,
         *,
         level: float = 0.9,
         block: int = 4,
@@ -329,7 +394,9 @@ class Model:
         """The model's probability, token by token, that a picture's token is signal and not noise.
 
         Args:
-            image: a picture whose sides are multiples of the tokenizer's cell, in any mode.
+            image: a picture in any mode, of any size from one cell on. What does not fill a cell at its right and
+                lower edge is left out; a picture larger than the model's is judged in windows of the model's size,
+                and the mean is taken where they overlap.
             level: share in (0, 1) of the tokens that are expected to be signal.
             block: sites judged in one network call.
             classes: what the picture shows; no class by default.
@@ -338,38 +405,48 @@ class Model:
             (rows, columns) probabilities on the CPU; `ggm_image.signal_map.heat_map` draws them.
 
         Raises:
-            UserError: for a picture that does not open or fit, an unknown class, or a level out of range.
+            UserError: for a picture that does not open or is smaller than a cell, an unknown class, or a level out of
+                range.
         """
-        picture = open_picture(image)
-        height, width = self._grid_of(picture)
-        label = self.null_label if classes is None else self.label(classes)
-        with torch.inference_mode(), self._autocast():
-            probability = signal_probability(
-                self._denoiser(height, width),
-                self._encode(rgb_pixels(picture)).view(1, -1),
-                height=height,
-                width=width,
-                codebook_size=self.tokenizer.codebook_size,
-                level=level,
-                block=block,
-                labels=torch.tensor([label], device=self.device),
-            )
-        return probability.view(height, width).cpu()
+        pixels, cell = rgb_pixels(open_picture(image)), self.tokenizer.downscale
+        label = torch.tensor([self.null_label if classes is None else self.label(classes)])
+        sides = [window_side(side, side, cell) for side in pixels.shape[1:]]
+        total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
+        for window in plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell):
+            rows, columns = window.slices
+            tokens = self._encode(pixels[:, rows, columns])[None].cpu()
+            inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
+            total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block)[0]
+            count[inside] += 1
+        return total / count
 
-    def _grid_of(self, picture: Image.Image) -> tuple[int, int]:
-        """Rows and columns of the tokens of a picture.
-
-        Raises:
-            UserError: a side is no multiple of the cell.
-        """
-        cell, (width, height) = self.tokenizer.downscale, picture.size
-        if width % cell or height % cell:
-            raise UserError(
-                f"the sides of the picture must be multiples of {cell}",
-                f"got {width} x {height}",
-                f"crop it to {max(cell, width // cell * cell)} x {max(cell, height // cell * cell)}",
-            )
-        return height // cell, width // cell
+    def signal_of_tokens(
+        self,
+        tokens: Int[Tensor, "n h w"],
+        labels: Int[Tensor, " n"] | None = None,
+        *,
+        level: float = 0.9,
+        block: int = 4,
+    ) -> Float[Tensor, "n h w"]:
+        """As `signal`, for many token grids; ``labels`` (n,) are classes, None for no class."""
+        height, width = tokens.shape[1:]
+        if labels is None:
+            labels = torch.full((len(tokens),), self.null_label)
+        parts = []
+        for rows, classes in zip(tokens.split(self.kernel_batch), labels.split(self.kernel_batch), strict=True):
+            with torch.inference_mode(), self._autocast():
+                found = signal_probability(
+                    self._denoiser(height, width),
+                    rows.flatten(1).to(self.device),
+                    height=height,
+                    width=width,
+                    codebook_size=self.tokenizer.codebook_size,
+                    level=level,
+                    block=min(block, height * width),
+                    labels=classes.to(self.device),
+                )
+            parts.append(found.view(-1, height, width).cpu())
+        return torch.cat(parts)
 
     def _encode(self, pixels: UInt8[Tensor, "3 h w"]) -> Int[Tensor, "rows columns"]:
         """Tokens of one picture, in float32 whatever the network's precision."""
@@ -424,6 +501,11 @@ def load_model(
         )
     network, sha256 = load_network(folder)
     return Model(folder, network, sha256, loaded, device)
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """The batch filled up to ``size`` with its last row."""
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
 
 
 def _first_rows(callback: Callback, rows: int) -> Callback:

@@ -76,14 +76,15 @@ def signal_probability(
     return result
 
 
-def heat_map(picture: Image.Image, probability: Float[Tensor, "rows columns"]) -> Image.Image:
+def heat_map(picture: Image.Image, probability: Float[Tensor, "rows columns"], cell: int) -> Image.Image:
     """The picture, and beside it the picture in grey under red that is the stronger the less a token looks like signal.
 
     Args:
-        picture: of rows * cell by columns * cell pixels; any mode.
+        picture: of any mode; what lies beyond the last whole cell at its right and lower edge is left out.
         probability: of signal, in [0, 1].
+        cell: pixels per side of a token's cell.
     """
-    original = picture.convert("RGB")
+    original = picture.convert("RGB").crop((0, 0, probability.shape[1] * cell, probability.shape[0] * cell))
     scale = max(1, -(-SHOWN_SIDE // min(original.size)))
     size = original.width * scale, original.height * scale
     original = original.resize(size, Image.Resampling.NEAREST)

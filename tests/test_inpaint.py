@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ggm_image.canvas import Extension
 from ggm_image.errors import UserError
 from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, storable, token_mask
 
@@ -16,7 +17,7 @@ def pixels(*shape, high=256, dtype=np.uint8, seed=0):
 
 
 def square(height=SIDE, width=SIDE, top=5, left=9, size=13):
-    hole = torch.zeros(height, width, dtype=torch.bool)
+    hole = np.zeros((height, width), dtype=bool)
     hole[top : top + size, left : left + size] = True
     return hole
 
@@ -50,7 +51,7 @@ def test_every_single_pixel_makes_its_own_token_unknown():
     """
     for y in range(SIDE):
         for x in range(SIDE):
-            hole = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+            hole = np.zeros((SIDE, SIDE), dtype=bool)
             hole[y, x] = True
             expected = torch.zeros(SIDE // CELL, SIDE // CELL, dtype=torch.bool)
             expected[y // CELL, x // CELL] = True
@@ -60,10 +61,10 @@ def test_every_single_pixel_makes_its_own_token_unknown():
 @pytest.mark.parametrize("dilate", [1, 3, 4, 100])
 def test_dilation_is_counted_in_pixels(dilate):
     """A cell is unknown if it has a pixel that near. Seen to fail with a dilation of whole cells."""
-    hole = torch.zeros(24, 40, dtype=torch.bool)
+    hole = np.zeros((24, 40), dtype=bool)
     hole[11, 17] = True
-    y, x = torch.meshgrid(torch.arange(24), torch.arange(40), indexing="ij")
-    near = ((y - 11).abs() <= dilate) & ((x - 17).abs() <= dilate)
+    y, x = np.mgrid[:24, :40]
+    near = (abs(y - 11) <= dilate) & (abs(x - 17) <= dilate)
     assert torch.equal(token_mask(hole, CELL, dilate=dilate), token_mask(near, CELL))
 
 
@@ -88,11 +89,11 @@ def test_the_hole_is_filled_from_outside():
     """What lay under the mask leaves no trace, the rest stays. Seen to fail with the image returned."""
     image, other = torch.from_numpy(pixels(2, 3, SIDE, SIDE))
     hole = square()
-    other = torch.where(hole, other, image)
+    other = torch.where(torch.from_numpy(hole), other, image)
     assert torch.equal(fill_unknown(image, hole), fill_unknown(other, hole))
     assert torch.equal(fill_unknown(image, hole)[:, ~hole], image[:, ~hole])
     assert torch.equal(fill_unknown(image, hole)[:, 5, 12], image[:, 4, 12])
-    assert (fill_unknown(image, torch.ones_like(hole)) == 128).all()
+    assert (fill_unknown(image, np.ones_like(hole)) == 128).all()
 
 
 # --- compositing
@@ -108,8 +109,8 @@ def test_known_pixels_are_the_inputs_bit_for_bit(mode, feather, tmp_path):
     """
     source = picture(mode)
     hole = square()
-    loaded, found = load_mask(source, hole.numpy())
-    assert torch.equal(found, hole)
+    loaded, found = load_mask(source, hole)
+    assert np.array_equal(found, hole)
     composite(loaded, drawn(), found, feather=feather).save(tmp_path / "out.png")
     result = Image.open(tmp_path / "out.png")
     expected = {"P": "RGB", "1": "L", "CMYK": "RGB"}.get(mode, mode)
@@ -146,13 +147,13 @@ def test_feather_takes_no_colour_from_transparent_pixels():
     source[..., 0] = 255
     source[~hole] = [0, 0, 255, 255]
     loaded, found = load_mask(Image.fromarray(source))
-    assert torch.equal(found, hole)
+    assert np.array_equal(found, hole)
     result = np.asarray(composite(loaded, Image.new("RGB", (SIDE, SIDE), "blue"), found, feather=4))
     assert (result == [0, 0, 255, 255]).all()
 
 
 def test_all_white_mask_paints_everything():
-    hole = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    hole = np.ones((SIDE, SIDE), dtype=bool)
     result = composite(picture("RGB"), drawn(), hole, feather=5)
     assert np.array_equal(np.asarray(result), np.asarray(drawn()))
 
@@ -170,21 +171,21 @@ def test_colour_profile_is_kept():
 def test_masks_of_every_mode(mode, tmp_path):
     """White on black, written and read: the same hole whatever the file holds."""
     hole = square()
-    image = Image.fromarray(hole.numpy().astype(np.uint8) * 255)
+    image = Image.fromarray(hole.astype(np.uint8) * 255)
     if mode == "I;16":
-        image = Image.fromarray(hole.numpy().astype(np.uint16) * 65535)
+        image = Image.fromarray(hole.astype(np.uint16) * 65535)
     else:
         image = image.convert(mode)
     image.save(tmp_path / "mask.png")
-    assert torch.equal(load_mask(picture("RGB"), tmp_path / "mask.png")[1], hole)
+    assert np.array_equal(load_mask(picture("RGB"), tmp_path / "mask.png")[1], hole)
 
 
 def test_threshold_is_128():
     grey = pixels(SIDE, SIDE)
     hole = load_mask(picture("L"), Image.fromarray(grey))[1]
-    assert np.array_equal(hole.numpy(), grey >= 128)
+    assert np.array_equal(hole, grey >= 128)
     deep = pixels(SIDE, SIDE, high=65536, dtype=np.uint16)
-    assert np.array_equal(load_mask(picture("L"), Image.fromarray(deep))[1].numpy(), deep >= 128 * 257)
+    assert np.array_equal(load_mask(picture("L"), Image.fromarray(deep))[1], deep >= 128 * 257)
 
 
 def test_strokes_on_a_transparent_layer():
@@ -192,7 +193,7 @@ def test_strokes_on_a_transparent_layer():
     layer = np.full((SIDE, SIDE, 4), 255, np.uint8)
     hole = square()
     layer[~hole, 3] = 0
-    assert torch.equal(load_mask(picture("RGB"), Image.fromarray(layer))[1], hole)
+    assert np.array_equal(load_mask(picture("RGB"), Image.fromarray(layer))[1], hole)
 
 
 def test_transparency_of_a_palette_is_a_hole(tmp_path):
@@ -200,7 +201,7 @@ def test_transparency_of_a_palette_is_a_hole(tmp_path):
     source.save(tmp_path / "p.png", transparency=7)
     loaded, hole = load_mask(tmp_path / "p.png")
     assert loaded.mode == "RGBA"
-    assert np.array_equal(hole.numpy(), np.asarray(source) == 7)
+    assert np.array_equal(hole, np.asarray(source) == 7)
 
 
 def test_orientation_is_applied_to_the_picture(tmp_path):
@@ -208,16 +209,46 @@ def test_orientation_is_applied_to_the_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     picture("RGB", 16, 32).save(tmp_path / "photo.png", exif=exif)
-    loaded, _ = load_mask(tmp_path / "photo.png", square(32, 16, left=2, size=8).numpy())
+    loaded, _ = load_mask(tmp_path / "photo.png", square(32, 16, left=2, size=8))
     assert loaded.size == (16, 32)
+
+
+def test_a_black_mask_is_an_empty_hole():
+    assert not load_mask(picture("RGB"), Image.new("L", (SIDE, SIDE), 127))[1].any()
+
+
+def test_fit_keeps_every_stroke():
+    """Any white in what becomes one pixel counts. Seen to fail with nearest-neighbour resizing."""
+    for y in range(0, 2 * SIDE, 7):
+        fine = np.zeros((2 * SIDE, 2 * SIDE), dtype=bool)
+        fine[y, 5:50] = True
+        hole = load_mask(picture("RGB"), fine, fit=True)[1]
+        assert hole.sum() == 23
+        assert hole[y // 2, 2:25].all()
+    coarse = square(SIDE // 2, SIDE // 2, top=3, left=4, size=5)
+    assert np.array_equal(load_mask(picture("RGB"), coarse, fit=True)[1], coarse.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_a_larger_mask_or_an_extension_paints_beyond_the_picture(mode):
+    """Seen to fail with rows and columns of the place exchanged."""
+    small = storable(picture(mode, 12, 20))
+    mask = np.ones((30, 40), dtype=bool)
+    mask[4:16, 15:35] = False  # here lies the picture
+    for loaded, hole in (
+        load_mask(small, mask),
+        load_mask(small, np.zeros((12, 20), bool), extend_by=Extension(left=15, top=4, right=5, bottom=14)),
+    ):
+        assert loaded.mode == small.mode
+        assert loaded.size == (40, 30)
+        assert np.array_equal(hole, mask)
+        assert np.array_equal(np.asarray(loaded)[4:16, 15:35], np.asarray(small))
 
 
 def test_bad_masks_are_refused(tmp_path):
     rgb = picture("RGB")
     with pytest.raises(UserError, match="picture 32 x 32, mask 16 x 8"):
         load_mask(rgb, np.ones((8, 16), bool))
-    with pytest.raises(UserError, match="nothing to paint.*128"):
-        load_mask(rgb, Image.new("L", rgb.size, 127))
     with pytest.raises(UserError, match="a mask is needed.*mode RGB"):
         load_mask(rgb)
     with pytest.raises(UserError, match="opaque everywhere"):
@@ -229,6 +260,15 @@ def test_bad_masks_are_refused(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"picture cannot be read.*text\.png"):
         load_mask(tmp_path / "text.png", np.ones((SIDE, SIDE), bool))
+    frames = [Image.new("L", rgb.size, grey) for grey in (0, 255)]
+    for name in ("moving.gif", "moving.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(UserError, match=f"mask must be a single picture.*{name}: 2 frames"):
+            load_mask(rgb, tmp_path / name)
+    whole = (tmp_path / "moving.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(UserError, match=r"mask cannot be.*cut\.png"):
+        load_mask(rgb, tmp_path / "cut.png")
     with pytest.raises(UserError, match="floating-point"):
         storable(Image.new("F", (4, 4)))
 

@@ -84,11 +84,11 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
 
 
 def test_heat_map_is_red_where_the_signal_is_weak() -> None:
-    picture = Image.new("RGB", (16, 8), (100, 100, 100))
-    sheet = np.asarray(heat_map(picture, torch.tensor([[1.0, 0.0], [1.0, 1.0]])))
-    assert sheet.shape == (256, 512 + 8 + 512, 3)
-    assert (sheet[:, :512] == 100).all()
-    tinted = sheet[:, 520:].astype(int)
-    assert (tinted[:128, :256] == 100).all()
+    picture = Image.new("RGB", (11, 8), (100, 100, 100))  # three columns beyond the last cell
+    sheet = np.asarray(heat_map(picture, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), 4))
+    assert sheet.shape == (256, 256 + 8 + 256, 3)
+    assert (sheet[:, :256] == 100).all()
+    tinted = sheet[:, 264:].astype(int)
+    assert (tinted[:128, :128] == 100).all()
     assert (tinted[128:] == 100).all()
-    assert (tinted[:128, 256:, 0] - tinted[:128, 256:, 1] > 150).all()
+    assert (tinted[:128, 128:, 0] - tinted[:128, 128:, 1] > 150).all()

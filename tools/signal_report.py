@@ -23,10 +23,9 @@ from torch import Tensor
 from ggm_image.cli.main import run
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
-from ggm_image.files import progress, write_json, write_text
+from ggm_image.files import write_json, write_text
 from ggm_image.glauber import add_noise, uniform_noise
 from ggm_image.pipeline import Model, load_model
-from ggm_image.signal_map import signal_probability
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 REPLACED = (1, 4, 16)
@@ -88,25 +87,8 @@ def paste_patch(
 def judge(
     model: Model, tokens: Int64[Tensor, "n l"], labels: Int64[Tensor, " n"] | None, level: float, block: int
 ) -> Float[Tensor, "n l"]:
-    """P(signal) of many grids, in batches of the model's own size."""
-    height, width = model.grid
-    parts, size = [], model.kernel_batch
-    starts = range(0, len(tokens), size)
-    for start in progress(starts, total=len(starts), unit="batch", label=f"level {level}"):
-        with torch.inference_mode(), model._autocast():
-            parts.append(
-                signal_probability(
-                    model._denoiser(height, width),
-                    tokens[start : start + size].to(model.device),
-                    height=height,
-                    width=width,
-                    codebook_size=model.tokenizer.codebook_size,
-                    level=level,
-                    block=block,
-                    labels=None if labels is None else labels[start : start + size].to(model.device),
-                ).cpu()
-            )
-    return torch.cat(parts)
+    """P(signal) of many grids."""
+    return model.signal_of_tokens(tokens.unflatten(1, model.grid), labels, level=level, block=block).flatten(1)
 
 
 def measure_damage(

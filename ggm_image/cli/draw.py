@@ -1,6 +1,7 @@
 """Commands that draw: sample, inpaint, signal; and what there is to draw with: models, tokenizers."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import click
 
 from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
 from ggm_image.errors import UserError
+
+SHEET_SIDE = 128
+"""Pixels to which the shorter side of a picture is enlarged on a contact sheet."""
 
 MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
 PRESET = click.option(
@@ -144,6 +148,9 @@ def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> 
 @click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers.")
 @click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
 @click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")
+@click.option("--extend", metavar="SIDE=PX,...", help="Paint beyond the picture, e.g. left=32,top=16.")
+@click.option("--context", type=click.IntRange(min=0), help="Known pixels to show the model around the hole.")
+@click.option("--fit", is_flag=True, help="Stretch a MASK of another size to the picture's.")
 @sampler_options
 @seed_option
 @device_option
@@ -158,6 +165,9 @@ def inpaint(
     count: int,
     dilate: int,
     feather: int,
+    extend: str | None,
+    context: int | None,
+    fit: bool,
     preset: str,
     seed: int,
     device: str | None,
@@ -166,34 +176,92 @@ def inpaint(
 ) -> None:
     """Paint the white part of MASK anew; every other pixel of IMAGE stays as it is, bit for bit.
 
-    An IMAGE with transparent parts needs no MASK. With -n the answers go to OUT-0.png, OUT-1.png ... , or into OUT
-    if it is a folder.
+    An IMAGE with transparent parts needs no MASK; a MASK larger than IMAGE, or --extend, paints beyond it. With -n the
+    answers go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; or all into OUT if it is a
+    folder.
     """
-    from ggm_image.files import atomic_path
+    from ggm_image.canvas import Extension
+    from ggm_image.inpaint import load_mask
 
     single = _is_picture(out)
+    extend_by = None if extend is None else Extension.parse(extend)
+    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
     model = _load(model_name, tokenizer, device)
+    settings = _settings(model, preset, options)
     answers = model.inpaint(
-        image,
-        mask,
+        picture,
+        hole,
         n=count,
         classes=classes,
         seed=seed,
-        settings=_settings(model, preset, options),
+        settings=settings,
         dilate=dilate,
         feather=feather,
+        context=context,
     )
-    if single:
-        paths = [out if count == 1 else out.with_name(f"{out.stem}-{k}.png") for k in range(count)]
-    else:
-        paths = [out / f"{k:06d}.png" for k in range(count)]
+    stem, folder = (out.stem, out.parent) if single else ("answer", out)
+    paths = [out] if single and count == 1 else [folder / f"{stem}-{k}.png" for k in range(count)]
+    sheet = out if single else folder / "sheet.png"
     for path, answer in zip(paths, answers, strict=True):
-        with atomic_path(path) as temporary:
-            answer.save(temporary, format="PNG")
+        _save(answer, path)
+    if sheet not in paths:
+        _save(_contact_sheet(picture, hole, answers), sheet)
+    windows = model.plan_windows(hole, context) if hole.any() else []
     if as_json:
-        click.echo(json.dumps({"out": [str(p) for p in paths], "seed": seed, "model": model.name}))
-    else:
-        click.echo("\n".join(str(p) for p in paths))
+        print_json(
+            {
+                "out": [str(path) for path in paths],
+                "sheet": str(sheet) if sheet not in paths else None,
+                "size": list(picture.size),
+                "hole_pixels": int(hole.sum()),
+                "windows": [asdict(window) for window in windows],
+                "model": model.name,
+                "model_sha256": model.sha256,
+                "class": classes,
+                "seed": seed,
+                "settings": asdict(settings),
+                "dilate": dilate,
+                "feather": feather,
+            }
+        )
+        return
+    click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet not in paths else paths)))
+    click.echo(_what_was_done(picture, hole, windows), err=True)
+
+
+def _save(picture: Any, path: Path) -> None:
+    from ggm_image.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _contact_sheet(picture: Any, hole: Any, answers: list[Any]) -> Any:
+    """The input with its hole in grey, and then the answers; small pictures are enlarged by a whole factor."""
+    import torch
+
+    from ggm_image.data.images import image_grid, rgb_pixels, to_pil
+
+    shown = torch.stack([rgb_pixels(part) for part in (picture, *answers)])
+    shown[0][:, torch.from_numpy(hole)] = 128
+    scale = max(1, -(-SHEET_SIDE // min(picture.size)))
+    shown = shown.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return to_pil(image_grid(shown, gap=4))
+
+
+def _what_was_done(picture: Any, hole: Any, windows: list[Any]) -> str:
+    """One line: how much was painted, and in which windows."""
+    size = f"{picture.width} x {picture.height}"
+    if not windows:
+        return f"nothing to paint: the mask is black everywhere, so the result is the input, {size}"
+    share = f"painted {hole.mean():.1%} of {size} pixels"
+    first = windows[0]
+    shape = f"{first.width} x {first.height}"
+    if len(windows) > 1:
+        return f"{share} in {len(windows)} overlapping windows of {shape}"
+    if (first.width, first.height) == picture.size:
+        return share
+    return f"{share} in one window of {shape} at left {first.left}, top {first.top}"
 
 
 @click.command()
@@ -229,7 +297,6 @@ def signal(
 
     --out is the picture, and beside it a map: the stronger the red, the less a token looks like signal.
     """
-    from ggm_image.files import atomic_path
     from ggm_image.inpaint import open_picture
     from ggm_image.signal_map import heat_map
 
@@ -237,8 +304,7 @@ def signal(
         raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
     model = _load(model_name, tokenizer, device)
     probability = model.signal(image, level=level, block=block, classes=classes)
-    with atomic_path(out) as temporary:
-        heat_map(open_picture(image), probability).save(temporary, format="PNG")
+    _save(heat_map(open_picture(image), probability, model.tokenizer.downscale), out)
     if as_json:
         print_json(
             {

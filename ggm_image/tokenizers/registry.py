@@ -92,9 +92,11 @@ def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
     Raises:
         UserError: if there is none; names the nearest shipped ones.
     """
-    if Path(name_or_path).is_dir():
-        return TokenizerSpec.read(Path(name_or_path))
+    path = Path(name_or_path)
     specs = {spec.name: spec for spec in tokenizer_specs()}
+    # A folder of anything else must not hide the tokenizer of that name.
+    if path.is_dir() and ((path / "config.yaml").is_file() or str(name_or_path) not in specs):
+        return TokenizerSpec.read(path)
     if str(name_or_path) in specs:
         return specs[str(name_or_path)]
     near = difflib.get_close_matches(str(name_or_path), specs, n=3, cutoff=0.3) or sorted(specs)

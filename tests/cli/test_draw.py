@@ -126,7 +126,11 @@ def test_inpaint_keeps_known_pixels(model: Path, picture: Path, mask: Path, tmp_
     answers = [pixels(tmp_path / f"two-{k}.png") for k in range(2)]
     assert all(np.array_equal(answer[known], pixels(picture)[known]) for answer in answers)
     assert run("inpaint", picture, mask, "--model", model, "-n", 2, "--out", tmp_path / "dir") == 0
-    assert len(list((tmp_path / "dir").glob("*.png"))) == 2
+    assert sorted(p.name for p in (tmp_path / "dir").iterdir()) == ["answer-0.png", "answer-1.png", "sheet.png"]
+    sheet = pixels(tmp_path / "two.png")  # input and two answers, 8 times enlarged, two a row
+    assert sheet.shape == (2 * 128 + 4, 2 * 128 + 4, 3)
+    assert (sheet[:128, :128][np.kron(~known, np.ones((8, 8), bool))] == 128).all()
+    assert np.array_equal(sheet[:128:8, 132::8], answers[0])
 
 
 def test_transparent_parts_are_the_mask(model: Path, tmp_path: Path) -> None:
@@ -146,23 +150,47 @@ def test_inpaint_refuses(
 ) -> None:
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    small, black = tmp_path / "small.png", tmp_path / "black.png"
+    small = tmp_path / "small.png"
     Image.new("L", (8, 8), 255).save(small)
-    Image.new("L", (16, 16), 0).save(black)
     out = ("--model", model, "--out", tmp_path / "out.png")
     odd, white = tmp_path / "odd.png", tmp_path / "white.png"
     Image.new("RGB", (1, 1)).save(odd)
     Image.new("L", (1, 1), 255).save(white)
-    assert "multiples" in refused(capsys, run("inpaint", odd, white, *out))
+    assert "at least 4 pixels" in refused(capsys, run("inpaint", odd, white, *out))
     assert "text.png" in refused(capsys, run("inpaint", text, mask, *out))
     assert "text.png" in refused(capsys, run("inpaint", picture, text, *out))
     assert "none.png" in refused(capsys, run("inpaint", tmp_path / "none.png", mask, *out))
     told = refused(capsys, run("inpaint", picture, small, *out))
     assert "16 x 16" in told
     assert "8 x 8" in told
-    assert "nothing to paint" in refused(capsys, run("inpaint", picture, black, *out))
+    assert "left=32,top=16" in refused(capsys, run("inpaint", picture, mask, "--extend", "up=3", *out))
+    assert "context" in refused(capsys, run("inpaint", picture, mask, "--context", 8, *out))
     assert "mask is needed" in refused(capsys, run("inpaint", picture, *out))
     assert not (tmp_path / "out.png").exists()
+
+
+def test_inpaint_says_what_was_done(
+    model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    black, large, out = tmp_path / "black.png", tmp_path / "large.png", tmp_path / "o.png"
+    Image.new("L", (16, 16), 0).save(black)
+    Image.new("L", (60, 40), 255).save(large)
+
+    def told(*arguments: object) -> str:
+        assert run("inpaint", *arguments, "--model", model, "--preset", "fast", "--out", out) == 0
+        return capsys.readouterr().err
+
+    assert "nothing to paint" in told(picture, black)
+    assert np.array_equal(pixels(out), pixels(picture))
+    assert "painted 16.4% of 16 x 16 pixels" in told(picture, mask)
+    assert "100.0% of 16 x 16" in told(picture, large, "--fit")
+    assert "of 24 x 20 pixels in 3 overlapping windows of 16 x 16" in told(picture, "--extend", "left=8,bottom=4")
+    assert np.array_equal(pixels(out)[:16, 8:], pixels(picture))
+    assert run("inpaint", picture, mask, "--model", model, "-n", 2, "--out", out, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["windows"] == [{"top": 0, "left": 0, "height": 16, "width": 16}]
+    assert report["hole_pixels"] == 42
+    assert all(Path(name).exists() for name in [*report["out"], report["sheet"]])
 
 
 def test_signal_map(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,10 +208,10 @@ def test_signal_map(model: Path, picture: Path, tmp_path: Path, capsys: pytest.C
 
 def test_signal_refuses(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd, text = tmp_path / "odd.png", tmp_path / "text.png"
-    Image.new("RGB", (17, 16)).save(odd)
+    Image.new("RGB", (3, 16)).save(odd)
     text.write_text("no picture")
     out = ("--model", model, "--out", tmp_path / "map.png")
-    assert "crop it to 16 x 16" in refused(capsys, run("signal", odd, *out))
+    assert "at least 4 pixels" in refused(capsys, run("signal", odd, *out))
     assert "text.png" in refused(capsys, run("signal", text, *out))
     assert "did you mean cat" in refused(capsys, run("signal", picture, "--class", "cta", *out))
     assert "--level" in refused(capsys, run("signal", picture, "--level", 1, *out))

@@ -1,0 +1,223 @@
+"""Pictures of any size: what is added around them, the windows that a model paints, and the seam between old and new.
+
+A model has one grid that it was trained on. A hole is therefore painted in windows of that grid's size in pixels, each
+with known pixels around the hole; a hole too large for one window is tiled, and each tile sees what the ones before
+it painted.
+
+Legend: ``h w`` pixels of the picture. Everything here is a function of pixels; no model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import spsolve
+from torch import Tensor
+
+from ggm_image.errors import UserError
+
+MAX_SIDE = 16384
+"""Pixels; a longer side is taken for a mistyped number."""
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Pixels to be added on each side of a picture."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    @staticmethod
+    def parse(text: str) -> "Extension":
+        """From ``left=32,top=16``.
+
+        Raises:
+            UserError: an unknown side, or no whole number of pixels >= 0.
+        """
+        sides: dict[str, int] = {}
+        for part in text.split(","):
+            side, _, pixels = (word.strip() for word in part.partition("="))
+            if side not in ("left", "top", "right", "bottom") or side in sides or not pixels.isdecimal():
+                fix = "write sides and pixels, for example left=32,top=16"
+                raise UserError("sides to extend are left, top, right and bottom, each once", repr(part), fix)
+            sides[side] = int(pixels)
+        return Extension(**sides)
+
+    def __post_init__(self) -> None:
+        for side in ("left", "top", "right", "bottom"):
+            if not 0 <= getattr(self, side) <= MAX_SIDE:
+                got = f"{side} {getattr(self, side)}"
+                raise UserError(f"pixels to add must lie in [0, {MAX_SIDE}]", got, "give fewer pixels")
+
+
+def extend(
+    picture: Image.Image, hole: Bool[np.ndarray, "h w"], by: Extension
+) -> tuple[Image.Image, Bool[np.ndarray, "height width"]]:
+    """A larger picture whose new part is hole and repeats the edge; its old pixels stay as they are."""
+    around = (by.top, by.bottom), (by.left, by.right)
+    pixels = np.asarray(picture)
+    larger = Image.fromarray(np.pad(pixels, (*around, (0, 0))[: pixels.ndim], mode="edge"))
+    larger.info = dict(picture.info)
+    return larger, np.pad(hole, around, constant_values=True)
+
+
+def place_under(size: tuple[int, int], mask: Bool[np.ndarray, "h w"]) -> Extension | None:
+    """Where a picture lies under a larger mask: where the mask's black part says so, else in the middle.
+
+    Args:
+        size: width and height of the picture.
+        mask: True where white.
+
+    Returns:
+        What is to be added around the picture to give it the mask's size; None where the mask is not larger, or
+        its black part does not fit under the picture.
+    """
+    width, height = size
+    spare_y, spare_x = mask.shape[0] - height, mask.shape[1] - width
+    if spare_y < 0 or spare_x < 0:
+        return None
+    rows, columns = np.nonzero(~mask.all(1))[0], np.nonzero(~mask.all(0))[0]
+    if not len(rows):
+        return None
+    top = int(rows[0]) if rows[-1] - rows[0] + 1 == height else spare_y // 2
+    left = int(columns[0]) if columns[-1] - columns[0] + 1 == width else spare_x // 2
+    if rows[0] < top or rows[-1] >= top + height or columns[0] < left or columns[-1] >= left + width:
+        return None
+    return Extension(left=left, top=top, right=spare_x - left, bottom=spare_y - top)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def window_side(side: int, native: int, cell: int) -> int:
+    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller picture.
+
+    Raises:
+        UserError: the picture is smaller than one cell.
+    """
+    if side < cell:
+        raise UserError(f"a picture needs at least {cell} pixels a side", f"got {side}", "enlarge it")
+    return min(native, side // cell * cell)
+
+
+def spans(low: int, high: int, side: int, window: int, overlap: int, step: int = 1) -> list[int]:
+    """Starts of the fewest windows that cover [low, high) of [0, side), evenly spread.
+
+    Args:
+        low, high: what is to be covered.
+        side: where windows may lie.
+        window: length of each.
+        overlap: of neighbours, at least.
+        step: starts are multiples of it, if ``low``, ``high`` and ``window`` are.
+    """
+    if high - low <= window:
+        return [min(max((low + high - window) // 2, 0), side - window)]
+    count = math.ceil((high - low - overlap) / (window - overlap))
+    last = high - window
+    return sorted({round((low + (last - low) * k / (count - 1)) / step) * step for k in range(count)})
+
+
+def plan_windows(
+    hole: Bool[np.ndarray, "h w"], native: tuple[int, int], cell: int, context: int | None = None, step: int = 1
+) -> list[Window]:
+    """The windows in which a hole is painted; every pixel of it lies in one of them at least.
+
+    Args:
+        hole: True where the picture is painted anew; at least one pixel.
+        native: height and width in pixels of the model's own pictures.
+        cell: pixels per side of a token's cell.
+        context: known pixels that a window should see on each side of the hole; a quarter of the window by default.
+        step: windows start at multiples of it.
+
+    Raises:
+        UserError: the picture is smaller than a cell, or ``context`` leaves no room for the hole.
+    """
+    if context is not None and not 0 <= 2 * context < min(native):
+        fix = f"choose at most {(min(native) - 1) // 2}"
+        raise UserError(f"context must leave room in the model's {min(native)} pixels", context, fix)
+    sides = [window_side(side, own, cell) for side, own in zip(hole.shape, native, strict=True)]
+    starts = []
+    for axis, (side, window) in enumerate(zip(hole.shape, sides, strict=True)):
+        margin = window // 4 if context is None else min(context, (window - 1) // 2)
+        inside = np.nonzero(hole.any(1 - axis))[0]
+        low, high = max(0, int(inside[0]) - margin), min(side, int(inside[-1]) + 1 + margin)
+        starts.append(spans(low, high, side, window, min(margin, window // 2), step))
+    windows = [Window(top, left, sides[0], sides[1]) for top in starts[0] for left in starts[1]]
+    return [window for window in windows if hole[window.slices].any()]
+
+
+def next_window(windows: list[Window], missing: Bool[np.ndarray, "h w"]) -> Window | None:
+    """The window that shows most and still has something to paint; None when all is painted."""
+    open_windows = [window for window in windows if missing[window.slices].any()]
+    return min(open_windows, key=lambda window: int(missing[window.slices].sum()), default=None)
+
+
+def match_border(
+    known: UInt8[Tensor, "3 h w"], drawn: UInt8[Tensor, "3 h w"], hole: Bool[np.ndarray, "h w"], *, reach: float
+) -> UInt8[Tensor, "3 h w"]:
+    """``drawn`` with a smooth correction inside the hole that makes it meet the known pixels at the border.
+
+    The tokenizer does not give back known pixels exactly; what it errs by at the border would be seen as a seam. The
+    correction c equals ``known - drawn`` beside the hole and solves (Laplace - 1 / reach^2) c = 0 in it, so that it
+    fades out over about ``reach`` pixels: Poisson image editing (Perez et al., SIGGRAPH 2003), screened.
+
+    Args:
+        known: pixels outside the hole count.
+        drawn: what the tokenizer decoded.
+        hole: True inside.
+        reach: length in pixels over which the correction fades, > 0.
+
+    Returns:
+        ``drawn`` inside the hole, corrected, and ``known`` outside it.
+    """
+    inside = torch.from_numpy(hole)
+    if hole.all() or not hole.any():
+        return torch.where(inside, drawn, known)
+    # only what is near the border is solved for: beyond it the correction is less than half a grey value
+    near = hole & (ndimage.distance_transform_edt(hole) <= 8 * reach)
+    number = np.full(hole.shape, -1)
+    number[near] = np.arange(near.sum())
+    error = (known.to(torch.float64) - drawn.to(torch.float64)).numpy()  # (3, h, w)
+    diagonal, right = np.full(near.sum(), 1 / reach**2), np.zeros((near.sum(), 3))
+    rows, columns = [], []
+    for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        here, there = _shifted(hole.shape, axis, shift)
+        a, b = number[here], number[there]
+        diagonal += np.bincount(a[a >= 0], minlength=len(diagonal))
+        both = (a >= 0) & (b >= 0)
+        rows.append(a[both])
+        columns.append(b[both])
+        edge = (a >= 0) & ~hole[there]
+        np.add.at(right, a[edge], error[:, there[0], there[1]][:, edge].T)
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    matrix = sparse.coo_matrix((-np.ones(len(row)), (row, column)), shape=(len(diagonal),) * 2).tocsc()
+    correction = spsolve(matrix + sparse.diags(diagonal, format="csc"), right).reshape(-1, 3)
+    result = drawn.to(torch.float64).numpy().copy()
+    result[:, near] += correction.T
+    painted = torch.from_numpy(result).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(inside, painted, known)
+
+
+def _shifted(shape: tuple[int, ...], axis: int, shift: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Two views of a picture: pixels that have a neighbour on one side, and those neighbours."""
+    near, far = slice(0, shape[axis] - 1), slice(1, shape[axis])
+    here, there = (near, far) if shift > 0 else (far, near)
+    full = slice(None)
+    return ((here, full), (there, full)) if axis == 0 else ((full, here), (full, there))
