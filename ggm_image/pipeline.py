@@ -48,6 +48,8 @@ from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
 
 KERNEL_BATCH = {"cpu": 16, "cuda": 256}
+PAINT_BATCH = {"cpu": 4, "cuda": 16}
+"""Rows of one network call for samples, and for the few answers of `Model.inpaint`; padded where there are fewer."""
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -83,6 +85,7 @@ class Model:
         self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
         self.grid = (folder.network.grid[0], folder.network.grid[1])
         self.kernel_batch = KERNEL_BATCH.get(self.device.type, 16)
+        self.paint_batch = PAINT_BATCH.get(self.device.type, 4)
 
     @property
     def null_label(self) -> int:
@@ -150,6 +153,7 @@ class Model:
         grid: tuple[int, int] | None = None,
         callback: Callback | None = None,
         on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
+        batch: int | None = None,
     ) -> Int[Tensor, "n h w"]:
         """Draw token grids ``first .. first + n - 1`` of a seed.
 
@@ -162,13 +166,14 @@ class Model:
             grid: rows and columns; the training grid by default.
             callback: called as callback(t, tokens (m, L)) at every step of every batch.
             on_batch: called with the finished grids of every batch.
+            batch: rows of one network call, ``kernel_batch`` by default; the same tokens only for the same rows.
 
         Returns:
             (n, H, W) int64 on the CPU.
         """
         settings = settings or self.settings()
         height, width = grid or self.grid
-        n, size, done = len(labels), self.kernel_batch, []
+        n, size, done = len(labels), batch or self.kernel_batch, []
         if known is not None:
             known = known.to(self.device).expand(n, -1)
         for start in range(0, n, size):
@@ -250,9 +255,9 @@ class Model:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
 
-    def decode(self, tokens: Int[Tensor, "n h w"]) -> UInt8[Tensor, "n 3 h w"]:
-        """Pictures of token grids, in float32 and in batches of one fixed size."""
-        size, pictures = self.kernel_batch, []
+    def decode(self, tokens: Int[Tensor, "n h w"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
+        """Pictures of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
+        size, pictures = batch or self.kernel_batch, []
         for part in tokens.split(size):
             decoded = self.tokenizer.decode(_padded(part, size).to(self.device))
             pictures.append(to_uint8(decoded)[: len(part)].cpu())
@@ -378,9 +383,14 @@ class Model:
         tokens = torch.stack([self._encode(row) for row in (seen[:1] if same else seen)])
         known = torch.stack([known_tokens(row, unknown) for row in tokens.cpu()])
         grids = self.sample_tokens(
-            labels, seed=seed, settings=settings, known=known, grid=(unknown.shape[0], unknown.shape[1])
+            labels,
+            seed=seed,
+            settings=settings,
+            known=known,
+            grid=(unknown.shape[0], unknown.shape[1]),
+            batch=self.paint_batch,
         )
-        drawn = self.decode(grids)
+        drawn = self.decode(grids, batch=self.paint_batch)
         return torch.stack([match_border(p, d, missing, reach=cell) for p, d in zip(pixels, drawn, strict=True)])
 
     def signal(
