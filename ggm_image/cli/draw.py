@@ -1,6 +1,7 @@
 """Commands that draw: sample, inpaint, signal; and what there is to draw with: models, tokenizers."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -125,17 +126,25 @@ def sample(
 
 
 def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> None:
-    from ggm_image.data.images import image_grid, save_png
-    from ggm_image.files import write_json
+    from ggm_image.data.images import image_grid, save_png, to_pil
 
     if single:
         save_png(image_grid(pictures), out)
-        return
-    stale = out / "manifest.json"
-    stale.unlink(missing_ok=True)  # written last: a folder with a manifest is complete
+    else:
+        _save_folder((to_pil(picture) for picture in pictures), out, manifest)
+
+
+def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -> list[Path]:
+    """Write 000000.png ... and then the manifest: a folder with a manifest is complete."""
+    from ggm_image.files import write_json
+
+    (out / "manifest.json").unlink(missing_ok=True)
+    paths = []
     for k, picture in enumerate(pictures):
-        save_png(picture, out / f"{k:06d}.png")
-    write_json(stale, manifest)
+        paths.append(out / f"{k:06d}.png")
+        _save(picture, paths[-1])
+    write_json(out / "manifest.json", manifest)
+    return paths
 
 
 @click.command()
@@ -177,10 +186,11 @@ def inpaint(
     """Paint the white part of MASK anew; every other pixel of IMAGE stays as it is, bit for bit.
 
     An IMAGE with transparent parts needs no MASK; a MASK larger than IMAGE, or --extend, paints beyond it. With -n the
-    answers go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; or all into OUT if it is a
-    folder.
+    answers go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; into a folder OUT they go
+    as single files with a manifest.
     """
     from ggm_image.canvas import Extension
+    from ggm_image.files import sha256_file
     from ggm_image.inpaint import load_mask
 
     single = _is_picture(out)
@@ -199,33 +209,36 @@ def inpaint(
         feather=feather,
         context=context,
     )
-    stem, folder = (out.stem, out.parent) if single else ("answer", out)
-    paths = [out] if single and count == 1 else [folder / f"{stem}-{k}.png" for k in range(count)]
-    sheet = out if single else folder / "sheet.png"
-    for path, answer in zip(paths, answers, strict=True):
-        _save(answer, path)
-    if sheet not in paths:
-        _save(_contact_sheet(picture, hole, answers), sheet)
     windows = model.plan_windows(hole, context) if hole.any() else []
+    manifest = model.manifest(count, classes=classes, seed=seed, settings=settings) | {
+        "classes": classes,
+        "kernel_batch": model.paint_batch,
+        "image": str(image),
+        "image_sha256": sha256_file(image),
+        "mask": None if mask is None else str(mask),
+        "mask_sha256": None if mask is None else sha256_file(mask),
+        "extend": extend,
+        "fit": fit,
+        "dilate": dilate,
+        "feather": feather,
+        "context": context,
+        "size": list(picture.size),
+        "hole_pixels": int(hole.sum()),
+        "windows": [asdict(window) for window in windows],
+    }
+    sheet = out if single and count > 1 else None
+    if single:
+        paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
+        for path, answer in zip(paths, answers, strict=True):
+            _save(answer, path)
+        if sheet:
+            _save(_contact_sheet(picture, hole, answers), sheet)
+    else:
+        paths = _save_folder(answers, out, manifest)
     if as_json:
-        print_json(
-            {
-                "out": [str(path) for path in paths],
-                "sheet": str(sheet) if sheet not in paths else None,
-                "size": list(picture.size),
-                "hole_pixels": int(hole.sum()),
-                "windows": [asdict(window) for window in windows],
-                "model": model.name,
-                "model_sha256": model.sha256,
-                "class": classes,
-                "seed": seed,
-                "settings": asdict(settings),
-                "dilate": dilate,
-                "feather": feather,
-            }
-        )
+        print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
         return
-    click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet not in paths else paths)))
+    click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
     click.echo(_what_was_done(picture, hole, windows), err=True)
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ggm_image.cli.main import main
+from ggm_image.files import sha256_file
 from tests.models import tiny_model_folder
 
 
@@ -126,7 +127,11 @@ def test_inpaint_keeps_known_pixels(model: Path, picture: Path, mask: Path, tmp_
     answers = [pixels(tmp_path / f"two-{k}.png") for k in range(2)]
     assert all(np.array_equal(answer[known], pixels(picture)[known]) for answer in answers)
     assert run("inpaint", picture, mask, "--model", model, "-n", 2, "--out", tmp_path / "dir") == 0
-    assert sorted(p.name for p in (tmp_path / "dir").iterdir()) == ["answer-0.png", "answer-1.png", "sheet.png"]
+    assert sorted(p.name for p in (tmp_path / "dir").iterdir()) == ["000000.png", "000001.png", "manifest.json"]
+    manifest = json.loads((tmp_path / "dir" / "manifest.json").read_text())
+    assert manifest["image_sha256"] == sha256_file(picture)
+    assert manifest["mask_sha256"] == sha256_file(mask)
+    assert manifest["hole_pixels"] == 42
     sheet = pixels(tmp_path / "two.png")  # input and two answers, 8 times enlarged, two a row
     assert sheet.shape == (2 * 128 + 4, 2 * 128 + 4, 3)
     assert (sheet[:128, :128][np.kron(~known, np.ones((8, 8), bool))] == 128).all()
