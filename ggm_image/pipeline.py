@@ -380,8 +380,8 @@ class Model:
         unknown = token_mask(missing, cell, dilate=dilate)
         seen = fill_unknown(pixels, missing)
         same = bool((seen == seen[:1]).all())
-        tokens = torch.stack([self._encode(row) for row in (seen[:1] if same else seen)])
-        known = torch.stack([known_tokens(row, unknown) for row in tokens.cpu()])
+        tokens = self.encode(seen[:1] if same else seen)
+        known = torch.stack([known_tokens(row, unknown) for row in tokens])
         grids = self.sample_tokens(
             labels,
             seed=seed,
@@ -424,7 +424,7 @@ class Model:
         total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
         for window in plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell):
             rows, columns = window.slices
-            tokens = self._encode(pixels[:, rows, columns])[None].cpu()
+            tokens = self.encode(pixels[None, :, rows, columns])
             inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
             total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block)[0]
             count[inside] += 1
@@ -458,10 +458,11 @@ class Model:
             parts.append(found.view(-1, height, width).cpu())
         return torch.cat(parts)
 
-    def _encode(self, pixels: UInt8[Tensor, "3 h w"]) -> Int[Tensor, "rows columns"]:
-        """Tokens of one picture, in float32 whatever the network's precision."""
+    def encode(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Int[Tensor, "n rows columns"]:
+        """Tokens of pictures, on the CPU; one picture a pass, in float32, so that they depend on that picture alone."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            return self.tokenizer.encode(to_model(pixels)[None].to(self.device))[0]
+            rows = [self.tokenizer.encode(to_model(picture)[None].to(self.device)).cpu() for picture in pixels]
+        return torch.cat(rows).clone()
 
     def manifest(
         self, n: int, *, classes: str | int | Sequence[str | int] | None, seed: int, settings: Settings

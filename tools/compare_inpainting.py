@@ -109,12 +109,8 @@ def fill(
     """Token grids of filled pictures; pictures whose unknown tokens agree are drawn together."""
     height, width = model.grid
     unknown = [token_mask(hole, model.tokenizer.downscale) for hole in holes]
-    known = torch.stack(
-        [
-            known_tokens(model._encode(fill_unknown(p, hole)).cpu(), u)
-            for p, hole, u in zip(pixels, holes, unknown, strict=True)
-        ]
-    )
+    tokens = model.encode(torch.stack([fill_unknown(p, hole) for p, hole in zip(pixels, holes, strict=True)]))
+    known = torch.stack([known_tokens(row, u) for row, u in zip(tokens, unknown, strict=True)])
     patterns: dict[bytes, list[int]] = {}
     for k, u in enumerate(unknown):
         patterns.setdefault(u.numpy().tobytes(), []).append(k)
@@ -167,7 +163,7 @@ def hide_seam(
     picture = to_pil(fill_unknown(known, hole))  # nobody knows what lies under the mask: feather into what is beside it
     if how == "border encoded anew":
         pasted = torch.where(torch.from_numpy(hole), drawn, known)
-        drawn = model.decode(model._encode(pasted)[None].cpu())[0]
+        drawn = model.decode(model.encode(pasted[None]))[0]
     feather = int(how.split()[1]) if how.startswith("feather") else 0
     return torch.from_numpy(np.array(composite(picture, to_pil(drawn), hole, feather=feather))).permute(2, 0, 1)
 

@@ -1,0 +1,82 @@
+"""Pictures for the inpainting page, from the model's own samples: holes and answers, and signal maps of damage.
+
+    python tools/inpainting_examples.py assets/models/cifar10/samples --out assets/inpainting
+
+Writes examples.png (a row for each kind of hole: the sample, its hole in grey, five answers) and damage.png (a sample
+in which six tokens were replaced, its signal map at level 0.9; with a patch of another sample in it, at level 0.5).
+"""
+
+from pathlib import Path
+
+import click
+import torch
+from make_masks import KINDS, make_mask
+from PIL import Image
+
+from ggm_image.cli.main import run
+from ggm_image.data.images import image_grid, open_source, rgb_pixels, to_pil
+from ggm_image.errors import UserError
+from ggm_image.files import atomic_path
+from ggm_image.pipeline import Model, load_model
+from ggm_image.signal_map import heat_map
+
+SCALE, GAP = 3, 2
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def replace_tokens(model: Model, picture: Image.Image, k: int) -> Image.Image:
+    """The picture with k of its tokens replaced by random ones."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = model.encode(rgb_pixels(picture)[None])
+    where = torch.randperm(tokens.numel(), generator=generator)[:k]
+    tokens.view(-1)[where] = torch.randint(0, model.tokenizer.codebook_size, (k,), generator=generator)
+    return to_pil(model.decode(tokens)[0])
+
+
+def paste_patch(picture: Image.Image, other: Image.Image) -> Image.Image:
+    """The picture with a part of another one in it."""
+    damaged = picture.copy()
+    damaged.paste(other.crop((4, 16, 16, 28)), (4, 16))
+    return damaged
+
+
+@click.command(help=__doc__)
+@click.argument("samples", type=click.Path(path_type=Path))
+@click.option("--model", "model_name", default="cifar10", show_default=True)
+@click.option("--pick", default="7,19,18,10,3", show_default=True, help="Sample of each row, one a kind of hole.")
+@click.option("--patch", default="10,3", show_default=True, help="The damaged sample, and the one its patch is from.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="inpainting", show_default=True)
+def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: Path) -> None:
+    model = load_model(model_name)
+    source = open_source(samples)
+    rows, damage = [int(k) for k in pick.split(",")], [int(k) for k in patch.split(",")]
+    if max(rows + damage) >= len(source) or len(rows) != len(KINDS) or len(damage) != 2:
+        raise UserError(f"--pick names {len(KINDS)} samples and --patch two", f"{pick}; {patch}", f"of {len(source)}")
+    cells = []
+    for kind, k in zip(KINDS, rows, strict=True):
+        picture = Image.open(samples / source.names[k])
+        hole = make_mask(kind, picture.height, picture.width, seed=seed, index=k)
+        classes = k % max(1, len(model.class_names))  # samples are drawn with the classes in turn
+        answers = model.inpaint(picture, hole, n=5, classes=classes, seed=seed)
+        shown = [rgb_pixels(p) for p in (picture, picture, *answers)]
+        shown[1] = shown[1].masked_fill(torch.from_numpy(hole), 128)
+        cells += shown
+    grid = torch.stack(cells).repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+    save(to_pil(image_grid(grid, 7, gap=GAP)), out / "examples.png")
+
+    label = damage[0] % max(1, len(model.class_names))
+    whole, other = (Image.open(samples / source.names[k]).convert("RGB") for k in damage)
+    maps = []
+    for damaged, level in ((replace_tokens(model, whole, 6), 0.9), (paste_patch(whole, other), 0.5)):
+        probability = model.signal(damaged, level=level, classes=label)
+        maps.append(rgb_pixels(heat_map(damaged, probability, model.tokenizer.downscale)))
+    save(to_pil(image_grid(torch.stack(maps), 1, gap=8)), out / "damage.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
