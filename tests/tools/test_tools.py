@@ -1,0 +1,116 @@
+"""The scripts that make figures: what they compute is what they say."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+TOOLS = Path(__file__).parents[2] / "tools"
+KINDS = ["centre", "half", "border", "strokes", "scattered"]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    monkeypatch.syspath_prepend(TOOLS)
+    module = importlib.import_module(request.param)
+    monkeypatch.delitem(sys.modules, request.param)
+    return module
+
+
+def on(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("tool", [name], indirect=True)
+
+
+@on("make_masks")
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_are_seeded_and_of_the_size_asked_for(tool: ModuleType, kind: str) -> None:
+    masks = [tool.make_mask(kind, 24, 40, seed=3, index=k) for k in range(4)]
+    assert all(mask.shape == (24, 40) and mask.dtype == bool and 0 < mask.mean() < 1 for mask in masks)
+    assert np.array_equal(masks[2], tool.make_mask(kind, 24, 40, seed=3, index=2))
+    differ = not np.array_equal(masks[0], masks[1])
+    assert differ == (kind in ("strokes", "scattered"))
+
+
+@on("make_masks")
+def test_shares_of_white(tool: ModuleType) -> None:
+    def white(kind: str) -> list[float]:
+        return [float(tool.make_mask(kind, 32, 32, seed=0, index=k).mean()) for k in range(20)]
+
+    assert set(white("centre")) == {0.25}
+    assert set(white("border")) == {0.75}
+    assert set(white("half")) == set(white("scattered")) == {0.5}
+    assert all(0.25 <= share < 0.5 for share in white("strokes"))
+
+
+@on("make_masks")
+def test_masks_from_transparent_pictures(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rgba = np.full((8, 8, 4), 255, dtype=np.uint8)
+    rgba[2:5, 1:4, 3] = 0
+    (tmp_path / "in").mkdir()
+    Image.fromarray(rgba).save(tmp_path / "in" / "a.png")
+    arguments = [str(tmp_path / "out"), "--kind", "alpha", "--from", str(tmp_path / "in")]
+    assert tool.run(tool.main, arguments) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")) == 255, rgba[..., 3] == 0)
+    for wrong in (["--kind", "alpha"], ["--kind", "half", "--size", "8"], ["--kind", "half", "--size", "0x8"]):
+        assert tool.run(tool.main, [str(tmp_path / "no"), *wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "no").exists()
+
+
+@on("compare_inpainting")
+def test_seam_counts_every_pair_across_the_border_once(tool: ModuleType) -> None:
+    """A square of 3 x 3 has twelve neighbours; only steps across the border count."""
+    hole = np.zeros((8, 8), dtype=bool)
+    hole[2:5, 3:6] = True
+    picture = torch.full((3, 8, 8), 10, dtype=torch.uint8)
+    picture[:, torch.from_numpy(hole)] = 30
+    picture[:, 3, 4] = 200  # inside, not at the border
+    assert tool.seam_step(picture, hole) == (12 * 20.0, 12)
+    corner = np.zeros((8, 8), dtype=bool)
+    corner[0, 0] = True
+    assert tool.seam_step(picture, corner)[1] == 2
+
+
+@on("compare_inpainting")
+def test_every_way_makes_as_many_calls(tool: ModuleType) -> None:
+    for way in tool.WAYS:
+        for unknown in (16, 32, 40):
+            assert tool.settings_of(way, unknown, 8).calls(unknown) == 8
+
+
+@on("signal_report")
+def test_area_under_the_curve(tool: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    positive = rng.random(400) < 0.3
+    score = np.round(rng.normal(positive * 1.0, 1), 1)  # with ties
+    pairs = score[positive][:, None] - score[~positive][None]
+    assert tool.roc_auc(score, positive) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+@on("signal_report")
+def test_calibration_error(tool: ModuleType) -> None:
+    """Small for draws by the probability itself, and 0.2 where all probabilities are 0.2 too high."""
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(0.2, 1, 200_000)
+    true = rng.random(200_000) < probability
+    assert tool.calibration_error(tool.reliability(probability, true)) < 0.005
+    late = rng.random(200_000) < probability - 0.2
+    assert tool.calibration_error(tool.reliability(probability, late)) == pytest.approx(0.2, abs=0.005)
+
+
+@on("signal_report")
+def test_damage_is_where_it_is_said_to_be(tool: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 50, (20, 48), generator=generator)
+    damaged, where = tool.replace_tokens(tokens, 4, 50, generator)
+    assert (where.sum(1) == 4).all()
+    assert torch.equal(damaged != tokens, where)
+    damaged, where = tool.paste_patch(tokens, 6, 8, 3, generator)
+    assert torch.equal(damaged != tokens, where)
+    assert torch.equal(damaged[where], tokens.roll(1, 0)[where])
+    assert 0 < where.sum(1).max() <= 9
