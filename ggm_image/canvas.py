@@ -105,6 +105,10 @@ class Window:
     def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
+    def meets(self, other: "Window") -> bool:
+        """Whether two windows of one size overlap."""
+        return abs(self.top - other.top) < self.height and abs(self.left - other.left) < self.width
+
 
 def window_side(side: int, native: int, cell: int) -> int:
     """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller picture.
@@ -137,7 +141,9 @@ def spans(low: int, high: int, side: int, window: int, overlap: int, step: int =
 def plan_windows(
     hole: Bool[np.ndarray, "h w"], native: tuple[int, int], cell: int, context: int | None = None, step: int = 1
 ) -> list[Window]:
-    """The windows in which a hole is painted; every pixel of it lies in one of them at least.
+    """The windows in which a hole is painted, in turn: each time the one that knows most and has something to paint.
+
+    Every pixel of the hole lies in one of them; each sees what the ones before it painted.
 
     Args:
         hole: True where the picture is painted anew; at least one pixel.
@@ -160,13 +166,15 @@ def plan_windows(
         low, high = max(0, int(inside[0]) - margin), min(side, int(inside[-1]) + 1 + margin)
         starts.append(spans(low, high, side, window, min(margin, window // 2), step))
     windows = [Window(top, left, sides[0], sides[1]) for top in starts[0] for left in starts[1]]
-    return [window for window in windows if hole[window.slices].any()]
-
-
-def next_window(windows: list[Window], missing: Bool[np.ndarray, "h w"]) -> Window | None:
-    """The window that shows most and still has something to paint; None when all is painted."""
-    open_windows = [window for window in windows if missing[window.slices].any()]
-    return min(open_windows, key=lambda window: int(missing[window.slices].sum()), default=None)
+    missing, plan = hole.copy(), []
+    left = {window: int(missing[window.slices].sum()) for window in windows}
+    while left := {window: count for window, count in left.items() if count}:
+        plan.append(min(left, key=left.__getitem__))
+        missing[plan[-1].slices] = False
+        for window in left:
+            if window.meets(plan[-1]):
+                left[window] = int(missing[window.slices].sum())
+    return plan
 
 
 def match_border(

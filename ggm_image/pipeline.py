@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import ggm_image
-from ggm_image.canvas import Extension, Window, match_border, next_window, plan_windows, window_side
+from ggm_image.canvas import Extension, Window, match_border, plan_windows, window_side
 from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
 from ggm_image.errors import UserError
 from ggm_image.files import progress_bar
@@ -345,8 +345,7 @@ class Model:
         missing = hole.copy()
         windows = self.plan_windows(hole, context) if hole.any() else []
         with progress_bar(total=len(windows), unit="window", label="inpaint") as advance:
-            turn = 0
-            while window := next_window(windows, missing):
+            for turn, window in enumerate(windows):
                 rows, columns = window.slices
                 pixels[..., rows, columns] = self._paint(
                     pixels[..., rows, columns],
@@ -357,12 +356,11 @@ class Model:
                     dilate=dilate,
                 )
                 missing[rows, columns] = False
-                turn += 1
                 advance(1)
         return [composite(picture, to_pil(new), hole, feather=feather) for new in pixels]
 
     def plan_windows(self, hole: Bool[np.ndarray, "h w"], context: int | None = None) -> list[Window]:
-        """Where `inpaint` paints: windows of the model's size that show known pixels around the hole."""
+        """Where `inpaint` paints, in turn: windows of the model's size that show known pixels around the hole."""
         return plan_windows(hole, self.image_size, self.tokenizer.downscale, context)
 
     def _paint(
