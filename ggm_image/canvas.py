@@ -167,13 +167,13 @@ def plan_windows(
         starts.append(spans(low, high, side, window, min(margin, window // 2), step))
     windows = [Window(top, left, sides[0], sides[1]) for top in starts[0] for left in starts[1]]
     missing, plan = hole.copy(), []
-    left = {window: int(missing[window.slices].sum()) for window in windows}
-    while left := {window: count for window, count in left.items() if count}:
+    left = {w: int(missing[w.slices].sum()) for w in windows}
+    while left := {w: count for w, count in left.items() if count}:
         plan.append(min(left, key=left.__getitem__))
         missing[plan[-1].slices] = False
-        for window in left:
-            if window.meets(plan[-1]):
-                left[window] = int(missing[window.slices].sum())
+        for other in left:
+            if other.meets(plan[-1]):
+                left[other] = int(missing[other.slices].sum())
     return plan
 
 

@@ -137,7 +137,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("the diagram needs matplotlib", "not installed", "pip install 'ggm-image[plots]'") from error
 
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
