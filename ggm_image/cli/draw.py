@@ -64,6 +64,15 @@ def _is_picture(path: Path) -> bool:
     return False
 
 
+def _keep_inputs(out: Path, *inputs: Path | None) -> None:
+    """Raise UserError if ``out`` is one of the files that are read."""
+    for path in inputs:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise UserError(
+                "--out must not be an input", f"got {out}", "choose another name: inputs are never written over"
+            )
+
+
 @click.command()
 @MODEL
 @TOKENIZER
@@ -134,17 +143,18 @@ def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> 
         _save_folder((to_pil(picture) for picture in pictures), out, manifest)
 
 
-def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -> list[Path]:
+def _numbered(k: int) -> str:
+    return f"{k:06d}.png"
+
+
+def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -> None:
     """Write 000000.png ... and then the manifest: a folder with a manifest is complete."""
     from ggm_image.files import write_json
 
     (out / "manifest.json").unlink(missing_ok=True)
-    paths = []
     for k, picture in enumerate(pictures):
-        paths.append(out / f"{k:06d}.png")
-        _save(picture, paths[-1])
+        _save(picture, out / _numbered(k))
     write_json(out / "manifest.json", manifest)
-    return paths
 
 
 @click.command()
@@ -194,6 +204,13 @@ def inpaint(
     from ggm_image.inpaint import load_mask
 
     single = _is_picture(out)
+    sheet = out if single and count > 1 else None
+    if single:
+        paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
+    else:
+        paths = [out / _numbered(k) for k in range(count)]
+    for path in (out, *paths):
+        _keep_inputs(path, image, mask)
     extend_by = None if extend is None else Extension.parse(extend)
     picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
     model = _load(model_name, tokenizer, device)
@@ -226,15 +243,13 @@ def inpaint(
         "hole_pixels": int(hole.sum()),
         "windows": [asdict(window) for window in windows],
     }
-    sheet = out if single and count > 1 else None
     if single:
-        paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
         for path, answer in zip(paths, answers, strict=True):
             _save(answer, path)
         if sheet:
             _save(_contact_sheet(picture, hole, answers), sheet)
     else:
-        paths = _save_folder(answers, out, manifest)
+        _save_folder(answers, out, manifest)
     if as_json:
         print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
         return
@@ -315,6 +330,7 @@ def signal(
 
     if not _is_picture(out):
         raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
+    _keep_inputs(out, image)
     model = _load(model_name, tokenizer, device)
     probability = model.signal(image, level=level, block=block, classes=classes)
     _save(heat_map(open_picture(image), probability, model.tokenizer.downscale), out)

@@ -174,6 +174,21 @@ def test_inpaint_refuses(
     assert not (tmp_path / "out.png").exists()
 
 
+def test_inputs_are_never_written_over(
+    model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = picture.read_bytes(), mask.read_bytes()
+    for out in (picture, mask, tmp_path / "." / "in.png"):
+        assert "input" in refused(capsys, run("inpaint", picture, mask, "--model", model, "-n", 2, "--out", out))
+    assert "input" in refused(capsys, run("signal", picture, "--model", model, "--out", picture))
+    first, numbered = tmp_path / "x-0.png", tmp_path / "000001.png"
+    first.write_bytes(before[0])
+    numbered.write_bytes(before[1])
+    assert "x-0.png" in refused(capsys, run("inpaint", first, mask, "-n", 2, "--out", tmp_path / "x.png"))
+    assert "000001.png" in refused(capsys, run("inpaint", picture, numbered, "-n", 2, "--out", tmp_path))
+    assert (picture.read_bytes(), mask.read_bytes()) == before
+
+
 def test_inpaint_says_what_was_done(
     model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
