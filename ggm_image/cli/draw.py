@@ -214,6 +214,8 @@ def inpaint(
     extend_by = None if extend is None else Extension.parse(extend)
     picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
     model = _load(model_name, tokenizer, device)
+    if classes is None:
+        options["guidance"] = 1.0  # there is no class to be guided to
     settings = _settings(model, preset, options)
     answers = model.inpaint(
         picture,
