@@ -97,7 +97,9 @@ def measure_damage(
     height, width = model.grid
     codes, rows = model.tokenizer.codebook_size, []
     generator = torch.Generator().manual_seed(seed)
-    cases = [(f"{k} random tokens", *replace_tokens(tokens, k, codes, generator)) for k in REPLACED]
+    cases = [
+        (f"{k} random token{'s' if k > 1 else ''}", *replace_tokens(tokens, k, codes, generator)) for k in REPLACED
+    ]
     cases += [
         (f"{s} x {s} tokens of another picture", *paste_patch(tokens, height, width, s, generator))
         for s in PATCH_SIDES
