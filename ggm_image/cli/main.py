@@ -22,7 +22,7 @@ COMMANDS = {
     "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on pictures."),
     "sample": ("ggm_image.cli.draw:sample", "Draw pictures."),
     "inpaint": ("ggm_image.cli.draw:inpaint", "Paint the masked part of a picture anew."),
-    "signal": ("ggm_image.cli.draw:signal", "Show which tokens of a picture look like noise to the model."),
+    "signal": ("ggm_image.cli.draw:signal", "Show what looks like noise to the model."),
     "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of pictures."),
     "models": ("ggm_image.cli.draw:models", "List the models at hand."),
     "tokenizers": ("ggm_image.cli.draw:tokenizers", "List the tokenizers at hand."),
