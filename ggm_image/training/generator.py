@@ -61,6 +61,7 @@ def train_generator(
     resume: bool = False,
     device: str = "auto",
     report: Callable[[str], None] | None = None,
+    method: "type[GeneratorTrainer] | None" = None,
 ) -> Path:
     """Train a generator and export it.
 
@@ -73,6 +74,7 @@ def train_generator(
         resume: go on from the last checkpoint in ``out``.
         device: auto, cpu, cuda, cuda:1, mps.
         report: called with each line of progress; printed to stderr by default.
+        method: another way of training, as a subclass; for comparisons.
 
     Returns:
         The exported model's folder, ``out``/model.
@@ -95,7 +97,8 @@ def train_generator(
     training, held_out = load_tokens(settings, cache)
     out.mkdir(parents=True, exist_ok=True)
     save_config(out / "config.yaml", settings)
-    trainer = GeneratorTrainer(settings, cache.manifest, training, held_out, out, device=device, report=report)
+    make = method or GeneratorTrainer
+    trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report)
     if checkpoint is not None:
         trainer.load_state_dict(checkpoint)
     return trainer.fit()
@@ -255,12 +258,24 @@ class GeneratorTrainer:
         self.order = DataOrder(len(training), train.batch_size, train.seed)
         self.generator = torch.Generator().manual_seed(train.seed + 1)
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
-        criterion = Criterion(network, config.objective, self.noise, self.generator)
+        criterion = self.make_criterion(network)
         if train.compile:
             network.compile_blocks()
             criterion.compile_head()
         self.criterion, self.optimizer = self.fabric.setup(criterion, optimizer)
         self.step, self.clock = 0, Clock()
+
+    def make_criterion(self, network: Transformer) -> Criterion:
+        """The loss of the run; another training method overrides this, or `corrupt`, or both."""
+        return Criterion(network, self.config.objective, self.noise, self.generator)
+
+    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"], Int[Tensor, " k"]]:
+        """What the network is shown of clean tokens: tokens, the level of each, and the sites that are queried."""
+        height, width = self.config.network.grid
+        levels, sites, _ = random_training_state(len(x_0), height, width, generator=self.generator)
+        x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)
+        x_t[:, sites] = self.config.network.codebook_size
+        return x_t, levels, sites
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only."""
@@ -376,13 +391,10 @@ class GeneratorTrainer:
     def _batch(self) -> tuple[Tensor, ...]:
         """Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites."""
         x_0, labels = self.training.rows(self.order.next())  # (b, l), (b,)
-        height, width = self.config.network.grid
-        levels, sites, level = random_training_state(len(x_0), height, width, generator=self.generator)
-        x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)  # (b, l)
-        x_t[:, sites] = self.config.network.codebook_size
+        x_t, levels, sites = self.corrupt(x_0)  # (b, l), (b, l), (k,)
         dropped = torch.rand(len(labels), generator=self.generator) < self.config.train.class_dropout
         labels = labels.masked_fill(dropped, self.config.network.classes)
-        batch = (x_t, levels, sites, labels, x_0[:, sites], level)
+        batch = (x_t, levels, sites, labels, x_0[:, sites], levels[:, sites])
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
 
     def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
