@@ -210,6 +210,7 @@ def random_training_state(
     masked: float = 0.3,
     known: float = 0.25,
     max_sweeps: int = 64,
+    block: int | None = None,
 ) -> TrainingState:
     """Draw levels and queried sites as all samplers will show them to the network.
 
@@ -232,6 +233,7 @@ def random_training_state(
         generator: CPU generator; the tensors are returned on the CPU.
         masked, known: probabilities of those two states.
         max_sweeps: the largest S.
+        block: K, always this one; drawn as above where None.
 
     Returns:
         TrainingState: levels (B, L), sites (K,), level (B, K).
@@ -243,7 +245,7 @@ def random_training_state(
         return torch.rand(*shape, generator=generator)
 
     choice, share, spread, start = rand(4).tolist()
-    k = _block_size(choice, share, sites_total)
+    k = block or _block_size(choice, share, sites_total)
     if spread < 0.5:
         order = _bayer(height, width)
         # one of the blocks of the sampler: it asks for these, and every site is in exactly one of them

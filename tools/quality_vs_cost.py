@@ -4,16 +4,19 @@
 
 Writes quality.json (resumable: settings that are there are not run again), quality.md and quality.png. Every point
 draws the same seeds. `--points` chooses settings: a YAML list of sampler settings; the default list covers 8 to 128
-calls, with one and with several sweeps, in both orders. Several processes share the work if each has its own points
-and output; `--merge A.json --merge B.json` then collects them. "class accuracy" is the share of pictures in which the
-feature network, where it is a classifier, sees the class that was asked for, both in alphabetical order.
+calls, with one and with several sweeps, in both orders. `--grid` is a YAML of lists, e.g. `{order: [schedule, signal],
+sweeps: [1, 2], block: [8, 16], guidance: [1, 3]}`: every combination, but for those that differ in a setting without
+effect. Passes are the network's cost: a guided call is two. Settings in bold are not dominated: none with as few passes
+is as good. Several processes share the work if each has its own points and output; `--merge A.json --merge B.json`
+then collects them. "class accuracy" is the share of pictures in which the feature network, where it is a classifier,
+sees the class that was asked for, both in alphabetical order.
 """
 
 import itertools
 import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,39 @@ def default_points(sites: int) -> list[Settings]:
                 if sweeps <= 2:
                     points.append(Settings(order="signal", sweeps=sweeps, block=block))
     return points
+
+
+def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
+    """All settings of a grid, each once; what has no effect on a setting is left at its default."""
+    default, found = asdict(Settings()), []
+    for values in itertools.product(*grid.values()):
+        settings = Settings.of(dict(zip(grid, values, strict=True)))
+        idle = ["curve", "site_order"] if settings.order == "signal" else ["confidence_noise", "revise_share"]
+        if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
+            idle += ["curve", "revise_share"]
+        settings = replace(settings, **{name: default[name] for name in idle})
+        if settings not in found:
+            found.append(settings)
+    return found
+
+
+def passes(row: dict[str, Any]) -> int:
+    """Passes of the network for each picture: a guided call is two."""
+    return row["calls"] * (1 if row["settings"]["guidance"] in (0, 1) else 2)
+
+
+def undominated(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other row beats: as few passes and a smaller distance, or fewer and the same."""
+    return [
+        row
+        for row in results
+        if not any(
+            passes(other) <= passes(row)
+            and other["distance"] <= row["distance"]
+            and (passes(other), other["distance"]) != (passes(row), row["distance"])
+            for other in results
+        )
+    ]
 
 
 def short(settings: Settings) -> str:
@@ -83,28 +119,26 @@ def draw_and_score(
 
 
 def table(results: list[dict[str, Any]], features: str) -> str:
-    """Markdown, cheapest first; the best of every number of calls in bold."""
-    best = {}
-    for row in results:
-        best[row["calls"]] = min(best.get(row["calls"], float("inf")), row["distance"])
+    """Markdown, cheapest first; what is not dominated in bold."""
+    best = undominated(results)
     lines = [
-        f"| calls | order | sweeps x block | other settings | pictures | FD ({features}) | class accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| calls | passes | order | sweeps x block | other settings | pictures | FD ({features}) | class accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in sorted(results, key=lambda r: (r["calls"], r["settings"]["order"], r["distance"])):
+    for row in sorted(results, key=lambda r: (r["calls"], passes(r), r["settings"]["order"], r["distance"])):
         s = Settings.of(row["settings"])
         distance = f"{row['distance']:.3f}"
-        distance = f"**{distance}**" if row["distance"] == best[row["calls"]] else distance
+        distance = f"**{distance}**" if row in best else distance
         accuracy = "" if row["class_accuracy"] is None else f"{100 * row['class_accuracy']:.1f}%"
         lines.append(
-            f"| {row['calls']} | {s.order} | {s.sweeps} x {s.block} | {short(s)} "
+            f"| {row['calls']} | {passes(row)} | {s.order} | {s.sweeps} x {s.block} | {short(s)} "
             f"| {row['n']} | {distance} | {accuracy} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
-    """The best distance at each number of calls, one line for each order and one or several sweeps."""
+def pyplot() -> Any:
+    """matplotlib's plotting module, drawing into files."""
     try:
         import matplotlib
     except ImportError as error:
@@ -112,6 +146,12 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
+    """The best distance at each number of calls, one line for each order and one or several sweeps."""
+    plt = pyplot()
     lines: dict[str, dict[int, float]] = {}
     for row in results:
         s = row["settings"]
@@ -142,6 +182,7 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
 @click.option("-n", "count", default=5000, show_default=True, help="Pictures for each point.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--points", type=click.Path(path_type=Path), help="YAML list of sampler settings.")
+@click.option("--grid", type=click.Path(path_type=Path), help="YAML of lists of sampler settings.")
 @click.option("--merge", type=click.Path(path_type=Path), multiple=True, help="Take over the results of this JSON.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network: slower to start, then faster.")
 @click.option("--out", default="quality", show_default=True, help="Path of the outputs, without suffix.")
@@ -154,6 +195,7 @@ def main(
     count: int,
     seed: int,
     points: Path | None,
+    grid: Path | None,
     merge: tuple[Path, ...],
     compiled: bool,
     out: str,
@@ -165,10 +207,13 @@ def main(
     extractor = load_extractor(features, device=device)
     name = features_name or extractor.name
     real = measure(open_source(reference), extractor, label="reference").statistics
-    wanted = [] if merge else default_points(model.grid[0] * model.grid[1])
+    wanted = [] if merge or grid else default_points(model.grid[0] * model.grid[1])
     if points is not None:
         entries: Any = OmegaConf.to_container(OmegaConf.load(points))
         wanted = [Settings.of(entry) for entry in entries]
+    if grid is not None:
+        lists: Any = OmegaConf.to_container(OmegaConf.load(grid))
+        wanted += every_combination(lists)
     protocol = {
         "model": model.name,
         "model_sha256": model.sha256,

@@ -258,13 +258,17 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b 6 d"]]:
         """What the blocks start from: tokens modulated by their levels; the class as shifts, scales and gates."""
         dtype = self.site.weight.dtype
-        levels = levels.float().masked_fill(tokens == self.config.codebook_size, 0.0)  # (b, l)
+        levels = self.seen_levels(tokens, levels.float())  # (b, l)
         harmonics = torch.arange(LEVEL_WAVES, device=levels.device, dtype=torch.float32) * math.pi  # (waves,)
         waves = (levels.unsqueeze(2) * harmonics).cos().to(dtype)  # (b, l, waves)
         scale, shift = self.level(waves).chunk(2, dim=2)  # (b, l, d) each
         x = self.tokens(tokens) * (1 + scale) + shift + self.site(positions.waves.to(dtype))  # (b, l, d)
         condition = self.condition(F.silu(self.classes(labels))).unflatten(1, (6, -1))  # (b, 6, d)
         return x.to(scale.dtype), condition  # the residual stream runs in the precision of the matrix products
+
+    def seen_levels(self, tokens: Int64[Tensor, "b l"], levels: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        """What the network is told of the levels: 0 at masked sites."""
+        return levels.masked_fill(tokens == self.config.codebook_size, 0.0)
 
     def compile_blocks(self) -> None:
         """Compile the embedding and the blocks (one graph serves all but the last); the results stay the same."""

@@ -246,7 +246,7 @@ class GeneratorTrainer:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU reads it too
 
         torch.manual_seed(train.seed)
-        network = Transformer(config.network)
+        network = self.make_network()
         self.ema = Ema(network.to(self.device), train.ema_decay)
         optimizer = torch.optim.AdamW(
             parameter_groups(network, train.weight_decay),
@@ -264,6 +264,10 @@ class GeneratorTrainer:
             criterion.compile_head()
         self.criterion, self.optimizer = self.fabric.setup(criterion, optimizer)
         self.step, self.clock = 0, Clock()
+
+    def make_network(self) -> Transformer:
+        """The untrained network; another architecture overrides this."""
+        return Transformer(self.config.network)
 
     def make_criterion(self, network: Transformer) -> Criterion:
         """The loss of the run; another training method overrides this, or `corrupt`, or both."""
@@ -419,9 +423,9 @@ class GeneratorTrainer:
             f"{row['minutes']:.1f} min, about {left:.0f} left"
         )
 
-    def _averaged(self) -> Transformer:
+    def averaged(self) -> Transformer:
         """A network with the averaged weights."""
-        network = Transformer(self.config.network).to(self.device)
+        network = self.make_network().to(self.device)
         network.load_state_dict(self.ema.state)
         return network.eval().requires_grad_(False)
 
@@ -429,7 +433,7 @@ class GeneratorTrainer:
         if not len(self.held_out):
             return
         with self.fabric.autocast():
-            values = held_out_nll(self._averaged(), self.held_out, self.noise, seed=self.config.train.seed)
+            values = held_out_nll(self.averaged(), self.held_out, self.noise, seed=self.config.train.seed)
         log.write(self.step, values)
         self.say(
             f"step {self.step}  held-out NLL {values['nll']:.4f} nats/token, "
@@ -442,7 +446,7 @@ class GeneratorTrainer:
         """A grid of 16 pictures, if the tokenizer is at hand; training never fails for the lack of one."""
         with self.fabric.autocast():
             message = draw_grid(
-                self._averaged(),
+                self.averaged(),
                 self.manifest,
                 self.out / "samples" / f"{self.step:07d}.png",
                 seed=self.config.train.seed,

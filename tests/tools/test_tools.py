@@ -2,13 +2,17 @@
 
 import importlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from ggm_image.errors import UserError
 
 TOOLS = Path(__file__).parents[2] / "tools"
 KINDS = ["centre", "half", "border", "strokes", "scattered"]
@@ -114,3 +118,36 @@ def test_damage_is_where_it_is_said_to_be(tool: ModuleType) -> None:
     assert torch.equal(damaged != tokens, where)
     assert torch.equal(damaged[where], tokens.roll(1, 0)[where])
     assert 0 < where.sum(1).max() <= 9
+
+
+@on("quality_vs_cost")
+def test_a_grid_has_every_combination_once(tool: ModuleType) -> None:
+    """Settings without effect do not multiply. Seen to fail with the level curve kept for one sweep."""
+    grid = {
+        "order": ["schedule", "signal"],
+        "sweeps": [1, 2],
+        "curve": ["sqrt", "linear"],
+        "revise_share": [0.25, 0.5],
+        "confidence_noise": [2.0, 4.5],
+    }
+    found = tool.every_combination(grid)
+    kinds = [(s.order, s.sweeps, s.curve, s.revise_share, s.confidence_noise) for s in found]
+    assert len(kinds) == len(set(kinds)) == 1 + 2 + 2 + 2 * 2
+    assert {kind[2] for kind in kinds if kind[:2] == ("schedule", 2)} == {"sqrt", "linear"}
+    with pytest.raises(UserError, match="sweeps"):
+        tool.every_combination({"sweep": [1]})
+
+
+@on("quality_vs_cost")
+def test_what_is_not_dominated_is_bold(tool: ModuleType) -> None:
+    """A guided call costs two. Seen to fail with calls in place of passes."""
+
+    def row(calls: int, distance: float, guidance: float = 1.0) -> dict[str, Any]:
+        settings = asdict(tool.Settings(guidance=guidance))
+        return {"settings": settings, "n": 9, "calls": calls, "distance": distance, "class_accuracy": None}
+
+    rows = [row(8, 3.0), row(8, 2.0, 3.0), row(16, 1.9), row(16, 2.0), row(32, 1.9), row(32, 1.0)]
+    assert tool.undominated(rows) == [rows[0], rows[2], rows[5]]
+    table = tool.table(rows, "test")
+    assert table.count("**") == 6
+    assert "| 8 | 16 | signal" in table
