@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ggm_image.cli.options import device_option, resolve_device
+from ggm_image.errors import UserError
 
 
 @click.command("train")
@@ -15,6 +16,7 @@ from ggm_image.cli.options import device_option, resolve_device
 @click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out pictures.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the run; the same as train.seed=N.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Only say what the run would cost: parameters, memory, time.")
 @device_option
 def train(
     config: Path,
@@ -24,6 +26,7 @@ def train(
     val: Path | None,
     seed: int | None,
     resume: bool,
+    dry_run: bool,
     device: str | None,
 ) -> None:
     """Train a generator on a token cache, as CONFIG says.
@@ -31,14 +34,44 @@ def train(
     CONFIG is a YAML file, for example configs/cifar10.yaml; any of its entries can be changed with KEY=VALUE,
     for example train.steps=1000. RUN gets config.yaml, log.csv, samples, checkpoints, and the model in RUN/model.
     """
-    from ggm_image.training.generator import train_generator
-
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
+    if dry_run:
+        _forecast(config, data, overrides, resolve_device(device))
+        return
+
+    from ggm_image.training.generator import train_generator
+
     model = train_generator(
         config, data, out, overrides=overrides, val=val, resume=resume, device=resolve_device(device)
     )
     click.echo(f"model: {model}")
+
+
+def _forecast(config: Path, data: Path, overrides: tuple[str, ...], device: str) -> None:
+    from ggm_image.data.token_cache import TokenCache
+    from ggm_image.training.config import GeneratorConfig, load_config
+    from ggm_image.training.forecast import forecast, lines
+    from ggm_image.training.generator import fit_to_cache
+
+    settings = load_config(GeneratorConfig, config, overrides)
+    cache = TokenCache.open(data)
+    fit_to_cache(settings, cache.manifest, data)
+    cost = forecast(settings, device=device)
+    epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
+    click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
+
+
+@click.command("plot")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="A .png file; curves.png in the run's folder by default.")
+def plot(run: Path, out: Path | None) -> None:
+    """Draw the training curves of RUN, finished or not."""
+    from ggm_image.training.plots import plot_run
+
+    if out is not None and out.suffix.lower() != ".png":
+        raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
+    click.echo(str(plot_run(run, out)))
 
 
 @click.command("train-tokenizer")

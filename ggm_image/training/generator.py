@@ -38,6 +38,7 @@ from ggm_image.training.engine import (
     set_random_state,
 )
 from ggm_image.training.evaluation import MASKED_SHARES, VALIDATION_LEVELS, TokenSet, draw_grid, held_out_nll
+from ggm_image.training.plots import plot_at_the_end
 
 COLUMNS = (
     "loss",
@@ -343,6 +344,7 @@ class GeneratorTrainer:
             self.save()
         finally:
             log.close()
+        plot_at_the_end(self.out)
         if self.progress < 1:
             self.say(f"saved at step {self.step}; run the same command with --resume to go on")
             raise KeyboardInterrupt

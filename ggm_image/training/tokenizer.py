@@ -39,6 +39,7 @@ from ggm_image.training.engine import (
     set_random_state,
 )
 from ggm_image.training.perceptual import load_perceptual
+from ggm_image.training.plots import plot_at_the_end
 from ggm_image.weights import save_weights
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded pictures that are kept; more are decoded anew every epoch
@@ -375,6 +376,7 @@ def train_tokenizer(
             _loop(trainer, pictures, order, out, log, stop)
     finally:
         log.close()
+    plot_at_the_end(out)
     return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
 
 

@@ -71,7 +71,6 @@ def test_the_whole_comparison_and_its_resumption(
     compare: ModuleType, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trains, tunes, draws, reports; a second run does nothing again; another protocol is refused."""
-    pytest.importorskip("matplotlib", reason="the plot needs the extra `plots`")
     torch.jit.script(Means()).save(str(tmp_path / "means.pt"))
     (tmp_path / "config.yaml").write_text(CONFIG)
     tokenizer = tiny_tokenizer_folder(tmp_path / "tokenizer")

@@ -1,0 +1,75 @@
+"""What a run will cost: counted without numbers, held against real tensors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ggm_image.cli.main import main
+from ggm_image.network import NetworkConfig, Transformer
+from ggm_image.schedule import random_training_state
+from ggm_image.training import forecast as module
+from ggm_image.training.config import GeneratorConfig, TrainConfig
+from tests.training.test_generator import CONFIG, write_cache
+
+SIZES = NetworkConfig(codebook_size=40, classes=2, grid=[4, 5], width=32, depth=3, heads=2)
+CONFIGURATION = GeneratorConfig(network=SIZES, train=TrainConfig(batch_size=6, precision="32-true", steps=50))
+
+
+def really_kept(rows: int) -> int:
+    """Bytes of the tensors that autograd holds after a real forward pass, weights not counted."""
+    network = Transformer(SIZES)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        tokens = torch.zeros(rows, 20, dtype=torch.int64)
+        total = network(tokens, torch.ones(rows, 20), torch.arange(20)).log_softmax(-1).exp().sum()
+    weights = {p.data_ptr() for p in network.parameters()}
+    size = sum(size for place, size in kept.items() if place not in weights)
+    total.backward()  # everything was alive until now
+    return size
+
+
+def test_activations_are_those_that_autograd_keeps() -> None:
+    """Of a whole batch, from two small ones. Seen to fail with shared storages counted each time."""
+    assert module.activation_bytes(CONFIGURATION) == pytest.approx(really_kept(6), rel=0.05)
+
+
+def test_the_sums() -> None:
+    """Seen to fail with the backward pass left out, and with the shorter of steps and minutes exchanged."""
+    cost = module.forecast(CONFIGURATION)
+    network = Transformer(SIZES)
+    assert cost.parameters == sum(p.numel() for p in network.parameters())
+    assert cost.state_bytes == 20 * cost.parameters
+    queried = round(module.mean_queried(4, 5))
+    assert cost.step_flops == 3 * 6 * network.flops(20, queried)
+    assert cost.steps == 50
+    assert cost.seconds == pytest.approx(50 * cost.step_seconds)
+    CONFIGURATION.train.max_minutes = 1e-9
+    try:
+        assert module.forecast(CONFIGURATION).steps == 1
+    finally:
+        CONFIGURATION.train.max_minutes = None
+
+
+def test_mean_queried_is_that_of_training() -> None:
+    generator = torch.Generator().manual_seed(5)
+    found = [len(random_training_state(1, 8, 8, generator=generator).sites) for _ in range(2000)]
+    assert module.mean_queried(8, 8) == pytest.approx(sum(found) / len(found), rel=0.1)
+
+
+def test_a_dry_run_says_the_cost_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    cache = write_cache(tmp_path / "tokens")
+    arguments = ["train", str(tmp_path / "c.yaml"), "--data", str(cache), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    for word in ("parameters", "TFLOP", "GiB at most", "12 steps", "40 rows, seen 2.4 times"):
+        assert word in out
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "network.codebook_size=17"]) == 2
+    assert "set network.codebook_size=16" in capsys.readouterr().err
