@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -64,6 +65,24 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?")
+
+
+def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
+    """Remove what a killed process of ours has left unfinished in ``folders`` themselves; no other may write there now.
+
+    Folders that do not exist are passed over.
+    """
+    for folder in map(Path, folders):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     help="Pictures that it decodes.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
+@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
 @device_option
 @seed_option
@@ -42,6 +43,7 @@ def encode(
     wants_report: bool,
     report_images: int,
     batch_size: int,
+    shard_size: int,
     workers: int | None,
     device: str | None,
     seed: int,
@@ -70,6 +72,7 @@ def encode(
         flip=flip,
         skip_bad=skip_bad,
         batch_size=batch_size,
+        shard_size=shard_size,
         device=device,
         workers=workers,
         tokenizer_source=tokenizer_name,

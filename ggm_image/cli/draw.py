@@ -149,8 +149,10 @@ def _numbered(k: int) -> str:
 
 def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -> None:
     """Write 000000.png ... and then the manifest: a folder with a manifest is complete."""
-    from ggm_image.files import write_json
+    from ggm_image.files import remove_temporaries, write_json
 
+    out.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out)
     (out / "manifest.json").unlink(missing_ok=True)
     for k, picture in enumerate(pictures):
         _save(picture, out / _numbered(k))

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path, sha256_file, write_json
+from ggm_image.files import atomic_path, remove_temporaries, sha256_file, write_json
 
 FORMAT_VERSION = 1
 SHARD_SIZE = 10_000
@@ -133,6 +133,7 @@ class TokenCacheWriter:
             return
         if not self.folder.is_dir():
             raise UserError("output must be a folder", self.folder, "choose another name")
+        remove_temporaries(self.folder)  # of a run that was killed
         if not any(self.folder.iterdir()):
             return
         if not (self.folder / "manifest.json").is_file():
@@ -147,8 +148,6 @@ class TokenCacheWriter:
                 f"{self.folder}: {key} is {theirs.get(key)!r:.200}, now {ours[key]!r:.200}",
                 "choose another folder or remove this one",
             )
-        for stale in self.folder.glob(".*.tmp*"):  # of a run that was killed
-            stale.unlink()
         # Trust what is named and whole; shards are in order, so the first doubtful one ends the trust.
         for shard in before.shards:
             path = self.folder / shard["file"]

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -135,7 +136,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The latest checkpoint, or the previous one if the latest is damaged; on the CPU, tensors and numbers only.
+    """The latest checkpoint, or the previous one if the latest is damaged, which is said; tensors and numbers only.
 
     Raises:
         UserError: there is none, or none that can be read.
@@ -146,8 +147,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
+            # torch reads a flipped bit without a word, though the sums are in the file
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
             assert isinstance(state, dict)
+            if failures:
+                print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
             return state
         except (
             RuntimeError,
@@ -156,6 +163,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             ValueError,
             KeyError,
             AssertionError,
+            zipfile.BadZipFile,
+            NotImplementedError,
             pickle.UnpicklingError,
         ) as error:
             failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ggm_image import objective
 from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import UserError
+from ggm_image.files import remove_temporaries
 from ggm_image.glauber import add_noise
 from ggm_image.model_files import PRESETS, export_model
 from ggm_image.network import Transformer
@@ -97,6 +98,7 @@ def train_generator(
     fit_to_cache(settings, cache.manifest, Path(data))
     training, held_out = load_tokens(settings, cache)
     out.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out, out / "model", out / "samples")
     save_config(out / "config.yaml", settings)
     make = method or GeneratorTrainer
     trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report)

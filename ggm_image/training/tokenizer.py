@@ -20,7 +20,7 @@ from torch import Tensor
 from ggm_image.data.encode import Prefetch, check_image_size
 from ggm_image.data.images import ImageSource, image_grid, open_source, save_png, to_model, to_uint8
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file, write_text
+from ggm_image.files import remove_temporaries, sha256_file, write_text
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.codebook import CodebookEMA
 from ggm_image.training.config import load_config, plain, save_config
@@ -369,6 +369,8 @@ def train_tokenizer(
     if state is not None:
         trainer.load_state_dict(state["trainer"])
         order.load_state_dict(state["order"])
+    out.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out, out / "tokenizer", out / "reconstructions")
     save_config(out / "config.yaml", config)
     log = Log(out, COLUMNS, trainer.step)
     try:

@@ -1,0 +1,150 @@
+"""Commands that are killed at random moments and started again, until they end; then their output is compared.
+
+Every run is a fork of a process that has imported everything: it starts at once, so that kills land in the work rather
+than in the imports.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from ggm_image.cli.main import main
+
+TIMING = ("images_per_second", "minutes")
+"""Columns of log.csv that say how fast a machine was."""
+LOG_EVERY = 5
+"""Steps between rows that every run writes; there is one more at each checkpoint, the moment of which is chance."""
+
+
+@dataclass
+class Story:
+    """What happened to one command.
+
+    Attributes:
+        runs: how often it was started.
+        kills: how many of these runs were killed before they ended.
+        seconds: of the shortest run that was left alone.
+    """
+
+    runs: int = 0
+    kills: int = 0
+    seconds: float = 0.0
+    codes: list[int] = field(default_factory=list)
+
+
+def start(arguments: list[str], log: Path) -> int:
+    """Fork a process that runs ``ggm-image ARGUMENTS``; its number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        torch.set_num_threads(1)
+        code = main(arguments)
+    finally:
+        os._exit(code)
+    return 0
+
+
+def run(arguments: list[str], log: Path) -> tuple[int, float]:
+    """Run to the end: exit code and seconds."""
+    began = time.monotonic()
+    _, status = os.waitpid(start(arguments, log), 0)
+    return os.waitstatus_to_exitcode(status), time.monotonic() - began
+
+
+def run_killed(
+    arguments: Callable[[bool], list[str]],
+    log: Path,
+    *,
+    kills: int,
+    seconds: float,
+    rng: random.Random,
+    check: Callable[[], None],
+    number: int = signal.SIGKILL,
+) -> Story:
+    """Start the command, kill it at a random moment and look at what is there, ``kills`` times; then let it end.
+
+    Args:
+        arguments: those of the first run (False) and of all later ones (True).
+        log: where the command's output goes.
+        kills: how many.
+        seconds: a run's usual length: the moment is uniform in it.
+        rng: of the moments.
+        check: called after every kill.
+        number: the signal.
+    """
+    story = Story()
+    while True:
+        last = story.kills >= kills
+        child = start(arguments(story.runs > 0), log)
+        story.runs += 1
+        deadline = time.monotonic() + (600 if last else rng.uniform(0, seconds))
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                story.codes.append(code)
+                if code == 0:
+                    return story
+                raise AssertionError(f"exit code {code} of {arguments(story.runs > 1)}: see {log.read_text()[-2000:]}")
+            time.sleep(0.002)
+        os.killpg(child, number)
+        os.waitpid(child, 0)
+        story.kills += 1
+        check()
+
+
+def assert_whole(folder: Path) -> None:
+    """Every file of a name that a later run would read is whole; hidden ones are temporary."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        match path.suffix:
+            case ".json":
+                json.loads(path.read_text())
+            case ".png":
+                with Image.open(path) as image:
+                    image.load()
+            case ".safetensors":
+                with safe_open(path, "pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118
+                        opened.get_tensor(name)
+            case ".pt":
+                torch.load(path, weights_only=True)
+
+
+def digests(folder: Path, *, skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """SHA-256 of every file by its path; logs without what depends on time."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name.startswith(skip):
+            continue
+        content = _without_times(path) if path.name == "log.csv" else path.read_bytes()
+        found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _without_times(path: Path) -> bytes:
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) % LOG_EVERY == 0]
+    return json.dumps([{k: v for k, v in row.items() if k not in TIMING} for row in rows]).encode()

@@ -1,0 +1,78 @@
+"""A disk that is full or cannot be written to: one line, nothing half-written, and later the command ends well."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ggm_image.training.engine import has_checkpoint
+from tests.faults.harness import assert_whole, digests
+from tests.faults.stories import NAMES, Command, prepare
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+ROOT = Path(__file__).parents[2]
+ROOM = {"encode": 24_000, "train": 400_000, "train-tokenizer": 1_500_000, "sample": 40_000, "fid": 16_000}
+"""Bytes that are left: enough to begin, not to end."""
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Command]:
+    return prepare(tmp_path_factory.mktemp("disk"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 32 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def call(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "ggm_image.cli.main", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_is_one_line_and_a_clean_resume(
+    name: str, commands: dict[str, Command], disk: Path, tmp_path: Path
+) -> None:
+    command = commands[name]
+    assert call(command.arguments(tmp_path / "whole")).returncode == 0
+    free = os.statvfs(disk)
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - ROOM[name]))
+    out = disk / "out"
+    failed = call(command.arguments(out))
+    assert failed.returncode == 2, failed.stderr[-2000:]
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left" in last or "make room" in last, last
+    assert "Traceback" not in failed.stderr
+    if out.exists():
+        assert_whole(out)
+    ballast.unlink()
+    resume = ["--resume"] if command.resumable and has_checkpoint(out) else []
+    again = call([*command.arguments(out), *resume])
+    assert again.returncode == 0, again.stderr[-2000:]
+    expected, found = digests(tmp_path / "whole", skip=command.skip), digests(out, skip=command.skip)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_output_that_cannot_be_written_to_is_one_line(name: str, commands: dict[str, Command], disk: Path) -> None:
+    """A disk mounted read-only, as root too is refused."""
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    failed = call(commands[name].arguments(disk / "out"))
+    assert failed.returncode == 2, failed.stderr[-2000:]
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in failed.stderr
+    assert not list(disk.iterdir())
