@@ -38,7 +38,8 @@ from ggm_image.glauber import draw_codes, heat_bath, uniform_noise
 from ggm_image.inpaint import composite, fill_unknown, known_tokens, token_mask
 from ggm_image.metrics.features import Extractor, load_extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
-from ggm_image.metrics.score import measure
+from ggm_image.metrics.measure import measure
+from ggm_image.metrics.sides import PictureSide
 from ggm_image.pipeline import Model, Settings, image_generator, load_model
 from ggm_image.schedule import Schedule
 
@@ -184,7 +185,7 @@ class Judge:
         self, extractor: Extractor, reference: ImageSource, originals: UInt8[Tensor, "n 3 h w"], labels: list[int]
     ) -> None:
         self.extractor, self.labels = extractor, labels
-        self.reference = measure(reference, extractor, label="reference").statistics
+        self.reference = measure(PictureSide(reference), extractor, label="reference").statistics
         self.originals = self.features(originals)[0]
         self.scale = float(np.linalg.norm(self.originals - np.roll(self.originals, 1, 0), axis=1).mean())
 

@@ -32,7 +32,8 @@ from ggm_image.errors import UserError
 from ggm_image.files import progress, write_json, write_text
 from ggm_image.metrics.features import Extractor, load_extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
-from ggm_image.metrics.score import measure
+from ggm_image.metrics.measure import measure
+from ggm_image.metrics.sides import PictureSide
 from ggm_image.pipeline import Model, Settings, load_model
 
 
@@ -206,7 +207,7 @@ def main(
         model.network.compile_blocks()
     extractor = load_extractor(features, device=device)
     name = features_name or extractor.name
-    real = measure(open_source(reference), extractor, label="reference").statistics
+    real = measure(PictureSide(open_source(reference)), extractor, label="reference").statistics
     wanted = [] if merge or grid else default_points(model.grid[0] * model.grid[1])
     if points is not None:
         entries: Any = OmegaConf.to_container(OmegaConf.load(points))

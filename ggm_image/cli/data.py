@@ -1,15 +1,11 @@
 """``encode`` and ``decode``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
-from ggm_image.errors import UserError
-
-if TYPE_CHECKING:
-    from ggm_image.data.token_cache import Manifest
 
 
 @click.command()
@@ -142,30 +138,16 @@ def decode(
     """
     from ggm_image.cli.options import check_output_folder
     from ggm_image.data.encode import decode as decode_cache
+    from ggm_image.data.encode import tokenizer_of
     from ggm_image.data.token_cache import TokenCache
     from ggm_image.tokenizers.registry import load_tokenizer
 
     cache = TokenCache.open(tokens)
     check_output_folder(out)
     device = resolve_device(device)
-    tokenizer = load_tokenizer(tokenizer_name or _tokenizer_of(cache.manifest), device=device)
+    tokenizer = load_tokenizer(tokenizer_name or tokenizer_of(cache.manifest), device=device)
     count = decode_cache(cache, out, tokenizer, batch_size=batch_size, device=device)
     if as_json:
         print_json({"out": str(out), "count": count})
     else:
         click.echo(f"{count} pictures: {out}")
-
-
-def _tokenizer_of(manifest: "Manifest") -> str:
-    """Name or path of the tokenizer that a cache names: first where it was found then, then by its name."""
-    from ggm_image.tokenizers.registry import tokenizer_specs
-
-    if manifest.tokenizer_source and Path(manifest.tokenizer_source).is_dir():
-        return manifest.tokenizer_source
-    if manifest.tokenizer_name in {spec.name for spec in tokenizer_specs()}:
-        return manifest.tokenizer_name
-    raise UserError(
-        "the tokenizer of this cache is not at hand",
-        f"{manifest.tokenizer_name}, then at {manifest.tokenizer_source or 'an unnamed place'}",
-        "point --tokenizer to its folder",
-    )

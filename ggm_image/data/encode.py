@@ -25,6 +25,7 @@ from ggm_image.data.images import (
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_folder, progress
+from ggm_image.tokenizers import registry
 from ggm_image.tokenizers.base import Tokenizer
 
 Picture = Tensor | UserError
@@ -238,6 +239,19 @@ def check_tokenizer(cache: TokenCache, tokenizer: Tokenizer) -> None:
             f"got {tokenizer.name} {tokenizer.sha256[:12]}",
             "point --tokenizer to the right one",
         )
+
+
+def tokenizer_of(manifest: Manifest) -> str:
+    """Name or path of the tokenizer that a cache names: first where it was found then, then by its name."""
+    if manifest.tokenizer_source and Path(manifest.tokenizer_source).is_dir():
+        return manifest.tokenizer_source
+    if manifest.tokenizer_name in {spec.name for spec in registry.tokenizer_specs()}:
+        return manifest.tokenizer_name
+    raise UserError(
+        "the tokenizer of this cache is not at hand",
+        f"{manifest.tokenizer_name}, then at {manifest.tokenizer_source or 'an unnamed place'}",
+        "point --tokenizer to its folder",
+    )
 
 
 def decode(

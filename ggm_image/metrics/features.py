@@ -68,6 +68,15 @@ class Extractor:
         """
         return self.run(self.network, [self.prepare(image) for image in images])
 
+    def identity(self) -> dict[str, Any]:
+        """What its features depend on, but for the libraries' versions."""
+        return {
+            "name": self.name if self.name.startswith("timm:") else Path(self.name).name,
+            "sha256": self.sha256,
+            "dimension": self.dimension,
+            "resize": self.resize,
+        }
+
     def run(self, network: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Float64[np.ndarray, "n d"]:
         """``network`` on prepared ``inputs``, those of one size together; rows in the order of ``inputs``."""
         groups: dict[torch.Size, list[int]] = {}

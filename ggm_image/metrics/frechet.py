@@ -113,13 +113,13 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             "mostly the bias of the small sample",
             stacklevel=2,
         )
-    overlap = linalg.svdvals(_factor(covariance_a).T @ _factor(covariance_b))
+    overlap = linalg.svdvals(factor(covariance_a).T @ factor(covariance_b))
     shift = a.mean - b.mean
     distance = shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap.sum()
     return max(0.0, float(distance))
 
 
-def _factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
+def factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
     """F with F F^T = covariance, without the directions whose variance is rounding noise."""
     variances, directions = linalg.eigh(covariance)
     # Noise of eps in a variance would be sqrt(eps) in the factor: a zero has to be made a zero first.
@@ -127,6 +127,19 @@ def _factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
     if not kept.any():
         return np.zeros((len(variances), 1))
     return directions[:, kept] * np.sqrt(variances[kept])
+
+
+def frechet_distance_of_few(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
+    """`frechet_distance` of two sets of rows, without a matrix (d, d): for fewer rows than features.
+
+    The centred rows over sqrt(n - 1) are themselves a factor of the covariance, so one decomposition of a matrix
+    (n, m) is all there is to do.
+    """
+    rows = [(x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    overlap = linalg.svdvals(rows[0] @ rows[1].T)
+    distance = shift @ shift + sum(np.sum(x**2) for x in rows) - 2 * overlap.sum()
+    return max(0.0, float(distance))
 
 
 def _check_dimensions(a: FeatureStatistics, b: FeatureStatistics) -> None:

@@ -1,49 +1,28 @@
-"""Score a set of generated pictures against real ones, and write down everything the figure depends on."""
+"""Score generated pictures against real ones, and write down everything the figures depend on."""
 
-import json
 import os
-import platform
 import warnings
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-from torch import Tensor
-
-from ggm_image.data.encode import default_workers
-from ggm_image.data.images import ImageSource, open_source
+from ggm_image.data.images import ImageSource
 from ggm_image.errors import UserError
-from ggm_image.files import progress, sha256_file
+from ggm_image.metrics.bootstrap import bootstrap as bootstrap_distance
+from ggm_image.metrics.by_class import class_accuracy, per_class
+from ggm_image.metrics.feature_rows import Features
 from ggm_image.metrics.features import Extractor
-from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
+from ggm_image.metrics.frechet import frechet_distance
+from ggm_image.metrics.kernel import kernel_distance
+from ggm_image.metrics.measure import measure, versions
+from ggm_image.metrics.neighbours import DENSITY_K, PRECISION_K, neighbours
+from ggm_image.metrics.sides import PictureSide, Side, open_side
 
-_PACKAGES = ("ggm-image", "torch", "torchvision", "numpy", "scipy", "pillow", "clean-fid", "timm")
+METRICS = ("fid", "kid", "prdc")
 _SHOWN_SIZES = 5
 _SHOWN_LIST = 32
 
-Source = str | os.PathLike[str] | ImageSource
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one pass over a source found.
-
-    Attributes:
-        statistics: moments of its features.
-        sizes: how many pictures there are of each width and height.
-        predictions: (n,) the class that the network sees in each picture; None where it was not asked.
-        classes: number of classes of the network; 0 where it was not asked.
-    """
-
-    statistics: FeatureStatistics
-    sizes: Counter[str]
-    predictions: Int64[np.ndarray, " n"] | None
-    classes: int
+Source = str | os.PathLike[str] | ImageSource | Side | Features
 
 
 def score(
@@ -51,138 +30,152 @@ def score(
     reference: Source,
     extractor: Extractor,
     *,
+    metrics: Collection[str] = METRICS,
+    statistics: str | os.PathLike[str] | None = None,
+    bootstrap: int = 100,
+    seed: int = 0,
     batch_size: int = 64,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Fréchet distance between two sources of pictures, with the whole protocol.
+    """Distances between two sides, with the whole protocol.
 
-    Pictures of any size are taken as they are; each goes through the feature network's own resize. Memory
-    holds one batch, whatever the number of pictures.
+    Features lie in a file and are read piece by piece: memory does not grow with the number of pictures.
 
     Args:
-        generated: whatever `open_source` reads, at least 2 pictures.
+        generated: whatever `open_side` reads, at least 2 pictures.
         reference: the same.
         extractor: see `load_extractor`.
+        metrics: of ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density, coverage).
+        statistics: folder where features are kept to be used again; see `measure`.
+        bootstrap: replicates for the interval of the Fréchet distance; 0 for none.
+        seed: of the bootstrap and of the subsets of KID.
         batch_size: pictures a forward pass.
         workers: decoding threads; one a core by default.
 
     Returns:
-        A dict for JSON: ``metric``, ``value``, ``class_accuracy`` (share of generated pictures in which the
-        feature network, where it is a classifier, sees the class that was asked for: its class folder, or the
-        class in its manifest; else None), ``features``, ``generated``, ``reference``, ``covariance``,
-        ``batch_size``, ``device``, ``versions``, ``warnings``.
+        A dict for JSON: ``metric`` and ``value`` (the Fréchet distance), ``bootstrap``, ``kid``, ``precision``,
+        ``recall``, ``density``, ``coverage``, ``neighbours``, ``class_accuracy`` (share of generated pictures in which
+        the feature network, where it is a classifier, sees the class that was asked for; else None), ``per_class``,
+        ``features``, ``generated``, ``reference``, ``covariance``, ``batch_size``, ``device``, ``statistics``,
+        ``versions``, ``warnings``. What was not asked for or cannot be had is None.
 
     Raises:
-        UserError: a source has fewer than 2 pictures, or one that cannot be read.
+        UserError: a side has fewer than 2 pictures, or one that cannot be read, or saved features of another network.
     """
-    if batch_size < 1:
-        raise UserError("batch size must be at least 1", batch_size, "use 64")
-    sources = {
-        side: source if isinstance(source, ImageSource) else open_source(source)
-        for side, source in (("generated", generated), ("reference", reference))
-    }
-    for side, source in sources.items():
-        if len(source) < 2:
-            got = f"{side}: {len(source)} in {source.description}"
+    _check(metrics, bootstrap, batch_size)
+    sides = {"generated": _opened(generated, extractor), "reference": _opened(reference, extractor)}
+    for name, side in sides.items():
+        if len(side) < 2:
+            got = f"{name}: {len(side)} in {_source(side)}"
             raise UserError("each side needs at least 2 pictures", got, "give some thousands for a figure")
-    drawn, real = (
-        measure(
-            source,
-            extractor,
-            batch_size=batch_size,
-            workers=workers,
-            predict=side == "generated" and extractor.logits is not None,
-            label=side,
-        )
-        for side, source in sources.items()
-    )
+        if isinstance(side, Features) and side.protocol["features"] != extractor.identity():
+            theirs, ours = side.protocol["features"], extractor.identity()
+            got = f"{name}: {_named(theirs)}, now {_named(ours)}"
+            raise UserError("saved features are of another network", got, "give the same --features to both sides")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        value = frechet_distance(drawn.statistics, real.statistics)
-    manifest = _manifest(sources["generated"])
+        # The reference first: what is wrong with it should not show after hours of drawing.
+        real, drawn = (
+            side
+            if isinstance(side := sides[name], Features)
+            else measure(side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name)
+            for name in ("reference", "generated")
+        )
+        figures = _figures(drawn, real, extractor, metrics, bootstrap, seed)
+    for warning in caught:
+        if warning.category is not UserWarning:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return {
         "metric": extractor.title,
-        "value": value,
-        "class_accuracy": class_accuracy(drawn, sources["generated"], sources["reference"], manifest),
+        **figures,
         "features": {
             "name": extractor.name,
             "sha256": extractor.sha256,
             "dimension": extractor.dimension,
             "resize": extractor.resize,
         },
-        "generated": {**_described(sources["generated"], drawn), "manifest": _shortened(manifest)},
-        "reference": _described(sources["reference"], real),
+        "generated": _described(drawn, sides["generated"]),
+        "reference": {**_described(real, sides["reference"]), "class_accuracy": class_accuracy(real, drawn)},
         "covariance": "unbiased (n - 1), float64",
         "batch_size": batch_size,
         "device": str(extractor.device),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "warnings": [str(warning.message) for warning in caught],
+        "statistics": None if statistics is None else str(statistics),
+        "versions": versions(),
+        "warnings": [str(warning.message) for warning in caught if warning.category is UserWarning],
     }
 
 
-def measure(
-    source: ImageSource,
-    extractor: Extractor,
-    *,
-    batch_size: int = 64,
-    workers: int | None = None,
-    predict: bool = False,
-    label: str = "features",
-) -> Side:
-    """One pass over a source: feature statistics, sizes and, with ``predict``, the classes that are seen."""
-    statistics, sizes = FeatureStatistics.empty(extractor.dimension), Counter[str]()
-    predictions: list[np.ndarray] = []
-    classes = 0
-
-    def load(index: int) -> tuple[str, Tensor]:
-        image = source[index]
-        return f"{image.shape[2]}x{image.shape[1]}", extractor.prepare(image)
-
-    starts = range(0, len(source), batch_size)
-    with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="decode") as pool:
-        for start in progress(starts, total=len(starts), unit="batch", label=label):
-            loaded = list(pool.map(load, range(start, min(start + batch_size, len(source)))))
-            sizes.update(size for size, _ in loaded)
-            inputs = [image for _, image in loaded]
-            statistics.update(extractor.run(extractor.network, inputs))
-            if predict and extractor.logits is not None:
-                logits = extractor.run(extractor.logits, inputs)
-                predictions.append(logits.argmax(axis=1))
-                classes = logits.shape[1]
-    return Side(statistics, sizes, np.concatenate(predictions) if predictions else None, classes)
+def _check(metrics: Collection[str], bootstrap: int, batch_size: int) -> None:
+    if unknown := set(metrics) - set(METRICS):
+        raise UserError("metrics must be of fid, kid and prdc", ", ".join(sorted(unknown)), "e.g. fid,kid")
+    if not metrics:
+        raise UserError("no metrics were asked for", "none", f"choose of {', '.join(METRICS)}")
+    if bootstrap < 0 or bootstrap == 1:
+        raise UserError("a bootstrap needs at least 2 replicates", bootstrap, "use 100, or 0 for no interval")
+    if batch_size < 1:
+        raise UserError("batch size must be at least 1", batch_size, "use 64")
 
 
-def class_accuracy(
-    drawn: Side, generated: ImageSource, reference: ImageSource, manifest: dict[str, Any] | None = None
-) -> float | None:
-    """Share of generated pictures in which the classifier sees the class that was asked for.
-
-    The classifier's classes are taken to be in alphabetical order and named by the class folders of one side.
-
-    Returns:
-        In [0, 1]; None where the features are of no classifier, where neither side has as many class folders
-        as it has classes, or where nothing says what was asked for.
-    """
-    asked = [generated.class_names[label] for label in generated.labels if label >= 0]
-    if not asked:
-        asked = list((manifest or {}).get("classes") or [])
-    names = next((s.class_names for s in (reference, generated) if len(s.class_names) == drawn.classes), [])
-    if drawn.predictions is None or len(asked) != len(generated) or not names or not set(asked) <= set(names):
-        return None
-    index = {name: k for k, name in enumerate(sorted(names))}
-    return float((drawn.predictions == np.array([index[name] for name in asked])).mean())
+def _opened(source: Source, extractor: Extractor) -> Side | Features:
+    if isinstance(source, Side | Features):
+        return source
+    if isinstance(source, ImageSource):
+        return PictureSide(source)
+    return open_side(source, device=str(extractor.device))
 
 
-def _manifest(source: ImageSource) -> dict[str, Any] | None:
-    """What `ggm-image sample` wrote beside its pictures; only the hash of any other file of that name."""
-    path = Path(source.description) / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        content = None
-    return {"sha256": sha256_file(path), **(content if isinstance(content, dict) else {})}
+def _source(side: Side | Features) -> str:
+    return side.description if isinstance(side, Side) else side.record["notes"]["source"]
+
+
+def _named(identity: dict[str, Any]) -> str:
+    return f"{identity['name']} {(identity['sha256'] or 'without hash')[:12]}"
+
+
+def _figures(
+    drawn: Features, real: Features, extractor: Extractor, metrics: Collection[str], replicates: int, seed: int
+) -> dict[str, Any]:
+    """Every figure, in the order of the report."""
+    found: dict[str, Any] = dict.fromkeys(
+        ("value", "bootstrap", "kid", "precision", "recall", "density", "coverage", "neighbours")
+    )
+    if "fid" in metrics:
+        found["value"] = value = frechet_distance(drawn.statistics, real.statistics)
+        if replicates:
+            found["bootstrap"] = bootstrap_distance(
+                drawn.matrix, real.statistics, value, replicates=replicates, seed=seed, device=extractor.device
+            )
+    if "kid" in metrics:
+        found["kid"] = kernel_distance(drawn.matrix, real.matrix, seed=seed)
+    if "prdc" in metrics:
+        fewest = min(len(drawn), len(real))
+        if fewest > DENSITY_K:
+            found |= neighbours(drawn.matrix, real.matrix, device=extractor.device)
+            found["neighbours"] = {"precision_recall_k": PRECISION_K, "density_coverage_k": DENSITY_K}
+        else:
+            warnings.warn(
+                f"{fewest} samples: precision, recall, density and coverage need more than {DENSITY_K}", stacklevel=2
+            )
+    found["class_accuracy"] = class_accuracy(drawn, real)
+    found["per_class"] = per_class(drawn, real, frechet="fid" in metrics, kernel="kid" in metrics, seed=seed)
+    return found
+
+
+def _described(features: Features, side: Side | Features) -> dict[str, Any]:
+    sizes = dict(features.sizes.most_common(_SHOWN_SIZES))
+    if others := features.sizes.total() - sum(sizes.values()):
+        sizes["others"] = others
+    return {
+        "source": _source(side),
+        "n": len(features),
+        **features.protocol["side"],
+        "classes": len(features.class_names),
+        "sizes": sizes,
+        "manifest": _shortened(side.manifest) if isinstance(side, PictureSide) else None,
+        "saved": None if features.folder is None else str(Path(features.folder)),
+        "reused": features.reused,
+        "made_with": features.record["notes"]["versions"],
+    }
 
 
 def _shortened(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -190,26 +183,3 @@ def _shortened(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
     if manifest is None:
         return None
     return {k: v for k, v in manifest.items() if not isinstance(v, list) or len(v) <= _SHOWN_LIST}
-
-
-def _described(source: ImageSource, side: Side) -> dict[str, Any]:
-    sizes = dict(side.sizes.most_common(_SHOWN_SIZES))
-    if others := side.sizes.total() - sum(sizes.values()):
-        sizes["others"] = others
-    return {
-        "source": source.description,
-        "n": len(source),
-        "names_sha256": source.fingerprint(),
-        "classes": len(source.class_names),
-        "sizes": sizes,
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # a checkout that was never installed
-            found[package] = None
-    return found
