@@ -9,6 +9,8 @@ import hashlib
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -86,12 +88,16 @@ class FeatureStore:
         if self.chunks:
             self.notes = before["notes"]
 
+    def open(self) -> None:
+        """Make ready for `append`; a folder that cannot be written to shows here, before any work is done."""
+        with self._explained():
+            self._file = self._open()
+
     def append(self, rows: np.ndarray) -> None:
         """Write the next chunk, of `row_type`, and then name it in the record."""
-        try:
-            if self._file is None:
-                self._file = self._open()
-            data = rows.tobytes()
+        assert self._file is not None, "the store is not open"
+        data = rows.tobytes()
+        with self._explained():
             self._file.write(data)
             self._file.flush()
             if self.folder is not None:
@@ -99,9 +105,14 @@ class FeatureStore:
             self.chunks.append({"rows": self.done + len(rows), "sha256": hashlib.sha256(data).hexdigest()})
             if self.folder is not None:
                 write_json(self.folder / RECORD, self._record())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             got = f"{self.folder or tempfile.gettempdir()}: {error.strerror}"
-            fix = "make room, or choose another folder (--statistics, TMPDIR); what is finished is kept"
+            fix = "choose another folder (--statistics, TMPDIR) or make room; what is finished is kept"
             raise UserError("features cannot be written", got, fix) from error
 
     def _open(self) -> IO[bytes]:
@@ -152,7 +163,12 @@ class FeatureStore:
         return Features(rows, self._record(), self.folder, self.reused)
 
     def close(self) -> None:
-        """Let go of the file; what is finished stays."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Let go of the file; what is finished stays, and nothing else."""
+        if self._file is None:
+            return
+        if self.folder is not None and not self.chunks:
+            (self.folder / PARTIAL).unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+        self._file.close()
+        self._file = None

@@ -62,6 +62,8 @@ def measure(
     # Whole batches, so that a run that goes on puts the same pictures together.
     step = batch_size * max(1, CHUNK // batch_size)
     try:
+        if store.done < len(side):
+            store.open()
         with (
             ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="decode") as pool,
             progress_bar(total=len(side) - store.done, unit="img", label=label) as advance,

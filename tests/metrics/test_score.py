@@ -1,36 +1,23 @@
 """Scoring whole folders: the figure, what it was taken of, and what is refused."""
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor, nn
 
-from ggm_image.cli.main import main
 from ggm_image.data.images import open_source
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file
+from ggm_image.metrics.bootstrap import bootstrap
 from ggm_image.metrics.features import load_extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
-from ggm_image.metrics.score import score
+from ggm_image.metrics.kernel import kernel_distance
+from ggm_image.metrics.neighbours import neighbours
+from ggm_image.metrics.score import METRICS, score
+from tests.features import CHANNELS, Means, matrix_of, means_extractor, paint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-CHANNELS = ["blue", "green", "red"]  # in alphabetical order, as the stand-in classifier has them
-
-
-class Means(nn.Module):
-    """Features: the channel means. Classes: the strongest channel, named in alphabetical order."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float().mean(dim=[2, 3])
-
-    @torch.jit.export
-    def logits(self, x: Tensor) -> Tensor:
-        return x.float().mean(dim=[2, 3]).flip(1)
 
 
 @pytest.fixture
@@ -40,25 +27,11 @@ def features(tmp_path):
     return path
 
 
-def paint(folder, colours, *, seed=0, classes=True):
-    """A noisy picture of each colour, of two sizes, in class folders or flat; returns channel means."""
-    rng = np.random.default_rng(seed)
-    means = {}
-    for k, colour in enumerate(colours):
-        pixels = rng.integers(0, 100, (8, 8 + k % 2, 3))
-        pixels[..., ["red", "green", "blue"].index(colour)] += 150
-        path = folder / colour / f"{k:03d}.png" if classes else folder / f"{k:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-        means[path.relative_to(folder).as_posix()] = pixels.mean(axis=(0, 1))
-    return np.array([means[name] for name in sorted(means)])
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_the_figure_is_the_distance_of_the_features(tmp_path, features, batch_size):
     """Whatever the batch size, the last batch included. Seen to fail with the last batch dropped."""
     a = paint(tmp_path / "a", CHANNELS * 5)
-    b = paint(tmp_path / "b", CHANNELS * 3, seed=1)
+    b = paint(tmp_path / "b", CHANNELS * 6, seed=1)
     report = score(tmp_path / "a", tmp_path / "b", load_extractor(str(features)), batch_size=batch_size)
     expected = frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b))
     assert report["value"] == pytest.approx(expected, rel=1e-4)
@@ -113,48 +86,74 @@ def test_few_pictures(tmp_path, features):
     with pytest.raises(UserError, match="at least 2 pictures .generated: 1"):
         score(tmp_path / "a", tmp_path / "b", extractor)
     report = score(tmp_path / "b", tmp_path / "b", extractor)
+    assert len(report["warnings"]) == 3
     assert "3 samples for 3 features" in report["warnings"][0]
+    assert "need more than 5" in report["warnings"][1]
+    assert "3 of 3 classes" in report["warnings"][2]
+    assert report["precision"] is None
 
 
-def test_command(tmp_path, features, capsys):
-    """Two lines for people, JSON for programs, warnings on stderr, and FID said of Inception alone."""
-    paint(tmp_path / "a", CHANNELS * 4)
-    paint(tmp_path / "b", CHANNELS)
-    args = ["fid", str(tmp_path / "a"), str(tmp_path / "b"), "--features", str(features), "--device", "cpu"]
-    assert main(args) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("FD (means) ")
-    assert "(12 pictures against 3)\nclass accuracy 100.0%" in out
-    assert "FID" not in out
-    assert err.startswith("warning: 3 samples for 3 features")
-    assert main([*args, "--json", "--batch-size", "5"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["batch_size"], report["device"]) == (5, "cpu")
+def test_every_figure_has_its_protocol(tmp_path, features):
+    """The same figures as the functions give on the same features."""
+    a, b = paint(tmp_path / "a", CHANNELS * 5), paint(tmp_path / "b", CHANNELS * 6, seed=1)
+    report = score(tmp_path / "a", tmp_path / "b", load_extractor(str(features)), bootstrap=20, seed=4)
+    drawn, real = matrix_of(a), matrix_of(b)
+    assert report["kid"] == pytest.approx(kernel_distance(drawn, real, seed=4), rel=1e-4)
+    prdc = {name: report[name] for name in ("precision", "recall", "density", "coverage")}
+    assert prdc == pytest.approx(neighbours(drawn, real))
+    assert report["neighbours"] == {"precision_recall_k": 3, "density_coverage_k": 5}
+    expected = bootstrap(drawn, FeatureStatistics.of(b), report["value"], replicates=20, seed=4)
+    assert report["bootstrap"]["standard_error"] == pytest.approx(expected["standard_error"], rel=1e-3)
+    assert (report["bootstrap"]["replicates"], report["bootstrap"]["seed"]) == (20, 4)
+    assert [(name, row["n"], row["n_reference"]) for name, row in report["per_class"].items()] == [
+        (name, 5, 6) for name in CHANNELS
+    ]
 
 
-@pytest.mark.parametrize("bad", ["missing", "empty", "text.png", "one"])
-def test_command_on_bad_input(bad, tmp_path, features, capsys):
-    """One line, exit code 2."""
-    paint(tmp_path / "b", CHANNELS)
-    (tmp_path / "empty").mkdir()
-    paint(tmp_path / "one", ["red"])
-    (tmp_path / "text.png").write_text("no picture")
-    assert main(["fid", str(tmp_path / bad), str(tmp_path / "b"), "--features", str(features)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
+@pytest.mark.parametrize("metric", METRICS)
+def test_chosen_metrics(metric, tmp_path, features):
+    """What is not asked for is not computed: it is None. Seen to fail when the choice is not looked at."""
+    paint(tmp_path / "a", CHANNELS * 3)
+    report = score(tmp_path / "a", tmp_path / "a", load_extractor(str(features)), metrics=[metric], bootstrap=0)
+    found = {"fid": "value", "kid": "kid", "prdc": "coverage"}
+    assert [name for name, key in found.items() if report[key] is not None] == [metric]
+    assert report["bootstrap"] is None
 
 
-def test_a_broken_picture_is_named(tmp_path, features, capsys):
+def test_statistics_are_used_again(tmp_path, features):
+    """The reference of one score serves the next, which gives what a score without it gives."""
+    paint(tmp_path / "a", CHANNELS * 3)
+    paint(tmp_path / "b", CHANNELS * 4, seed=1)
+    extractor, kept = load_extractor(str(features)), tmp_path / "statistics"
+    first = score(tmp_path / "a", tmp_path / "b", extractor, statistics=kept)
+    assert (first["generated"]["reused"], first["reference"]["reused"]) == (0, 0)
+    (tmp_path / "a" / "red" / "002.png").unlink()
+    again = score(tmp_path / "a", tmp_path / "b", extractor, statistics=kept)
+    assert (again["generated"]["reused"], again["reference"]["reused"]) == (0, 12)
+    plain = score(tmp_path / "a", tmp_path / "b", extractor)
+    figures = ("value", "bootstrap", "kid", "precision", "per_class", "class_accuracy")
+    assert {key: again[key] for key in figures} == {key: plain[key] for key in figures}
+    saved = Path(again["reference"]["saved"])
+    assert saved.parent == kept
+    by_name = score(tmp_path / "a", saved, extractor)
+    assert {key: by_name[key] for key in figures} == {key: plain[key] for key in figures}
+    assert by_name["reference"]["content_sha256"] == plain["reference"]["content_sha256"]
+
+
+def test_saved_features_of_another_network_are_refused(tmp_path, features):
     paint(tmp_path / "a", CHANNELS)
-    (tmp_path / "a" / "red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much more")
-    assert main(["fid", str(tmp_path / "a"), str(tmp_path / "a"), "--features", str(features)]) == 2
-    assert "red/broken.png" in capsys.readouterr().err
+    report = score(tmp_path / "a", tmp_path / "a", load_extractor(str(features)), statistics=tmp_path / "kept")
+    with pytest.raises(UserError, match="of another network .reference: means.pt .*, now means 0000"):
+        score(tmp_path / "a", report["reference"]["saved"], means_extractor())
 
 
-def test_help_does_not_import_torch():
-    """Help has to answer at once."""
-    code = "import sys, ggm_image.cli.main as m; m.main(['fid', '--help']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--features" in done.stdout
+def test_what_is_wrong_with_the_question(tmp_path, features):
+    paint(tmp_path / "a", CHANNELS)
+    for wrong, match in (
+        ({"metrics": ["fid", "is"]}, "must be of fid, kid and prdc .is"),
+        ({"metrics": []}, "no metrics"),
+        ({"bootstrap": 1}, "at least 2 replicates"),
+        ({"batch_size": 0}, "batch size"),
+    ):
+        with pytest.raises(UserError, match=match):
+            score(tmp_path / "a", tmp_path / "a", load_extractor(str(features)), **wrong)

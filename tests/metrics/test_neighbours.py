@@ -1,0 +1,82 @@
+"""Precision, recall, density and coverage against the definitions, pair by pair."""
+
+import numpy as np
+import pytest
+import torch
+
+from ggm_image.metrics import neighbours as module
+from ggm_image.metrics.neighbours import neighbours
+from tests.features import matrix_of
+
+
+def definition(generated: np.ndarray, reference: np.ndarray, *, k: int = 3, open_k: int = 5) -> dict[str, float]:
+    def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.array([[np.sum((x - y) ** 2) for y in b] for x in a])
+
+    own, drawn = (np.sort(distances(side, side), axis=1) for side in (reference, generated))
+    across = distances(generated, reference)
+    return {
+        "precision": np.mean([(row <= own[:, k]).any() for row in across]),
+        "recall": np.mean([(column <= drawn[:, k]).any() for column in across.T]),
+        "density": np.mean([(row < own[:, open_k]).sum() for row in across]) / open_k,
+        "coverage": np.mean([across[:, i].min() < own[i, open_k] for i in range(len(reference))]),
+    }
+
+
+def sets(n: int, m: int, shift: float = 0.6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    a, b = 0.7 * rng.standard_normal((n, 4)) + shift, rng.standard_normal((m, 4))
+    return a.astype(np.float32), b.astype(np.float32)
+
+
+@pytest.mark.parametrize("block", [1, 7, 2048])
+def test_agrees_with_the_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks.
+
+    Seen to fail with the row itself counted among its neighbours, with the radii of the other side in the recall, and
+    with the neighbours of the last block alone.
+    """
+    monkeypatch.setattr(module, "_BLOCK", block)
+    generated, reference = sets(60, 45)
+    found = neighbours(matrix_of(generated), matrix_of(reference))
+    assert found == pytest.approx(definition(generated, reference))
+    assert min(found.values()) > 0
+    assert found["recall"] < 1
+
+
+def test_identical_sets() -> None:
+    """Seen to fail with closed balls in the density, which then is (k + 1) / k."""
+    _, reference = sets(2, 300)
+    found = neighbours(matrix_of(reference), matrix_of(reference))
+    assert found == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+
+
+def test_sets_far_apart() -> None:
+    generated, reference = sets(50, 50, shift=100)
+    assert set(neighbours(matrix_of(generated), matrix_of(reference)).values()) == {0}
+
+
+def test_copies_are_at_no_distance() -> None:
+    """Ten copies of each picture, in many dimensions: balls of radius 0, in which the copies lie.
+
+    Seen to fail without the rounding of small distances to zero.
+    """
+    reference = np.repeat(np.random.default_rng(2).normal(5, 1, (20, 512)), 10, axis=0)
+    found = neighbours(matrix_of(reference[::-1]), matrix_of(reference))
+    assert (found["precision"], found["recall"]) == (1, 1)
+
+
+def test_memory_holds_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No matrix larger than a block by a block is made."""
+    monkeypatch.setattr(module, "_BLOCK", 16)
+    largest, distances = [], module._squared_distances
+
+    def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        largest.append((len(a), len(b)))
+        return distances(a, b)
+
+    monkeypatch.setattr(module, "_squared_distances", watched)
+    generated, reference = sets(50, 100)
+    neighbours(matrix_of(generated), matrix_of(reference))
+    assert max(largest) == (16, 16)
+    assert sum(a * b for a, b in largest) == 50 * 50 + 100 * 100 + 50 * 100
