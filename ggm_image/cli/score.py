@@ -10,6 +10,7 @@ from ggm_image.cli.draw import sampler_options
 from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
 from ggm_image.errors import UserError
 
+_SHOWN_CLASSES = 40
 _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "temperature", "top_k", "top_p")
 
 
@@ -123,7 +124,7 @@ def summary(report: dict[str, Any]) -> str:
         interval = ""
         if sampled := report["bootstrap"]:
             low, high = sampled["interval"]
-            interval = f"  {sampled['level']:.0%} interval {low:.4f} to {high:.4f}"
+            interval = f"  {sampled['level']:.0%} interval {low:.4f} to {high:.4f}, bias about {sampled['bias']:+.4f}"
         rows.append((report["metric"], f"{report['value']:.4f}{interval}"))
     if kid := report["kid"]:
         error = "" if kid["standard_error"] is None else f" +- {kid['standard_error']:.1g}"
@@ -146,6 +147,8 @@ def _per_class(report: dict[str, Any]) -> list[str]:
     columns = [(key, head) for key, head in (("value", "distance"), ("kid", "KID")) if report[key] is not None]
     if not table or not columns:
         return []
+    if len(table) > _SHOWN_CLASSES:
+        return [f"per class: {len(table)} classes, see --json"]
     width = max(5, *map(len, table))
     lines = ["", f"{'class':<{width}}  {'n':>6}  reference" + "".join(f"  {head:>10}" for _, head in columns)]
     for name, row in table.items():

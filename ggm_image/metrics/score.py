@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from ggm_image.data.images import ImageSource
@@ -172,8 +171,10 @@ def _described(features: Features, side: Side | Features) -> dict[str, Any]:
         "classes": len(features.class_names),
         "sizes": sizes,
         "manifest": _shortened(side.manifest) if isinstance(side, PictureSide) else None,
-        "saved": None if features.folder is None else str(Path(features.folder)),
+        "saved": None if features.folder is None else str(features.folder),
         "reused": features.reused,
+        "batch_size": features.protocol["batch_size"],
+        "device": features.protocol["device"],
         "made_with": features.record["notes"]["versions"],
     }
 

@@ -175,7 +175,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="record of saved features cannot be read"):
         open_features(tmp_path)
     extractor = means_extractor(lambda x: x.float().mean(dim=(2, 3)).where(x[:, :1, 0, 0] > 100, float("nan")))
-    with pytest.raises(UserError, match="must be finite .*picture 0 of noise, 2 of a batch of 4"):
+    with pytest.raises(UserError, match="must be finite .*picture 1 of noise, 1 of a batch of 4"):
         measure.measure(NoisePictures(N), extractor, batch_size=4)
     with pytest.raises(UserError, match="batch size"):
         measure.measure(NoisePictures(N), means_extractor(), batch_size=0)
