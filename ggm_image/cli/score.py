@@ -32,7 +32,9 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
     type=click.Path(path_type=Path),
     help="Local file with the weights of inception or timm:NAME, instead of a download.",
 )
-@click.option("--metrics", default="fid,kid,prdc", show_default=True, help="Which of the three to take.")
+@click.option(
+    "--metrics", default="fid,kid,prdc", show_default=True, help="Which to take; the time of prdc grows with n^2."
+)
 @click.option("--bootstrap", type=click.IntRange(0), default=100, show_default=True, help="Replicates; 0 is off.")
 @click.option(
     "--statistics",
