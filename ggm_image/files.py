@@ -115,12 +115,19 @@ def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) ->
 
 
 @contextmanager
-def progress_bar(*, total: int, unit: str, label: str) -> Iterator[Callable[[int], Any]]:
-    """As `progress`, for work that comes in batches: yields a function that is told how many more are done."""
+def progress_bar(*, total: int | None, unit: str, label: str, scaled: bool = False) -> Iterator[Callable[[int], Any]]:
+    """As `progress`, for work that comes in batches: yields a function that is told how many more are done.
+
+    Args:
+        total: how many there are; None where that is not known.
+        unit: what is counted.
+        label: in front of the bar.
+        scaled: show thousands as k, millions as M.
+    """
     if not sys.stderr.isatty():
         yield lambda done: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit, desc=label, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=total, unit=unit, unit_scale=scaled, desc=label, dynamic_ncols=True, leave=False) as bar:
         yield bar.update

@@ -41,8 +41,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
         UserError: if the file is damaged, does not fit, or holds values that are not finite.
     """
     state = read_weights(path)
+    check_shapes(module, {name: tuple(value.shape) for name, value in state.items()}, path)
+    load_state(module, state, path)
+
+
+def check_shapes(module: nn.Module, found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise UserError unless a file holds tensors of exactly the module's names and shapes."""
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
         name = min(name for name, _ in set(wanted.items()) ^ set(found.items()))
         raise UserError(
@@ -50,6 +55,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{name} is {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}",
             "keep the two files of one model together",
         )
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors that came from ``path``; UserError if a value is not finite."""
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"weights in {path} must be finite", f"{name} holds NaN or infinity", "copy it again")

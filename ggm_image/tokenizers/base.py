@@ -1,4 +1,8 @@
-"""What every tokenizer can do: images to a grid of codes, and back."""
+"""What every tokenizer can do: images to a grid of codes, and back; and what a family of them is."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -88,3 +92,36 @@ class Tokenizer(nn.Module):
                 "was this set encoded with another tokenizer?",
             )
         return self.latent_images(tokens.long()).clamp(-1, 1)
+
+
+class Architecture(Protocol):
+    """A family's dataclass of sizes; its fields are the entries of ``architecture`` in config.yaml."""
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    @property
+    def downscale(self) -> int: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Tokenizers of one code base: the same network under the same names.
+
+    Attributes:
+        name: in config.yaml.
+        config: the dataclass of its sizes.
+        network: an untrained tokenizer from that dataclass, a name and a SHA-256.
+        our_names: from the names in a published file to ``{our name: its name}``, without what is not needed;
+            our own names stay as they are.
+        from_shapes: the sizes that a published file without a config must have, or None if it is of another family.
+    """
+
+    name: str
+    config: type[Any]
+    network: Callable[..., Tokenizer]
+    our_names: Callable[[Iterable[str]], dict[str, str]]
+    from_shapes: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any] | None]

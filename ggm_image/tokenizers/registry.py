@@ -1,48 +1,79 @@
-"""Tokenizers by name or by path: a folder of ``config.yaml`` and ``model.safetensors``."""
+"""Tokenizers by name or by path: shipped, known and downloaded once, or published by somebody and on disk.
+
+A tokenizer folder holds ``config.yaml`` (family, architecture, where the weights are from, hash, licence) and the
+weights: beside it, or in the user's cache. What others publish is told apart by `published`.
+"""
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ggm_image.downloads import cache_dir, download
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
+from ggm_image.files import sha256_file, write_text
 from ggm_image.resources import resource_dir
-from ggm_image.tokenizers.base import Tokenizer
-from ggm_image.weights import load_weights
+from ggm_image.tokenizers.base import Architecture, Tokenizer
+from ggm_image.tokenizers.checkpoints import load_stored, open_weights
+from ggm_image.tokenizers.families import FAMILIES
+from ggm_image.tokenizers.published import is_published, read_published
+from ggm_image.tokenizers.unpacking import unpack_member
 
 WEIGHTS = "model.safetensors"
+_WRONG = (AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """What a tokenizer folder says of itself.
+    """What is known of a tokenizer before its weights are opened.
 
     Attributes:
-        folder: where it lies.
+        folder: where its config lies.
         name: what token caches and models call it.
+        family: a key of `families.FAMILIES`.
         codebook_size: V.
         downscale: pixels along one side of a cell.
         image_size: pixels along one side of the images it was trained on.
-        architecture: taming's ``ddconfig``, ``n_embed`` and ``embed_dim``.
-        sha256: of the weights file, as its publisher gives it.
+        architecture: the entries of its family's config.
+        file: name of the weights file.
+        sha256: of the weights file, as its publisher gives it; empty where no publisher does.
+        size: bytes of what is downloaded, likewise; None where unknown.
+        urls: where the file can be had, the publisher's first.
+        member: the file to take out of the zip that is downloaded; empty where it is no zip.
+        page: where it is published.
         licence: of the weights.
+        data: what it was trained on.
         reported: figures by name, as measured by the publisher.
     """
 
     folder: Path
     name: str
+    family: str
     codebook_size: int
     downscale: int
     image_size: int
     architecture: dict[str, Any]
-    sha256: str
-    licence: str
-    reported: dict[str, Any]
+    file: str = WEIGHTS
+    sha256: str = ""
+    size: int | None = None
+    urls: list[str] = field(default_factory=list)
+    member: str = ""
+    page: str = ""
+    licence: str = "unknown"
+    data: str = ""
+    reported: dict[str, Any] = field(default_factory=dict)
 
     @property
     def weights(self) -> Path:
-        return self.folder / WEIGHTS
+        """Where the weights lie: beside the config, else in the cache; there may be nothing there yet."""
+        beside = self.folder / self.file
+        return beside if beside.is_file() or not self.page else cache_dir() / "tokenizers" / self.name / self.file
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of an image of ``image_size``."""
+        return self.image_size // self.downscale
 
     @staticmethod
     def read(folder: Path) -> "TokenizerSpec":
@@ -60,19 +91,25 @@ class TokenizerSpec:
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
         try:
             entries: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-            architecture = entries["architecture"]
-            return TokenizerSpec(
+            weights = entries["weights"]
+            return _spec(
                 folder=folder,
                 name=str(entries["name"]),
-                codebook_size=int(architecture["n_embed"]),
-                downscale=2 ** (len(architecture["ddconfig"]["ch_mult"]) - 1),
-                image_size=int(architecture["ddconfig"]["resolution"]),
-                architecture=architecture,
-                sha256=str(entries["weights"]["sha256"]),
+                family=str(entries.get("family") or "taming"),
+                architecture=entries["architecture"],
+                file=_file_name(weights.get("file") or WEIGHTS),
+                sha256=str(weights["sha256"] or ""),
+                size=int(weights["bytes"]) if weights.get("bytes") else None,
+                urls=[str(url) for url in (weights.get("url"), *(weights.get("mirrors") or [])) if url],
+                member=str(weights.get("member") or ""),
+                page=str(entries.get("page") or ""),
                 licence=str(entries.get("licence", "unknown")),
+                data=str(entries.get("data") or ""),
                 reported=dict(entries.get("reported") or {}),
             )
-        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except UserError:
+            raise
+        except (*_WRONG, OmegaConfBaseException, YAMLError) as error:
             raise UserError(
                 f"{path} must describe a tokenizer",
                 f"{type(error).__name__}: {error}",
@@ -80,30 +117,113 @@ class TokenizerSpec:
             ) from error
 
 
+def _file_name(name: Any) -> str:
+    if Path(str(name)).name != str(name):
+        raise ValueError(f"weights.file must be a file's name, got {name}")
+    return str(name)
+
+
+def _spec(*, folder: Path, name: str, family: str, architecture: Mapping[str, Any], **others: Any) -> TokenizerSpec:
+    config = _architecture(family, architecture, where=str(folder))
+    return TokenizerSpec(
+        folder=folder,
+        name=name,
+        family=family,
+        architecture=dict(architecture),
+        codebook_size=config.codebook_size,
+        downscale=config.downscale,
+        image_size=config.image_size,
+        **others,
+    )
+
+
+def _architecture(family: str, architecture: Mapping[str, Any], *, where: str) -> Architecture:
+    """The typed sizes of an architecture; UserError for an unknown family or a wrong entry."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.3) or sorted(FAMILIES)
+        raise UserError("no such family of tokenizers", f"{family} in {where}", f"known: {', '.join(near)}")
+    try:
+        schema = OmegaConf.structured(FAMILIES[family].config)
+        config: Architecture = OmegaConf.to_object(OmegaConf.merge(schema, dict(architecture)))
+        return config
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(
+            f"the architecture must be one of family {family}",
+            f"{type(error).__name__}: {error}",
+            f"mend config.yaml in {where}",
+        ) from error
+
+
 def tokenizer_specs() -> list[TokenizerSpec]:
-    """Every tokenizer that is shipped, by name."""
+    """Every tokenizer that is shipped or known, by name."""
     folders = sorted(p.parent for p in resource_dir("tokenizers").glob("*/config.yaml"))
     return [TokenizerSpec.read(folder) for folder in folders]
 
 
 def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
-    """The tokenizer folder of a shipped name or of a path.
+    """The tokenizer of a known name, of a folder, or of a published file.
 
     Raises:
-        UserError: if there is none; names the nearest shipped ones.
+        UserError: if there is none; names the nearest known ones.
     """
     path = Path(name_or_path)
     specs = {spec.name: spec for spec in tokenizer_specs()}
-    # A folder of anything else must not hide the tokenizer of that name.
-    if path.is_dir() and ((path / "config.yaml").is_file() or str(name_or_path) not in specs):
+    name = str(name_or_path)
+    if _is_ours(path):
         return TokenizerSpec.read(path)
-    if str(name_or_path) in specs:
-        return specs[str(name_or_path)]
-    near = difflib.get_close_matches(str(name_or_path), specs, n=3, cutoff=0.3) or sorted(specs)
+    # A folder of anything else must not hide the tokenizer of that name.
+    if name in specs:
+        return specs[name]
+    if path.is_file() or is_published(path):
+        return published_spec(path)
+    if path.is_dir():
+        return TokenizerSpec.read(path)
+    near = difflib.get_close_matches(name, specs, n=3, cutoff=0.3) or sorted(specs)
     raise UserError(
-        "no such tokenizer, neither a shipped name nor a folder",
-        f"got {str(name_or_path)!r}",
+        "no such tokenizer, neither a known name nor a folder or file",
+        f"got {name!r}",
         f"known: {', '.join(near)}",
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder's config.yaml is a tokenizer's of ours: latent-diffusion's is called so too."""
+    config = path / "config.yaml"
+    return config.is_file() and not (is_published(path) and "\nmodel:" in f"\n{config.read_text(errors='replace')}")
+
+
+def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None) -> TokenizerSpec:
+    """The spec of what somebody published.
+
+    Args:
+        path: a weights file or a folder.
+        like: name of the known tokenizer that it is; empty to go by its config or by its shapes.
+        unit_range: as in `published.read_published`.
+    """
+    if like:
+        known = find_tokenizer(like)
+        found = read_published(path).weights if path.is_dir() else path
+        return _spec(
+            folder=found.parent,
+            name=known.name,
+            family=known.family,
+            architecture=known.architecture,
+            file=found.name,
+            sha256=known.sha256,
+            licence=known.licence,
+            data=known.data,
+            reported=known.reported,
+        )
+    published = read_published(path, unit_range=unit_range)
+    return _spec(
+        folder=published.weights.parent,
+        name=published.name,
+        family=published.family,
+        architecture=published.architecture,
+        file=published.weights.name,
     )
 
 
@@ -111,7 +231,8 @@ def load_tokenizer(name_or_path: str | Path, *, device: str = "cpu") -> Tokenize
     """A tokenizer, ready to encode and decode.
 
     Args:
-        name_or_path: a shipped tokenizer's name, or a folder with ``config.yaml`` and ``model.safetensors``.
+        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, or what somebody
+            published: a checkpoint or its folder. The weights of a known one are downloaded at the first use.
         device: where it shall live.
 
     Returns:
@@ -120,39 +241,73 @@ def load_tokenizer(name_or_path: str | Path, *, device: str = "cpu") -> Tokenize
     Raises:
         UserError: if it is not there, its weights do not fit or are not finite, or their hash is another.
     """
-    spec = find_tokenizer(name_or_path)
-    if not spec.weights.is_file():
-        raise UserError("the tokenizer has no weights", f"no {spec.weights}", "train it, or copy the file there")
-    sha256 = sha256_file(spec.weights)
-    if spec.sha256 and sha256 != spec.sha256:
+    return load_spec(find_tokenizer(name_or_path), device=device)
+
+
+def load_spec(spec: TokenizerSpec, *, device: str = "cpu") -> Tokenizer:
+    """As `load_tokenizer`, of a spec."""
+    weights = fetch_weights(spec)
+    tokenizer = build_tokenizer(spec, sha256=_checked_hash(spec, weights))
+    with open_weights(weights) as tensors:
+        load_stored(tokenizer, tensors, FAMILIES[spec.family].our_names(tensors), weights)
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def fetch_weights(spec: TokenizerSpec) -> Path:
+    """The weights file, downloaded if it is a known tokenizer's and not there yet."""
+    weights = spec.weights
+    if weights.is_file():
+        return weights
+    if not spec.page:
+        raise UserError("the tokenizer has no weights", f"no {weights}", "train it, or copy the file there")
+    if not spec.urls:
         raise UserError(
-            f"{spec.weights} must have SHA-256 {spec.sha256[:16]}...",
+            f"the weights of {spec.name} have no address to download them from",
+            f"published at {spec.page}",
+            f"fetch them there and put the file at {weights}",
+        )
+    if spec.member:
+        archive = weights.with_name(weights.name + ".zip")
+        download(archive, spec.urls, size=spec.size, label=spec.name)
+        unpack_member(archive, spec.member, weights)
+        archive.unlink()
+    else:
+        download(weights, spec.urls, size=spec.size, sha256=spec.sha256, label=spec.name)
+    return weights
+
+
+def _checked_hash(spec: TokenizerSpec, weights: Path) -> str:
+    """SHA-256 of the weights: the publisher's, or what it was when they were first seen in the cache."""
+    sha256 = sha256_file(weights)
+    pin = weights.with_name(weights.name + ".sha256")
+    pinned = ""
+    if not spec.sha256 and weights.parent == cache_dir() / "tokenizers" / spec.name:
+        pinned = pin.read_text(encoding="ascii", errors="replace").strip() if pin.is_file() else ""
+        if not pinned:
+            write_text(pin, sha256 + "\n")
+    wanted = spec.sha256 or pinned
+    if wanted and sha256 != wanted:
+        since = f", as on the first use (remove {pin} if the change is meant)" if pinned else ""
+        raise UserError(
+            f"{weights} must have SHA-256 {wanted[:16]}...{since}",
             f"got {sha256[:16]}...",
             "the file is damaged or not the one that config.yaml names: copy it again",
         )
-    tokenizer = build_tokenizer(spec, sha256=sha256)
-    load_weights(tokenizer, spec.weights)
-    return tokenizer.to(device).eval().requires_grad_(False)
+    return sha256
 
 
 def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
     """The untrained module of a specification.
 
     Raises:
-        UserError: for an architecture that taming cannot build.
+        UserError: for an architecture that its family cannot build.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
-
+    config = _architecture(spec.family, spec.architecture, where=str(spec.folder))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VQGANConfig), spec.architecture))
-        assert isinstance(config, VQGANConfig)
-        return VQGAN(config, name=spec.name, sha256=sha256)
-    except (OmegaConfBaseException, AssertionError, ValueError, TypeError, RuntimeError) as error:
+        return FAMILIES[spec.family].network(config, name=spec.name, sha256=sha256)
+    except (AssertionError, ValueError, TypeError, IndexError, RuntimeError) as error:
         raise UserError(
-            f"the architecture of tokenizer {spec.name} must be taming's",
+            f"the architecture of tokenizer {spec.name} must be one of family {spec.family}",
             f"{type(error).__name__}: {error}",
             f"mend {spec.folder / 'config.yaml'}",
         ) from error

@@ -3,11 +3,14 @@
 Parameter names are those of taming's ``VQModel`` (encoder, decoder, quantize.embedding, quant_conv,
 post_quant_conv), so that its checkpoints fit. ``taming.models.vqgan`` itself does not import with
 today's Lightning; only the modules that import cleanly are used.
+
+Other families have the same encoder and decoder under other names and another codebook: they subclass `VQGAN`.
 """
 
 import contextlib
 import io
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,13 @@ class DDConfig:
     out_ch: int = 3
     dropout: float = 0.0
     double_z: bool = False
+    attn_type: str = "vanilla"  # or "none", as in latent-diffusion: no attention in the middle either
+
+    def __post_init__(self) -> None:
+        if self.attn_type not in ("vanilla", "none"):
+            raise ValueError(f"attn_type must be vanilla or none, got {self.attn_type}")
+        if self.attn_type == "none" and self.attn_resolutions:
+            raise ValueError(f"attn_type none has no attn_resolutions, got {self.attn_resolutions}")
 
 
 @dataclass(kw_only=True)
@@ -42,6 +52,18 @@ class VQGANConfig:
     n_embed: int = 1024
     embed_dim: int = 256
     ddconfig: DDConfig = field(default_factory=DDConfig)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.n_embed
+
+    @property
+    def downscale(self) -> int:
+        return 2 ** (len(self.ddconfig.ch_mult) - 1)
+
+    @property
+    def image_size(self) -> int:
+        return self.ddconfig.resolution
 
 
 class Codebook(nn.Module):
@@ -57,14 +79,21 @@ class Codebook(nn.Module):
 
         The expression and its order of additions are taming's, so that the indices are too.
         """
-        weight = self.embedding.weight
-        squares = weight.square().sum(dim=1)
-        rows = max(1, DISTANCES_IN_MEMORY // len(weight))
-        found = [
-            (part.square().sum(dim=1, keepdim=True) + squares - 2 * part @ weight.t()).argmin(dim=1)
-            for part in z.split(rows)
-        ]
+        codes = self.codes()
+        squares = codes.square().sum(dim=1)
+        rows = max(1, DISTANCES_IN_MEMORY // len(codes))
+        found = [self.distances(part, codes, squares).argmin(dim=1) for part in z.split(rows)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=z.device)
+
+    def codes(self) -> Float[Tensor, "v e"]:
+        """The codes, as the decoder gets them."""
+        return self.embedding.weight
+
+    def distances(
+        self, z: Float[Tensor, "m e"], codes: Float[Tensor, "v e"], squares: Float[Tensor, " v"]
+    ) -> Float[Tensor, "m v"]:
+        """Anything that is least at the nearest code; ``squares`` are the codes' squared lengths."""
+        return z.square().sum(dim=1, keepdim=True) + squares - 2 * z @ codes.t()
 
 
 class VQGAN(Tokenizer):
@@ -84,18 +113,23 @@ class VQGAN(Tokenizer):
         arguments = asdict(config.ddconfig)
         with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent shape
             self.encoder, self.decoder = Encoder(**arguments), Decoder(**arguments)
-        self.quantize = Codebook(config.n_embed, config.embed_dim)
+        if config.ddconfig.attn_type == "none":
+            self.encoder.mid.attn_1 = self.decoder.mid.attn_1 = nn.Identity()
+        self.quantize: Any = self.make_codebook(config.n_embed, config.embed_dim)
         self.quant_conv = nn.Conv2d(config.ddconfig.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.ddconfig.z_channels, 1)
-        self.codebook_size = config.n_embed
-        self.downscale = 2 ** (len(config.ddconfig.ch_mult) - 1)
-        self.image_size = config.ddconfig.resolution
+        self.codebook_size, self.downscale = config.codebook_size, config.downscale
+        self.image_size = config.image_size
+
+    def make_codebook(self, codes: int, width: int) -> nn.Module:
+        """A `Codebook`, or what a family has in its place."""
+        return Codebook(codes, width)
 
     def latents(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e gh gw"]:
         return self.quant_conv(self.encoder(images))
 
     def codes(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n e gh gw"]:
-        return F.embedding(tokens, self.quantize.embedding.weight).permute(0, 3, 1, 2)
+        return F.embedding(tokens, self.quantize.codes()).permute(0, 3, 1, 2)
 
     def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         z = self.latents(images).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)

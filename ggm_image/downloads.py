@@ -1,0 +1,189 @@
+"""Files from elsewhere: fetched once into the user's cache, resumed, checked, mirrors in turn.
+
+| variable | meaning |
+| --- | --- |
+| ``GGM_IMAGE_CACHE`` | the cache; else ``$XDG_CACHE_HOME/ggm-image``, else ``~/.cache/ggm-image`` |
+| ``GGM_IMAGE_OFFLINE`` | anything but empty or 0: the network is never touched |
+
+A file under download is called ``NAME.part``. It goes on where it stopped only if the server promises, by its ETag or
+its date, that the file is still the same; then it is compared with the size and the SHA-256, and only then renamed.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ggm_image.errors import UserError
+from ggm_image.files import progress_bar, sha256_file, write_json
+
+TIMEOUT = 30.0  # seconds without an answer or without a byte
+ATTEMPTS = 3  # at each address: a cut connection is taken up again
+CHUNK = 1 << 20
+
+
+def cache_dir() -> Path:
+    """The user's cache; not made here."""
+    if named := os.environ.get("GGM_IMAGE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ggm-image"
+
+
+def is_offline() -> bool:
+    """Whether the user has forbidden the network."""
+    return os.environ.get("GGM_IMAGE_OFFLINE", "") not in ("", "0")
+
+
+def download(path: Path, urls: Sequence[str], *, size: int | None = None, sha256: str = "", label: str = "") -> None:
+    """Fetch a file, unless it is there.
+
+    Args:
+        path: where it shall lie.
+        urls: http or https addresses of the same file; tried in turn.
+        size: its bytes, where they are known.
+        sha256: 64 hexadecimal digits, where they are known.
+        label: in front of the progress bar.
+
+    Raises:
+        UserError: offline, no address, no room on the disk, or no address gives the right file.
+    """
+    if path.is_file():
+        return
+    by_hand = f"fetch it elsewhere and put it at {path}"
+    if is_offline():
+        first = urls[0] if urls else "no address is known"
+        raise UserError("a file is missing and GGM_IMAGE_OFFLINE is set", f"{path.name}: {first}", by_hand)
+    if not urls:
+        raise UserError("a file is missing and has no address to download it from", path.name, by_hand)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    failures = []
+    with _alone(path.with_name(f".{path.name}.lock")):
+        if path.is_file():  # another process had it meanwhile
+            return
+        for url in urls:
+            try:
+                _fetch(url, part, size, label or path.name)
+                if sha256 and (got := sha256_file(part)) != sha256:
+                    _drop(part)
+                    raise _Failure(f"SHA-256 is {got[:16]}..., not {sha256[:16]}...")
+            except _Failure as failure:
+                failures.append(f"{url}: {failure}")
+                continue
+            os.replace(part, path)
+            _drop(part)
+            return
+    raise UserError(f"{path.name} cannot be downloaded", "; ".join(failures), by_hand)
+
+
+class _Failure(Exception):
+    """Why one address did not give the file."""
+
+
+def _fetch(url: str, part: Path, size: int | None, label: str) -> None:
+    """Bring ``part`` to its full length from one address."""
+    if not url.startswith(("http://", "https://")):
+        raise _Failure("not an http address")
+    failure = _Failure("no answer")
+    for _ in range(ATTEMPTS):
+        try:
+            _request(url, part, size, label)
+            return
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise _Failure(f"HTTP {error.code}") from error
+        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and cut connections among them
+            failure = _Failure(str(getattr(error, "reason", None) or error) or type(error).__name__)
+    raise failure
+
+
+def _request(url: str, part: Path, size: int | None, label: str) -> None:
+    note = part.with_name(part.name + ".json")
+    headers = {"User-Agent": "ggm-image", "Accept-Encoding": "identity"}
+    known = _read_note(note)
+    have = part.stat().st_size if part.is_file() and known.get("url") == url and known.get("version") else 0
+    if have and have == known.get("total"):
+        return
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["version"]}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise _Failure("a web page instead of the file")
+        start = 0
+        if answer.status == 206:
+            if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                _drop(part)
+                raise _Failure("it resumes at the wrong place")
+            start = have
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length and length.isdecimal() else None
+        if size is not None and total is not None and total != size:
+            raise _Failure(f"{total} bytes, not {size}")
+        _check_room(part.parent, (total or size or 0) - start)
+        # A weak ETag does not promise equal bytes.
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        write_json(note, {"url": url, "version": "" if version.startswith("W/") else version, "total": total})
+        done = _copy(answer, part, start, total or size, label)
+    if total is not None and done < total:
+        raise OSError(f"the connection ended after {done} of {total} bytes")
+    if size is not None and done != size:
+        _drop(part)
+        raise _Failure(f"{done} bytes, not {size}")
+
+
+def _copy(answer: Any, part: Path, start: int, total: int | None, label: str) -> int:
+    done = start
+    bar = progress_bar(total=total, unit="B", label=label, scaled=True)
+    with bar as advance, open(part, "r+b" if start else "wb") as file:
+        file.seek(start)
+        file.truncate()
+        advance(start)
+        while chunk := answer.read(CHUNK):
+            file.write(chunk)
+            done += len(chunk)
+            advance(len(chunk))
+            if total is not None and done > total:
+                raise _Failure(f"more than {total} bytes")
+    return done
+
+
+def _check_room(folder: Path, wanted: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise UserError(
+            f"there must be room for {wanted / 1e9:.1f} GB in {folder}",
+            f"{free / 1e9:.1f} GB are free",
+            "make room, or set GGM_IMAGE_CACHE to a folder on another disk",
+        )
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

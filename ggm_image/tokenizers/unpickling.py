@@ -1,0 +1,351 @@
+"""A pickle read as data: containers are built, storages are named, nothing is imported and nothing is called.
+
+Pickle (https://docs.python.org/3/library/pickle.html) is a program for a small stack machine, and two of its
+instructions run whatever the file names. This is another machine for the same programs: a name becomes a
+`Symbol` (two strings), a call becomes an `Inert` object that knows only what would have been called, and the few
+calls that every weights file needs (tensors, OrderedDict, torch.Size) are made by our own functions. So a
+Lightning checkpoint with its callbacks and configs in it can be read, and what they were is not looked at.
+
+Safety does not rest on the list `FORBIDDEN`: a forbidden call would have been inert too. The list is there to say
+loudly that a file is hostile, instead of taking its weights all the same.
+
+torch.load(weights_only=True) is a machine of the same kind; it refuses most Lightning checkpoints (their callbacks),
+and takes memory for a tensor before it has looked at how much the file holds.
+"""
+
+import io
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ggm_image.errors import UserError
+
+MAX_BYTES = 64 << 20  # of one pickle: the weights themselves lie elsewhere, names and sizes take kilobytes
+MAX_STEPS = 1_000_000  # instructions; a checkpoint with optimizer states takes a hundred thousand
+MAX_DEPTH = 500  # containers opened inside each other
+
+FORBIDDEN = frozenset({
+    "_io", "_pickle", "_posixsubprocess", "_thread", "asyncio", "builtins", "__builtin__", "cloudpickle", "code",
+    "codeop", "commands", "cProfile", "ctypes", "dill", "distutils", "ensurepip", "faulthandler", "gc", "http",
+    "idlelib", "imp", "importlib", "inspect", "io", "joblib", "linecache", "marshal", "mmap", "multiprocessing", "nt",
+    "operator", "_operator", "os", "pdb", "pickle", "pip", "pkgutil", "platform", "popen2", "posix", "pty", "pydoc",
+    "requests", "runpy", "setuptools", "shelve", "shutil", "signal", "smtplib", "socket", "socketserver", "sqlite3",
+    "ssl", "subprocess", "sys", "tempfile", "threading", "timeit", "torch", "types", "urllib", "venv", "webbrowser",
+    "zipimport",
+})  # fmt: skip
+"""First parts of module names from which only data may be taken, as `PLAIN` and `PLAIN_PREFIXES` say."""
+
+_PLAIN_BUILTINS = (
+    "basestring", "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long",
+    "object", "range", "set", "slice", "str", "tuple", "type", "unicode", "xrange",
+)  # fmt: skip
+PLAIN = frozenset(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _PLAIN_BUILTINS) | {
+    "torch.Size",
+    "torch.Tensor",
+    "torch.device",
+    "torch.UntypedStorage",
+    "torch.storage.UntypedStorage",
+    "types.SimpleNamespace",
+}
+"""Names of forbidden modules that hold data only."""
+
+PLAIN_PREFIXES = (
+    "torch.optim.", "torch.nn.", "torch.utils.data.", "torch.amp.", "torch.cuda.amp.", "torch._utils._rebuild_",
+    "torch.float", "torch.bfloat", "torch.int", "torch.uint", "torch.bool", "torch.complex",
+)  # fmt: skip
+"""Classes and types of torch that training scripts pickle along."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A name that the file refers to; never looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Inert:
+    """What a call or an instance would have been: only its origin is kept."""
+
+    __slots__ = ("origin",)
+
+    def __init__(self, origin: object) -> None:
+        self.origin = str(origin)[:200]
+
+    def __str__(self) -> str:
+        return self.origin
+
+
+Builder = Callable[..., Any]
+_MARK = object()
+
+
+def is_forbidden(symbol: Symbol) -> bool:
+    """Whether a weights file has no business to name this."""
+    if symbol.module.split(".")[0] not in FORBIDDEN:
+        return False
+    full = str(symbol)
+    # A dotted name reaches through a module: torch.nn with the name "os.system" is not of torch.nn.
+    return full not in PLAIN and ("." in symbol.name or not full.startswith(PLAIN_PREFIXES))
+
+
+class Machine:
+    """One pickle's stack, memo and result.
+
+    Args:
+        builders: what may be built, by full name; each gets the arguments that the file gives.
+        values: names that stand for values themselves, such as storage types.
+        persistent: makes the object of a persistent id.
+    """
+
+    def __init__(
+        self, builders: dict[str, Builder], values: dict[str, Any], persistent: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.builders, self.values, self.persistent = builders, values, persistent
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.depth = 0
+
+    def run(self, data: bytes) -> tuple[Any, int]:
+        """Read one pickle from the start of ``data``.
+
+        Returns:
+            Its object, and the number of bytes that it took.
+
+        Raises:
+            UserError: it is damaged or hostile, or too large, too long or too deep for a weights file.
+        """
+        try:
+            for step, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(data))):
+                if step > MAX_STEPS:
+                    raise _unlike("its pickle has more than a million instructions")
+                if opcode.name == "STOP":
+                    return self.stack.pop(), (position or 0) + 1
+                self.step(opcode.name, argument)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                "the file must hold a whole pickle", f"{type(error).__name__}: {error}", "it is damaged: copy it again"
+            ) from error
+        raise UserError("the file must hold a whole pickle", "it ends too early", "it is damaged: copy it again")
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one instruction."""
+        push = self.stack.append
+        if name in _CONSTANTS:
+            push(_CONSTANTS[name])
+        elif name in _LITERALS:
+            push(argument)
+        elif name in _EMPTY:
+            push(_EMPTY[name]())
+        elif name in ("PROTO", "FRAME"):
+            pass
+        elif name == "MARK":
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise _unlike(f"containers lie more than {MAX_DEPTH} deep in each other")
+            push(_MARK)
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            push(self.memo[argument])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name in _STEPS:
+            _STEPS[name](self, argument)
+        else:
+            raise _unlike(f"its pickle has the instruction {name}")
+
+    def since_mark(self) -> list[Any]:
+        """Take everything above the last mark from the stack."""
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        self.depth -= 1
+        return items[::-1]
+
+    def symbol(self, module: Any, name: Any) -> Any:
+        symbol = Symbol(str(module), str(name))
+        full = str(symbol)
+        if full in self.values:
+            return self.values[full]
+        if full not in self.builders and is_forbidden(symbol):
+            raise UserError(
+                "a weights file must hold tensors and plain data only",
+                f"it names {full[:100]}",
+                "it may be hostile: nothing of it was run; remove it and get the weights elsewhere",
+            )
+        return symbol
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """What a call gives: a tensor or a container by our own builders, or something inert."""
+        builder = self.builders.get(str(function)) if isinstance(function, Symbol) else None
+        if builder is None or not isinstance(arguments, tuple):
+            return Inert(function)
+        return builder(*arguments)
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+    if not isinstance(target, dict):
+        return  # an inert object keeps nothing
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Hashing recurses into tuples, and a file can nest them as deep as it likes; no weight has such a name.
+        target[key if isinstance(key, _KEYS) else Inert(type(key).__name__)] = value
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+
+
+def _set_item(m: Machine, _: Any) -> None:
+    value, key = m.stack.pop(), m.stack.pop()
+    _set_items(m.stack[-1], [key, value])
+
+
+def _set_many(m: Machine, _: Any) -> None:
+    items = m.since_mark()
+    _set_items(m.stack[-1], items)
+
+
+def _append(m: Machine, _: Any) -> None:
+    value = m.stack.pop()
+    _extend(m.stack[-1], [value])
+
+
+def _append_many(m: Machine, _: Any) -> None:
+    items = m.since_mark()
+    _extend(m.stack[-1], items)
+
+
+def _make_dict(m: Machine, _: Any) -> None:
+    made: dict[Any, Any] = {}
+    _set_items(made, m.since_mark())
+    m.stack.append(made)
+
+
+def _make_tuple(m: Machine, _: Any) -> None:
+    m.stack.append(tuple(m.since_mark()))
+
+
+def _short_tuple(count: int) -> Callable[[Machine, Any], None]:
+    def make(m: Machine, _: Any) -> None:
+        items = [m.stack.pop() for _ in range(count)]
+        m.stack.append(tuple(items[::-1]))
+
+    return make
+
+
+def _make_list(m: Machine, _: Any) -> None:
+    m.stack.append(m.since_mark())
+
+
+def _global(m: Machine, argument: Any) -> None:
+    module, _, name = argument.partition(" ")
+    m.stack.append(m.symbol(module, name))
+
+
+def _stack_global(m: Machine, _: Any) -> None:
+    name, module = m.stack.pop(), m.stack.pop()
+    m.stack.append(m.symbol(module, name))
+
+
+def _reduce(m: Machine, _: Any) -> None:
+    arguments, function = m.stack.pop(), m.stack.pop()
+    m.stack.append(m.call(function, arguments))
+
+
+def _new_object(m: Machine, _: Any) -> None:
+    arguments, cls = m.stack.pop(), m.stack.pop()
+    m.stack.append(m.call(cls, arguments))
+
+
+def _new_object_ex(m: Machine, _: Any) -> None:
+    m.stack.pop()
+    _new_object(m, None)
+
+
+def _old_object(m: Machine, _: Any) -> None:
+    cls, *_arguments = m.since_mark()
+    m.stack.append(Inert(cls))
+
+
+def _old_instance(m: Machine, argument: Any) -> None:
+    m.since_mark()
+    module, _, name = argument.partition(" ")
+    m.stack.append(Inert(m.symbol(module, name)))
+
+
+def _build(m: Machine, _: Any) -> None:
+    m.stack.pop()  # state: attributes of a container (a state dict's versions) or of something inert
+    m.stack[-1]  # raises where there is nothing to give it to
+
+
+def _persistent(m: Machine, _: Any) -> None:
+    identity = m.stack.pop()
+    m.stack.append(Inert("persistent id") if m.persistent is None else m.persistent(identity))
+
+
+def _pop(m: Machine, _: Any) -> None:
+    if m.stack.pop() is _MARK:
+        m.depth -= 1
+
+
+def _duplicate(m: Machine, _: Any) -> None:
+    if m.stack[-1] is _MARK:
+        raise _unlike("its pickle copies a mark")
+    m.stack.append(m.stack[-1])
+
+
+def _pop_mark(m: Machine, _: Any) -> None:
+    m.since_mark()
+
+
+_KEYS = (str, bytes, int, float, bool, type(None), Symbol)
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = frozenset({
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+})  # fmt: skip
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": list,  # sets are kept as lists: what is in them may not be hashed
+}
+_STEPS: dict[str, Callable[[Machine, Any], None]] = {
+    "SETITEM": _set_item,
+    "SETITEMS": _set_many,
+    "APPEND": _append,
+    "APPENDS": _append_many,
+    "ADDITEMS": _append_many,
+    "DICT": _make_dict,
+    "LIST": _make_list,
+    "FROZENSET": _make_list,
+    "TUPLE": _make_tuple,
+    "TUPLE1": _short_tuple(1),
+    "TUPLE2": _short_tuple(2),
+    "TUPLE3": _short_tuple(3),
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _reduce,
+    "NEWOBJ": _new_object,
+    "NEWOBJ_EX": _new_object_ex,
+    "OBJ": _old_object,
+    "INST": _old_instance,
+    "BUILD": _build,
+    "BINPERSID": _persistent,
+    "POP": _pop,
+    "POP_MARK": _pop_mark,
+    "DUP": _duplicate,
+}
+
+
+def _unlike(got: str) -> UserError:
+    return UserError("the file must be a checkpoint of weights", got, "it is damaged or hostile: get it elsewhere")
