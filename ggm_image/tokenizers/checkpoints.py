@@ -13,6 +13,7 @@ bytes therefore cannot ask for much more than n bytes of memory. Pickles are rea
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,12 @@ _STORAGES = {f"torch.{name}Storage": dtype for name, dtype in _TYPES.items()} | 
 }
 
 
-_DAMAGE = (zipfile.BadZipFile, SafetensorError, EOFError, NotImplementedError, struct.error)
+# What zipfile raises of damaged files besides its own error: names that are no text, methods that it lacks; and an
+# OSError without a file's name, for places before the beginning.
+_DAMAGE = (
+    zipfile.BadZipFile, SafetensorError, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class StoredTensor:
         """
         try:
             return self.load()
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
             raise UserError("weights must be whole", f"{self.shape}: {error}", "copy the file again") from error
 
 
@@ -92,10 +98,12 @@ def open_weights(path: Path) -> Iterator[dict[str, StoredTensor]]:
     with ExitStack() as stack:
         try:
             tensors = _open(path, stack)
-        except _DAMAGE as error:
-            raise UserError(f"{path} must be a whole weights file", str(error), "copy it again") from error
         except UserError as error:
             raise UserError(f"{path}: {error.what}", error.got, error.fix) from error
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.filename is not None:  # not to be opened at all
+                raise
+            raise UserError(f"{path} must be a whole weights file", str(error), "copy it again") from error
         yield tensors
 
 

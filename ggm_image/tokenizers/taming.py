@@ -2,10 +2,12 @@
 
 arXiv 2012.09841, https://github.com/CompVis/taming-transformers, taming/models/vqgan.py; arXiv 2112.10752,
 https://github.com/CompVis/latent-diffusion, ldm/models/autoencoder.py. Both quantise with taming's VectorQuantizer2,
-whose ``legacy`` switch changes the loss only: the indices are those of `vqgan.Codebook`. VQModelInterface quantises when
-it decodes instead of when it encodes; with indices in between that is the same. Published as Lightning checkpoints: the
-loss (LPIPS, discriminator) and optimizer states beside the network are left in the file. Some are published only inside
-the transformer or the diffusion model that was trained on them, under ``first_stage_model``.
+whose ``legacy`` switch changes the loss only: the indices are those of `vqgan.Codebook`. VQModelInterface quantises
+when it decodes instead of when it encodes; with indices in between that is the same.
+
+Published as Lightning checkpoints: the loss (LPIPS, discriminator) and optimizer states beside the network are left in
+the file. Some are published only inside the transformer or the diffusion model that was trained on them, under
+``first_stage_model``.
 """
 
 from collections.abc import Iterable, Mapping

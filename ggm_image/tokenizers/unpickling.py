@@ -86,11 +86,12 @@ _MARK = object()
 
 def is_forbidden(symbol: Symbol) -> bool:
     """Whether a weights file has no business to name this."""
+    full, reached = str(symbol), symbol.name.split(".")[:-1]
+    if FORBIDDEN.intersection(reached):  # through another module: glob with the name "os.system"
+        return True
     if symbol.module.split(".")[0] not in FORBIDDEN:
         return False
-    full = str(symbol)
-    # A dotted name reaches through a module: torch.nn with the name "os.system" is not of torch.nn.
-    return full not in PLAIN and ("." in symbol.name or not full.startswith(PLAIN_PREFIXES))
+    return full not in PLAIN and not (full.startswith(PLAIN_PREFIXES) and not reached)
 
 
 class Machine:
@@ -124,7 +125,7 @@ class Machine:
                 if step > MAX_STEPS:
                     raise _unlike("its pickle has more than a million instructions")
                 if opcode.name == "STOP":
-                    return self.stack.pop(), (position or 0) + 1
+                    return self.top(pop=True), (position or 0) + 1
                 self.step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, UserError):
@@ -153,13 +154,19 @@ class Machine:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             push(self.memo[argument])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
+            self.memo[argument] = self.top()
         elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = self.stack[-1]
+            self.memo[len(self.memo)] = self.top()
         elif name in _STEPS:
             _STEPS[name](self, argument)
         else:
             raise _unlike(f"its pickle has the instruction {name}")
+
+    def top(self, *, pop: bool = False) -> Any:
+        """The last object of the stack, which must not be a mark."""
+        if self.stack[-1] is _MARK:
+            raise ValueError("a mark in place of an object")
+        return self.stack.pop() if pop else self.stack[-1]
 
     def since_mark(self) -> list[Any]:
         """Take everything above the last mark from the stack."""
@@ -204,7 +211,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _set_item(m: Machine, _: Any) -> None:
-    value, key = m.stack.pop(), m.stack.pop()
+    value, key = m.top(pop=True), m.top(pop=True)
     _set_items(m.stack[-1], [key, value])
 
 
@@ -214,7 +221,7 @@ def _set_many(m: Machine, _: Any) -> None:
 
 
 def _append(m: Machine, _: Any) -> None:
-    value = m.stack.pop()
+    value = m.top(pop=True)
     _extend(m.stack[-1], [value])
 
 
@@ -235,7 +242,7 @@ def _make_tuple(m: Machine, _: Any) -> None:
 
 def _short_tuple(count: int) -> Callable[[Machine, Any], None]:
     def make(m: Machine, _: Any) -> None:
-        items = [m.stack.pop() for _ in range(count)]
+        items = [m.top(pop=True) for _ in range(count)]
         m.stack.append(tuple(items[::-1]))
 
     return make
@@ -251,22 +258,22 @@ def _global(m: Machine, argument: Any) -> None:
 
 
 def _stack_global(m: Machine, _: Any) -> None:
-    name, module = m.stack.pop(), m.stack.pop()
+    name, module = m.top(pop=True), m.top(pop=True)
     m.stack.append(m.symbol(module, name))
 
 
 def _reduce(m: Machine, _: Any) -> None:
-    arguments, function = m.stack.pop(), m.stack.pop()
+    arguments, function = m.top(pop=True), m.top(pop=True)
     m.stack.append(m.call(function, arguments))
 
 
 def _new_object(m: Machine, _: Any) -> None:
-    arguments, cls = m.stack.pop(), m.stack.pop()
+    arguments, cls = m.top(pop=True), m.top(pop=True)
     m.stack.append(m.call(cls, arguments))
 
 
 def _new_object_ex(m: Machine, _: Any) -> None:
-    m.stack.pop()
+    m.top(pop=True)
     _new_object(m, None)
 
 
@@ -282,12 +289,12 @@ def _old_instance(m: Machine, argument: Any) -> None:
 
 
 def _build(m: Machine, _: Any) -> None:
-    m.stack.pop()  # state: attributes of a container (a state dict's versions) or of something inert
-    m.stack[-1]  # raises where there is nothing to give it to
+    m.top(pop=True)  # state: attributes of a container (a state dict's versions) or of something inert
+    m.top()
 
 
 def _persistent(m: Machine, _: Any) -> None:
-    identity = m.stack.pop()
+    identity = m.top(pop=True)
     m.stack.append(Inert("persistent id") if m.persistent is None else m.persistent(identity))
 
 
@@ -297,9 +304,7 @@ def _pop(m: Machine, _: Any) -> None:
 
 
 def _duplicate(m: Machine, _: Any) -> None:
-    if m.stack[-1] is _MARK:
-        raise _unlike("its pickle copies a mark")
-    m.stack.append(m.stack[-1])
+    m.stack.append(m.top())
 
 
 def _pop_mark(m: Machine, _: Any) -> None:
