@@ -11,7 +11,9 @@ from ggm_image.cli.options import device_option, json_option, print_json, resolv
 @click.command()
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--tokenizer", "tokenizer_name", required=True, metavar="NAME_OR_PATH", help="Known name or folder.")
+@click.option(
+    "--tokenizer", "tokenizer_name", required=True, metavar="NAME_OR_PATH", help="Known name, folder or checkpoint."
+)
 @click.option("--image-size", type=click.IntRange(1), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")

@@ -1,4 +1,4 @@
-"""Commands that draw: sample, inpaint, signal; and what there is to draw with: models, tokenizers."""
+"""Commands that draw: sample, inpaint, signal; and what there is to draw with: models."""
 
 import json
 from collections.abc import Iterable
@@ -373,28 +373,6 @@ def models(as_json: bool) -> None:
             "folder": str(m.folder),
         }
         for m in shipped_models()
-    ]
-    _list(rows, as_json)
-
-
-@click.command()
-@json_option
-def tokenizers(as_json: bool) -> None:
-    """List the known tokenizers: size, codes, what is on disk, reported quality."""
-    from ggm_image.tokenizers.registry import tokenizer_specs
-
-    rows = [
-        {
-            "name": t.name,
-            "image_size": t.image_size,
-            "downscale": t.downscale,
-            "codes": t.codebook_size,
-            "megabytes": round(t.weights.stat().st_size / 1e6, 1) if t.weights.is_file() else None,
-            "licence": t.licence,
-            "reported": t.reported,
-            "folder": str(t.folder),
-        }
-        for t in tokenizer_specs()
     ]
     _list(rows, as_json)
 

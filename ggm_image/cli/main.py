@@ -26,7 +26,8 @@ COMMANDS = {
     "signal": ("ggm_image.cli.draw:signal", "Show what looks like noise to the model."),
     "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of pictures."),
     "models": ("ggm_image.cli.draw:models", "List the models at hand."),
-    "tokenizers": ("ggm_image.cli.draw:tokenizers", "List the tokenizers at hand."),
+    "tokenizers": ("ggm_image.cli.tokenizers:tokenizers", "List the tokenizers that are known, and what is on disk."),
+    "convert": ("ggm_image.cli.tokenizers:convert", "Write a published tokenizer as safetensors."),
 }
 """Name of each command: where it is, and its line in ``ggm-image --help``."""
 

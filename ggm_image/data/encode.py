@@ -243,14 +243,14 @@ def check_tokenizer(cache: TokenCache, tokenizer: Tokenizer) -> None:
 
 def tokenizer_of(manifest: Manifest) -> str:
     """Name or path of the tokenizer that a cache names: first where it was found then, then by its name."""
-    if manifest.tokenizer_source and Path(manifest.tokenizer_source).is_dir():
+    if manifest.tokenizer_source and Path(manifest.tokenizer_source).exists():
         return manifest.tokenizer_source
     if manifest.tokenizer_name in {spec.name for spec in registry.tokenizer_specs()}:
         return manifest.tokenizer_name
     raise UserError(
         "the tokenizer of this cache is not at hand",
         f"{manifest.tokenizer_name}, then at {manifest.tokenizer_source or 'an unnamed place'}",
-        "point --tokenizer to its folder",
+        "point --tokenizer to its folder or file",
     )
 
 

@@ -6,7 +6,7 @@ weights: beside it, or in the user's cache. What others publish is told apart by
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class TokenizerSpec:
         architecture: the entries of its family's config.
         file: name of the weights file.
         sha256: of the weights file, as its publisher gives it; empty where no publisher does.
+        identity: SHA-256 of the file that it was converted from without loss: what token caches know it by.
         size: bytes of what is downloaded, likewise; None where unknown.
         urls: where the file can be had, the publisher's first.
         member: the file to take out of the zip that is downloaded; empty where it is no zip.
@@ -56,6 +57,7 @@ class TokenizerSpec:
     architecture: dict[str, Any]
     file: str = WEIGHTS
     sha256: str = ""
+    identity: str = ""
     size: int | None = None
     urls: list[str] = field(default_factory=list)
     member: str = ""
@@ -99,6 +101,7 @@ class TokenizerSpec:
                 architecture=entries["architecture"],
                 file=_file_name(weights.get("file") or WEIGHTS),
                 sha256=str(weights["sha256"] or ""),
+                identity=str(weights.get("identity") or ""),
                 size=int(weights["bytes"]) if weights.get("bytes") else None,
                 urls=[str(url) for url in (weights.get("url"), *(weights.get("mirrors") or [])) if url],
                 member=str(weights.get("member") or ""),
@@ -155,6 +158,11 @@ def _architecture(family: str, architecture: Mapping[str, Any], *, where: str) -
             f"{type(error).__name__}: {error}",
             f"mend config.yaml in {where}",
         ) from error
+
+
+def architecture_entries(spec: TokenizerSpec) -> dict[str, Any]:
+    """The architecture with every default written out, as plain values."""
+    return asdict(_architecture(spec.family, spec.architecture, where=str(spec.folder)))  # type: ignore[call-overload]
 
 
 def tokenizer_specs() -> list[TokenizerSpec]:
@@ -247,7 +255,8 @@ def load_tokenizer(name_or_path: str | Path, *, device: str = "cpu") -> Tokenize
 def load_spec(spec: TokenizerSpec, *, device: str = "cpu") -> Tokenizer:
     """As `load_tokenizer`, of a spec."""
     weights = fetch_weights(spec)
-    tokenizer = build_tokenizer(spec, sha256=_checked_hash(spec, weights))
+    sha256 = _checked_hash(spec, weights)
+    tokenizer = build_tokenizer(spec, sha256=spec.identity or sha256)
     with open_weights(weights) as tensors:
         load_stored(tokenizer, tensors, FAMILIES[spec.family].our_names(tensors), weights)
     return tokenizer.to(device).eval().requires_grad_(False)

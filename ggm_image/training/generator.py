@@ -123,7 +123,7 @@ def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> No
             )
         setattr(config.tokenizer, name, found)
     source = Path(manifest.tokenizer_source)
-    if manifest.tokenizer_source and source.is_dir():
+    if manifest.tokenizer_source and source.exists():
         config.tokenizer.source = str(source.resolve())
     network = config.network
     facts: list[tuple[str, object, object]] = [

@@ -1,0 +1,98 @@
+"""``tokenizers`` and ``convert``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggm_image.cli.options import json_option, print_json
+from ggm_image.errors import UserError
+
+if TYPE_CHECKING:
+    from ggm_image.tokenizers.registry import TokenizerSpec
+
+
+def _row(spec: "TokenizerSpec") -> dict[str, Any]:
+    there = spec.weights.is_file()
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "image_size": spec.image_size,
+        "downscale": spec.downscale,
+        "grid": [spec.grid, spec.grid],
+        "codes": spec.codebook_size,
+        "megabytes": round(spec.weights.stat().st_size / 1e6, 1) if there else None,
+        "weights": str(spec.weights),
+        "urls": spec.urls,
+        "sha256": spec.sha256 or None,
+        "licence": spec.licence,
+        "data": spec.data,
+        "reported": spec.reported,
+        "page": spec.page,
+        "folder": str(spec.folder),
+    }
+
+
+@click.command()
+@json_option
+def tokenizers(as_json: bool) -> None:
+    """List the known tokenizers: pixels, grid, codes, what is on disk, reported reconstruction FID.
+
+    Those that are not on disk are downloaded when they are first used, into GGM_IMAGE_CACHE (~/.cache/ggm-image).
+    With GGM_IMAGE_OFFLINE=1 nothing is; --json says where each file belongs.
+    """
+    from ggm_image.tokenizers.registry import tokenizer_specs
+
+    rows = [_row(spec) for spec in tokenizer_specs()]
+    if as_json:
+        print_json(rows)
+        return
+    table: list[tuple[str, ...]] = [("name", "pixels", "grid", "codes", "family", "on disk", "rFID")]
+    for row in rows:
+        rfid = [value for key, value in row["reported"].items() if key.startswith("rfid") and key != "rfid_source"]
+        disk = "no" if row["megabytes"] is None else f"{row['megabytes']} MB"
+        grid = " x ".join(map(str, row["grid"]))
+        cells = (row["name"], row["image_size"], grid, row["codes"], row["family"], disk, rfid[0] if rfid else "-")
+        table.append(tuple(map(str, cells)))
+    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    click.echo("rFID is what the publisher reports, with what it was measured on in the card; --json has all of it.")
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--like", metavar="NAME", default="", help="SRC is the known tokenizer of this name.")
+@click.option("--name", default="", help="What it shall be called; by default as it is.")
+@click.option("--half", is_flag=True, help="Round to float16: half the size, but another tokenizer.")
+@click.option(
+    "--pixels",
+    type=click.Choice(["-1..1", "0..1"]),
+    help="For a diffusers folder: what its network takes; guessed by default.",
+)
+@json_option
+def convert(src: str, out: Path, like: str, name: str, half: bool, pixels: str | None, as_json: bool) -> None:
+    """Write the tokenizer SRC as safetensors and config.yaml into the new folder OUT.
+
+    SRC is a known name, a checkpoint (.ckpt, .pt, .bin, .safetensors) with its config beside it where it has one,
+    or a folder of taming-transformers, latent-diffusion or diffusers. Nothing in it is run.
+    """
+    from ggm_image.cli.options import check_output_folder
+    from ggm_image.tokenizers.convert import convert_tokenizer
+    from ggm_image.tokenizers.registry import find_tokenizer, published_spec
+
+    check_output_folder(out)
+    path = Path(src)
+    if like or pixels:
+        if not path.exists():
+            raise UserError("--like and --pixels need a file or a folder", f"got {src}", "check the path")
+        spec = published_spec(path, like=like, unit_range=None if pixels is None else pixels == "0..1")
+    else:
+        spec = find_tokenizer(src)
+    made = convert_tokenizer(spec, out, name=name, half=half)
+    if as_json:
+        print_json({"out": str(out), "name": made.name, "family": made.family, "sha256": made.sha256})
+    else:
+        size = made.weights.stat().st_size / 1e6
+        click.echo(f"{out}: {made.name}, family {made.family}, {made.codebook_size} codes, {size:.1f} MB")
