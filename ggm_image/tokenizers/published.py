@@ -62,11 +62,19 @@ def read_published(path: Path, *, unit_range: bool | None = None) -> Published:
         UserError: it is of no known family, or there are several files to choose from.
     """
     if path.is_file():
+        config = path.parent / "config.json"
+        if path.name in _IN_FOLDERS and config.is_file():
+            return _with_json(config, path, unit_range)
         yaml = _yaml_of(path)
         return _with_yaml(path, yaml) if yaml else _by_shapes(path)
-    config = _config_json(path)
-    if config is not None:
-        return _with_json(config, unit_range)
+    found = _config_json(path)
+    if found is not None:
+        weights = [found.parent / name for name in _IN_FOLDERS if (found.parent / name).is_file()]
+        if not weights:
+            raise UserError(
+                "the tokenizer has no weights", f"no {found.parent / _IN_FOLDERS[0]}", "copy the file there"
+            )
+        return _with_json(found, weights[0], unit_range)
     files = _checkpoints(path)
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
@@ -158,7 +166,7 @@ def _config_json(folder: Path) -> Path | None:
     return None
 
 
-def _with_json(path: Path, unit_range: bool | None) -> Published:
+def _with_json(path: Path, weights: Path, unit_range: bool | None) -> Published:
     try:
         config: Any = json.loads(_text(path))
         kind = config["_class_name"]
@@ -173,10 +181,7 @@ def _with_json(path: Path, unit_range: bool | None) -> Published:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         fix = "VQModel and MaskGitVQGAN can be loaded"
         raise UserError(f"{path} must be the config of a tokenizer", f"{type(error).__name__} {error}", fix) from error
-    files = [path.parent / name for name in _IN_FOLDERS if (path.parent / name).is_file()]
-    if not files:
-        raise UserError("the tokenizer has no weights", f"no {path.parent / _IN_FOLDERS[0]}", "copy the file there")
-    return Published(family=family, architecture=architecture, weights=files[0], name=path.parent.resolve().name)
+    return Published(family=family, architecture=architecture, weights=weights, name=path.parent.resolve().name)
 
 
 def _by_shapes(weights: Path) -> Published:

@@ -167,8 +167,12 @@ def architecture_entries(spec: TokenizerSpec) -> dict[str, Any]:
 
 def tokenizer_specs() -> list[TokenizerSpec]:
     """Every tokenizer that is shipped or known, by name."""
-    folders = sorted(p.parent for p in resource_dir("tokenizers").glob("*/config.yaml"))
-    return [TokenizerSpec.read(folder) for folder in folders]
+    return [TokenizerSpec.read(folder) for folder in _known().values()]
+
+
+def _known() -> dict[str, Path]:
+    """Folders of the known tokenizers by name: each is called as its tokenizer is."""
+    return {path.parent.name: path.parent for path in sorted(resource_dir("tokenizers").glob("*/config.yaml"))}
 
 
 def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
@@ -178,18 +182,17 @@ def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
         UserError: if there is none; names the nearest known ones.
     """
     path = Path(name_or_path)
-    specs = {spec.name: spec for spec in tokenizer_specs()}
-    name = str(name_or_path)
+    known, name = _known(), str(name_or_path)
     if _is_ours(path):
         return TokenizerSpec.read(path)
     # A folder of anything else must not hide the tokenizer of that name.
-    if name in specs:
-        return specs[name]
+    if name in known:
+        return TokenizerSpec.read(known[name])
     if path.is_file() or is_published(path):
         return published_spec(path)
     if path.is_dir():
         return TokenizerSpec.read(path)
-    near = difflib.get_close_matches(name, specs, n=3, cutoff=0.3) or sorted(specs)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)
     raise UserError(
         "no such tokenizer, neither a known name nor a folder or file",
         f"got {name!r}",
