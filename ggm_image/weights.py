@@ -57,9 +57,16 @@ def check_shapes(module: nn.Module, found: Mapping[str, tuple[int, ...]], path: 
         )
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors that came from ``path``; UserError if a value is not finite."""
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, *, assign: bool = False) -> None:
+    """Load tensors that came from ``path``; UserError if a value is not finite.
+
+    Args:
+        module: of the same names and shapes.
+        state: by name.
+        path: for messages.
+        assign: put the tensors themselves in place of the module's, which may be on the meta device.
+    """
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"weights in {path} must be finite", f"{name} holds NaN or infinity", "copy it again")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)

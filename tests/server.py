@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         data = fault.get("data", self.server.data)
         start = 0
-        if wanted and self.headers.get("If-Range") == self.server.etag and not fault.get("no ranges"):
+        if wanted and self.headers.get("If-Range") in (None, self.server.etag) and not fault.get("no ranges"):
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
             place = fault.get("resumes at", start)

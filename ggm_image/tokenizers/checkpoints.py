@@ -314,10 +314,10 @@ def _not_weights(what: str, got: object) -> UserError:
 def load_stored(module: nn.Module, tensors: Mapping[str, StoredTensor], names: Mapping[str, str], path: Path) -> None:
     """Load the tensors of an open weights file into a module of exactly their shapes.
 
-    Shapes are compared before a value is read. A matrix fits a 1 x 1 convolution.
+    Shapes are compared before a value is read. A matrix fits a 1 x 1 convolution; half precision is widened.
 
     Args:
-        module: what to fill.
+        module: what to fill; it may be on the meta device, so that its own values are never drawn.
         tensors: of `open_weights`.
         names: {name in the module: name in the file}.
         path: of the file, for messages.
@@ -331,4 +331,5 @@ def load_stored(module: nn.Module, tensors: Mapping[str, StoredTensor], names: M
         if wanted.get(name) == (*shape, 1, 1):
             found[name] = wanted[name]
     check_shapes(module, found, path)
-    load_state(module, {name: tensors[theirs].read().view(wanted[name]) for name, theirs in names.items()}, path)
+    state = {name: tensors[theirs].read().view(wanted[name]).float() for name, theirs in names.items()}
+    load_state(module, state, path, assign=True)

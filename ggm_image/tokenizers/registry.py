@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ggm_image.downloads import cache_dir, download
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file, write_text
@@ -259,7 +261,8 @@ def load_spec(spec: TokenizerSpec, *, device: str = "cpu") -> Tokenizer:
     """As `load_tokenizer`, of a spec."""
     weights = fetch_weights(spec)
     sha256 = _checked_hash(spec, weights)
-    tokenizer = build_tokenizer(spec, sha256=spec.identity or sha256)
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(spec, sha256=spec.identity or sha256)
     with open_weights(weights) as tensors:
         load_stored(tokenizer, tensors, FAMILIES[spec.family].our_names(tensors), weights)
     return tokenizer.to(device).eval().requires_grad_(False)
