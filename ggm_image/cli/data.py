@@ -17,7 +17,7 @@ from ggm_image.cli.options import device_option, json_option, print_json, resolv
 @click.option("--image-size", type=click.IntRange(1), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
-@click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM and codebook use; draw report.png.")
+@click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM, codebook use; draw pictures.")
 @click.option(
     "--report-images",
     type=click.IntRange(1),
@@ -25,6 +25,7 @@ from ggm_image.cli.options import device_option, json_option, print_json, resolv
     show_default=True,
     help="Pictures that it decodes.",
 )
+@click.option("--features", metavar="NAME", help="Also report the rFID: inception, clip, timm:NAME or a FILE.pt.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
 @click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
@@ -40,6 +41,7 @@ def encode(
     skip_bad: bool,
     wants_report: bool,
     report_images: int,
+    features: str | None,
     batch_size: int,
     shard_size: int,
     workers: int | None,
@@ -61,6 +63,13 @@ def encode(
 
     device = resolve_device(device)
     source = open_source(src, scratch=nearest_folder(out))
+    extractor = None
+    if features is not None:
+        from ggm_image.metrics.features import load_extractor
+
+        if not wants_report:
+            raise UserError("--features belongs to --report", features, "add --report, or leave it out")
+        extractor = load_extractor(features, device=device)
     tokenizer = load_tokenizer(tokenizer_name, device=device)
     cache = encode_source(
         source,
@@ -98,6 +107,7 @@ def encode(
             images=report_images,
             seed=seed,
             workers=workers,
+            extractor=extractor,
         )
     if as_json:
         print_json(summary)
@@ -114,7 +124,13 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
         click.echo(f"PSNR {report['psnr_db']['mean']:.2f} dB, SSIM {report['ssim']['mean']:.4f}", nl=False)
         click.echo(f" (mean of {report['images']} pictures)")
         click.echo(f"codes used {use['share']:.1%} of {use['size']}, perplexity {use['perplexity']:.0f}")
-        click.echo(f"{out / 'report.png'}, {out / 'report.json'}")
+        if frechet := report.get("frechet"):
+            for warning in frechet["warnings"]:
+                click.echo(f"warning: {warning}", err=True)
+            click.echo(f"{frechet['metric']} {frechet['value']:.4f}")
+        worst = report["worst"][0]
+        click.echo(f"worst: {worst['name']}, {worst['psnr_db']:.2f} dB")
+        click.echo(f"{out / 'report.png'}, {out / 'worst.png'}, {out / 'report.json'}")
 
 
 @click.command()

@@ -1,5 +1,9 @@
-"""What a tokenizer keeps of a set of pictures: PSNR, SSIM, codebook use, and a picture to look at."""
+"""What a tokenizer keeps of a set of pictures: PSNR, SSIM, rFID, codebook use, and pictures to look at.
 
+It is the ceiling of every picture that is drawn with these codes, to be seen before any model is trained on them.
+"""
+
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,13 @@ from ggm_image.data.images import ImageSource, image_grid, save_png
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.files import progress, write_json
+from ggm_image.metrics.features import Extractor
+from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
 from ggm_image.metrics.image_quality import psnr_each, ssim_each
 from ggm_image.tokenizers.base import Tokenizer
 
 PAIRS_SHOWN = 16
+WORST_SHOWN = 16
 
 
 def codebook_use(tokens: Int[Tensor, "*shape"], codebook_size: int) -> dict[str, float]:
@@ -42,10 +49,12 @@ def report(
     images: int = 5000,
     seed: int = 0,
     workers: int | None = None,
+    extractor: Extractor | None = None,
 ) -> dict[str, Any]:
     """Compare a cache's reconstructions with the pictures that it was made from.
 
-    Writes ``report.json`` and ``report.png`` (pairs of original and reconstruction) into the cache's folder.
+    Writes ``report.json``, ``report.png`` (pairs of original and reconstruction) and ``worst.png`` (those of the lowest
+    PSNR, worst first) into the cache's folder.
 
     Args:
         source: the pictures that were encoded.
@@ -56,6 +65,8 @@ def report(
         images: at most so many rows, drawn without replacement, are decoded; codebook use is over all rows.
         seed: of that draw.
         workers: decoding threads; one a core by default.
+        extractor: features whose Fréchet distance between the pictures and their reconstructions is measured, at
+            the size at which they are encoded.
 
     Returns:
         What ``report.json`` holds.
@@ -66,6 +77,8 @@ def report(
     rows = torch.randperm(len(cache), generator=generator)[:images]
     shown: list[Tensor] = []
     quality: list[Tensor] = []
+    worst: list[tuple[float, int, Tensor]] = []
+    distance = None if extractor is None else _Distance(extractor)
     flip = bool(manifest.preprocessing.get("flip"))
     prefetch = Prefetch(source, manifest.image_size, workers=workers or default_workers(), flip=flip)
     items = manifest.item_of_row()[rows.numpy()].tolist()
@@ -76,6 +89,12 @@ def report(
         tokens = cache.tokens(rows[done : done + len(group)])
         decoded = decode_batch(tokenizer, tokens, batch_size, device)
         quality.append(torch.stack([psnr_each(original, decoded), ssim_each(original, decoded)]))
+        pairs = torch.stack([original, decoded], dim=1)
+        found = zip(quality[-1][0].tolist(), group, pairs, strict=True)
+        worst = sorted([*worst, *((psnr, item, pair.clone()) for psnr, item, pair in found)], key=lambda w: w[:2])
+        del worst[WORST_SHOWN:]
+        if distance is not None:
+            distance.update(original, decoded)
         missing = max(0, PAIRS_SHOWN - done)
         shown += [picture for pair in zip(original[:missing], decoded[:missing], strict=True) for picture in pair]
         done += len(group)
@@ -92,9 +111,39 @@ def report(
         "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged",
         "tokenizer": {"name": manifest.tokenizer_name, "sha256": manifest.tokenizer_sha256},
     }
+    if distance is not None:
+        result["frechet"] = distance.result()
+    result["worst"] = [{"name": source.names[item % len(source)], "psnr_db": psnr} for psnr, item, _ in worst]
     save_png(_side_by_side(shown), Path(cache.folder) / "report.png")
+    save_png(_side_by_side([picture for _, _, pair in worst for picture in pair]), Path(cache.folder) / "worst.png")
     write_json(Path(cache.folder) / "report.json", result)
     return result
+
+
+class _Distance:
+    """Fréchet distance between originals and reconstructions, batch by batch: memory does not grow with them."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
+        self.sides = [FeatureStatistics.empty(extractor.dimension) for _ in range(2)]
+
+    def update(self, original: UInt8[Tensor, "n 3 h w"], decoded: UInt8[Tensor, "n 3 h w"]) -> None:
+        for side, pictures in zip(self.sides, (original, decoded), strict=True):
+            side.update(self.extractor(pictures))
+
+    def result(self) -> dict[str, Any]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            value = frechet_distance(*self.sides)
+        title = self.extractor.title
+        return {
+            "metric": "rFID" if title == "FID" else f"r{title}",
+            "value": value,
+            "features": self.extractor.name,
+            "sha256": self.extractor.sha256,
+            "resize": self.extractor.resize,
+            "warnings": [str(warning.message) for warning in caught],
+        }
 
 
 def _stack(pictures: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ggm_image.cli import main as module
@@ -75,6 +77,28 @@ def test_encode_json_and_skip_bad(class_folder: Path, tmp_path: Path, capsys: py
     result = json.loads(captured.out)
     assert (result["count"], result["skipped"], result["grid"]) == (22, ["bee/2.png"], [4, 4])
     assert result["report"]["images"] == 22
+
+
+def test_report_with_features(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Colours(torch.nn.Module):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return pictures.float().mean(dim=(2, 3))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Colours()).save(str(tmp_path / "colours.pt"))
+    options = ["--tokenizer", "mean", "--report", "--features", tmp_path / "colours.pt", "--device", "cpu"]
+    assert run("encode", class_folder, tmp_path / "cache", *options) == 0
+    told = capsys.readouterr().out
+    assert "rFD (colours) " in told
+    assert "worst: " in told
+    assert (tmp_path / "cache" / "worst.png").is_file()
+    assert_refused(
+        capsys,
+        run("encode", class_folder, tmp_path / "c", "--tokenizer", "mean", "--features", "inception"),
+        "--features belongs to --report",
+    )
+    assert not (tmp_path / "c").exists()
 
 
 def test_bad_sources(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ggm_image.data.encode import encode
 from ggm_image.data.images import load_image, open_source
+from ggm_image.metrics.features import Extractor
+from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
 from ggm_image.metrics.image_quality import psnr_each
 from ggm_image.metrics.reconstruction import codebook_use, report
 from tests.conftest import MeanTokenizer
@@ -50,3 +53,47 @@ def test_the_picture_shows_pairs(flat_folder: Path, tmp_path: Path) -> None:
     assert sheet.shape == (3, 96, 4 * 2 * 96 + 3 * 8)
     # The report's own files do not stop the cache from being read or resumed.
     assert len(encode(source, tmp_path / "cache", tokenizer)) == 5
+
+
+def mean_colours() -> Extractor:
+    """Features that are known: the three mean colours."""
+    return Extractor(
+        name="colours",
+        title="FD (colours)",
+        sha256=None,
+        dimension=3,
+        resize="none",
+        device=torch.device("cpu"),
+        prepare=lambda picture: picture,
+        network=lambda pictures: pictures.double().mean(dim=(2, 3)),
+    )
+
+
+def test_the_distance_is_that_of_all_pictures(class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail with the reconstructions on both sides."""
+    source, tokenizer = open_source(class_folder), MeanTokenizer()
+    cache = encode(source, tmp_path / "cache", tokenizer)
+    found = report(source, cache, tokenizer, batch_size=5, extractor=mean_colours())["frechet"]
+    pictures = torch.stack([source[k] for k in range(12)])
+    decoded = ((tokenizer.decode(cache.tokens(range(12))) + 1) * 127.5).round().to(torch.uint8)
+    sides = [FeatureStatistics.of(side.double().mean(dim=(2, 3)).numpy()) for side in (pictures, decoded)]
+    assert found["value"] == pytest.approx(frechet_distance(*sides))
+    assert found["value"] > 1
+    assert (found["metric"], found["warnings"]) == ("rFD (colours)", [])
+    few = report(source, cache, tokenizer, images=3, extractor=mean_colours())["frechet"]
+    assert "singular" in few["warnings"][0]
+
+
+def test_the_worst_pictures_come_first(class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail with the best ones first."""
+    source, tokenizer = open_source(class_folder), MeanTokenizer()
+    cache = encode(source, tmp_path / "cache", tokenizer, flip=True)
+    worst = report(source, cache, tokenizer, batch_size=7, seed=1)["worst"]
+    pictures = torch.stack([source[k] for k in range(12)])
+    decoded = ((tokenizer.decode(cache.tokens(range(12))) + 1) * 127.5).round().to(torch.uint8)
+    each = psnr_each(pictures, decoded).tolist()
+    assert len(worst) == 16
+    assert [entry["psnr_db"] for entry in worst] == pytest.approx(sorted(each * 2)[:16])
+    assert {entry["name"] for entry in worst[:2]} == {source.names[int(np.argmin(each))]}
+    sheet = load_image(tmp_path / "cache" / "worst.png")
+    assert sheet.shape == (3, 4 * 96 + 3 * 8, 4 * 2 * 96 + 3 * 8)
