@@ -27,6 +27,11 @@ class CodebookEMA(nn.Module):
         """Place the codes on latents of the first batch."""
         rows = torch.randint(len(z), (len(weight),), generator=generator)
         weight.copy_(z[rows] + 1e-3 * torch.randn(weight.shape, generator=generator).to(weight))
+        self.adopt(weight)
+
+    @torch.no_grad()
+    def adopt(self, weight: Tensor) -> None:
+        """Take over trained codes, as if each had been used equally often."""
         self.count.fill_(1.0)
         self.total.copy_(weight)
         self.started.fill_(True)

@@ -21,6 +21,7 @@ from ggm_image.data.encode import Prefetch, check_image_size
 from ggm_image.data.images import ImageSource, image_grid, open_source, save_png, to_model, to_uint8
 from ggm_image.errors import UserError
 from ggm_image.files import remove_temporaries, sha256_file, write_text
+from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.codebook import CodebookEMA
 from ggm_image.training.config import load_config, plain, save_config
@@ -111,10 +112,18 @@ class TokenizerTrain:
 
 @dataclass(kw_only=True)
 class TokenizerTrainConfig:
-    """A whole run of `train-tokenizer`."""
+    """A whole run of `train-tokenizer`.
+
+    Attributes:
+        name, licence: of what is exported.
+        start: known name, folder or checkpoint of a VQGAN whose weights the training goes on from; its sizes take the
+            place of ``architecture``. Empty for a new one.
+        architecture, loss, train: see there.
+    """
 
     name: str = "my-tokenizer"
     licence: str = "unknown"
+    start: str = ""
     architecture: VQGANConfig = field(default_factory=VQGANConfig)
     loss: TokenizerLoss = field(default_factory=TokenizerLoss)
     train: TokenizerTrain = field(default_factory=TokenizerTrain)
@@ -157,8 +166,16 @@ class TokenizerTrainer:
         self.generator = torch.Generator().manual_seed(config.train.seed)
         self.step = 0
         self.clock = Clock()
+        if config.start:
+            self.begin_from(starting_point(config.start))
         maybe: Callable[..., Any] = torch.compile if config.train.compile else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
+
+    def begin_from(self, tokenizer: VQGAN) -> None:
+        """Take over a trained tokenizer's weights; its codes stay where they are, equally used so far."""
+        self.model.load_state_dict(tokenizer.state_dict())
+        self.ema = Ema(self.model, self.train.ema_decay)
+        self.codebook.adopt(self.model.quantize.embedding.weight.data)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.model.latents(images)
@@ -359,6 +376,8 @@ def train_tokenizer(
     config, out = load_config(TokenizerTrainConfig, config_path, overrides), Path(out)
     if has_checkpoint(out) and not resume:
         raise UserError("the folder holds a run", out, "add --resume to go on with it, or give another folder")
+    if config.start:
+        config.architecture = starting_point(config.start).config
     state = load_checkpoint(out) if resume else None
     source = open_source(data)
     keep_freed_memory()
@@ -380,6 +399,18 @@ def train_tokenizer(
         log.close()
     plot_at_the_end(out)
     return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
+
+
+def starting_point(name_or_path: str) -> VQGAN:
+    """The tokenizer that a training goes on from; UserError if it is not of taming's kind."""
+    tokenizer = load_tokenizer(name_or_path)
+    if type(tokenizer) is not VQGAN:
+        raise UserError(
+            "training can go on from a VQGAN of family taming only",
+            f"{tokenizer.name} is a {type(tokenizer).__name__}",
+            "see ggm-image tokenizers for the families",
+        )
+    return tokenizer
 
 
 def _loop(

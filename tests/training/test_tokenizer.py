@@ -6,14 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ggm_image import load_tokenizer
 from ggm_image.errors import UserError
+from ggm_image.resources import resource_dir
+from ggm_image.tokenizers.registry import tokenizer_specs
+from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training import tokenizer as module
 from ggm_image.training.codebook import CodebookEMA
+from ggm_image.training.config import load_config
 from ggm_image.training.perceptual import LINEAR_FILE, VGG_FILE, SmallPerceptual, load_perceptual
-from ggm_image.training.tokenizer import TokenizerTrainer, train_tokenizer
+from ggm_image.training.tokenizer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
 from ggm_image.weights import save_weights
+from tests.tokenizers import layouts
 
 CONFIG = """
 name: tiny
@@ -73,6 +79,40 @@ def test_interrupted_run_goes_on_bit_for_bit(
     cut = train_tokenizer(config, class_folder, tmp_path / "cut", resume=True)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert len((tmp_path / "cut" / "log.csv").read_text().splitlines()) == 9
+
+
+def test_training_goes_on_from_a_published_tokenizer(class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail with the codes placed anew on the first batch, and with the weights left untouched."""
+    checkpoint = layouts.taming(tmp_path / "published")
+    path = tmp_path / "fine.yaml"
+    path.write_text(CONFIG.replace("name: tiny", f"name: fine\nstart: {checkpoint}"))
+    options = ["train.learning_rate=1e-9", "train.steps=1", "train.restart_until=0", "train.codebook_decay=1"]
+    size = "resolution: 256"
+    yaml = checkpoint.with_name("model.yaml")
+    yaml.write_text(yaml.read_text().replace(size, "resolution: 8").replace("- 64", "- 2"))
+    still = load_tokenizer(train_tokenizer(path, class_folder, tmp_path / "still", overrides=options))
+    old = load_tokenizer(checkpoint)
+    assert isinstance(still, VQGAN)
+    assert (still.name, still.config) == ("fine", old.config)
+    for name, value in old.state_dict().items():
+        assert torch.allclose(still.state_dict()[name], value, atol=1e-5), name
+    moved = train_tokenizer(path, class_folder, tmp_path / "moved", overrides=["train.steps=3"])
+    assert not torch.allclose(load_tokenizer(moved).quantize.embedding.weight, old.quantize.embedding.weight, atol=1e-3)
+    with pytest.raises(UserError, match=r"family taming only .*GumbelVQGAN"):
+        train_tokenizer(path, class_folder, tmp_path / "no", overrides=[f"start={layouts.gumbel(tmp_path / 'g')}"])
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("path", sorted(resource_dir("configs").glob("tokenizer_*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_builds(path: Path) -> None:
+    config = load_config(TokenizerTrainConfig, path)
+    with torch.device("meta"):
+        model = VQGAN(config.architecture)
+    cell = {"tokenizer_cifar10": 4, "tokenizer_f8": 8, "tokenizer_f16": 16}[path.stem]
+    assert (model.downscale, model.image_size) == (cell, 32 if cell == 4 else 256)
+    known = [spec.architecture for spec in tokenizer_specs() if spec.family == "taming"]
+    built = [OmegaConf.merge(OmegaConf.structured(VQGANConfig), entries) for entries in known]
+    assert config.architecture in [OmegaConf.to_object(entries) for entries in built]  # so it can start from one
 
 
 def test_loss_that_is_not_finite_stops_the_run(
