@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ggm_image.tokenizers.base import Family, Tokenizer
-from ggm_image.tokenizers.vqgan import Codebook
+from ggm_image.tokenizers.vqgan import Codebook, check_depth
 
 
 @dataclass(kw_only=True)
@@ -33,6 +33,9 @@ class MaskGitConfig:
     num_embeddings: int = 1024
     resolution: int = 256
     num_channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_depth(self.channel_mult, self.num_res_blocks)
 
     @property
     def codebook_size(self) -> int:

@@ -150,7 +150,7 @@ def _with_yaml(weights: Path, yaml: Path) -> Published:
             raise ValueError("double_z, tanh_out and remap are not supported")
         architecture = {"n_embed": int(params["n_embed"]), "embed_dim": int(params["embed_dim"]), "ddconfig": ddconfig}
         family = _TARGETS[target]
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{yaml} must be the config of a VQGAN",
             f"{target or 'no target'}: {type(error).__name__} {error}",
@@ -178,7 +178,7 @@ def _with_json(path: Path, weights: Path, unit_range: bool | None) -> Published:
             raise ValueError(f"_class_name {kind}")
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         fix = "VQModel and MaskGitVQGAN can be loaded"
         raise UserError(f"{path} must be the config of a tokenizer", f"{type(error).__name__} {error}", fix) from error
     return Published(family=family, architecture=architecture, weights=weights, name=path.parent.resolve().name)
@@ -192,7 +192,7 @@ def _by_shapes(weights: Path) -> Published:
             architecture = family.from_shapes(shapes)
             if architecture is not None:
                 return Published(family=family.name, architecture=architecture, weights=weights, name=_name(weights))
-    except (KeyError, ValueError, IndexError, ZeroDivisionError):
+    except (LookupError, ValueError, ArithmeticError):
         pass  # some of a family's names, not all: not of that family
     raise UserError(
         "a weights file must be of a known family of tokenizers",

@@ -4,6 +4,7 @@ A tokenizer folder holds ``config.yaml`` (family, architecture, where the weight
 weights: beside it, or in the user's cache. What others publish is told apart by `published`.
 """
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -299,7 +300,8 @@ def _checked_hash(spec: TokenizerSpec, weights: Path) -> str:
     if not spec.sha256 and weights.parent == cache_dir() / "tokenizers" / spec.name:
         pinned = pin.read_text(encoding="ascii", errors="replace").strip() if pin.is_file() else ""
         if not pinned:
-            write_text(pin, sha256 + "\n")
+            with contextlib.suppress(OSError):  # a cache that is shared and read-only
+                write_text(pin, sha256 + "\n")
     wanted = spec.sha256 or pinned
     if wanted and sha256 != wanted:
         since = f", as on the first use (remove {pin} if the change is meant)" if pinned else ""
@@ -320,7 +322,7 @@ def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
     config = _architecture(spec.family, spec.architecture, where=str(spec.folder))
     try:
         return FAMILIES[spec.family].network(config, name=spec.name, sha256=sha256)
-    except (AssertionError, ValueError, TypeError, IndexError, RuntimeError) as error:
+    except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise UserError(
             f"the architecture of tokenizer {spec.name} must be one of family {spec.family}",
             f"{type(error).__name__}: {error}",

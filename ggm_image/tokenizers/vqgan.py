@@ -22,6 +22,12 @@ from ggm_image.tokenizers.base import Tokenizer
 DISTANCES_IN_MEMORY = 1 << 24  # rows x codes held at a time: 64 MiB in float32
 
 
+def check_depth(multipliers: list[int], blocks: int) -> None:
+    """ValueError for a network of absurdly many layers: a config may come from anywhere."""
+    if not (1 <= len(multipliers) <= 12 and 1 <= blocks <= 64 and all(1 <= m <= 1024 for m in multipliers)):
+        raise ValueError(f"1 to 12 levels of 1 to 64 blocks are expected, got {len(multipliers)} of {blocks}")
+
+
 @dataclass(kw_only=True)
 class DDConfig:
     """Architecture of the encoder and the decoder, in taming's own names."""
@@ -39,6 +45,7 @@ class DDConfig:
     attn_type: str = "vanilla"  # or "none", as in latent-diffusion: no attention in the middle either
 
     def __post_init__(self) -> None:
+        check_depth(self.ch_mult, self.num_res_blocks)
         if self.attn_type not in ("vanilla", "none"):
             raise ValueError(f"attn_type must be vanilla or none, got {self.attn_type}")
         if self.attn_type == "none" and self.attn_resolutions:

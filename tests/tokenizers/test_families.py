@@ -23,10 +23,10 @@ def load(name: str, folder: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_tokens_and_pixels_are_the_originals(name: str, tmp_path: Path) -> None:
-    """Seen to fail for LlamaGen without the division of the latents' lengths (of the codes' too: the pixels), for
-    aMUSEd and MaskGIT with pixels in [-1, 1], for MaskGIT with the shortcut applied to the block's input, for
-    latent-diffusion without the Identity in the middle, for LlamaGen and diffusers with the decoder's levels counted
-    from the other end, and for gumbel with the smallest logit."""
+    """Seen to fail for LlamaGen without the division of the codes by their lengths, for aMUSEd and MaskGIT with pixels in
+    [-1, 1], for MaskGIT with the shortcut applied to the block's input, for latent-diffusion without the Identity in the
+    middle, for LlamaGen and diffusers with the decoder's levels counted from the other end, and for gumbel with the
+    smallest logit."""
     tokenizer = load(name, tmp_path)
     recorded = ORIGINALS[SAME_WEIGHTS.get(name, name)]
     tokens = tokenizer.encode(pictures())
@@ -112,6 +112,32 @@ def test_diffusers_models_of_another_kind_are_refused(entries: dict[str, Any], t
     layouts.diffusers_folder(tmp_path, unit_range=False)
     change_json(tmp_path / "config.json", **entries)
     with pytest.raises(UserError, match="VQGAN of taming's kind"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"block_out_channels": []},
+        {"block_out_channels": [0, 0, 0]},
+        {"block_out_channels": 32},
+        {"block_out_channels": [32, 64, 64 << 40]},
+        {"block_out_channels": [31, 62, 62]},
+        {"layers_per_block": 1 << 40},
+        {"layers_per_block": "many"},
+        {"num_vq_embeddings": 1 << 70},
+        {"num_vq_embeddings": -1},
+        {"latent_channels": 1 << 50},
+        {"sample_size": float("inf")},
+        {"sample_size": [256]},
+        {"down_block_types": 3},
+    ],
+)
+def test_absurd_configs_end_in_one_line(entries: dict[str, Any], tmp_path: Path) -> None:
+    """Seen to fail without the check of the number of blocks: it was still building them when it was stopped."""
+    layouts.diffusers_folder(tmp_path, unit_range=False)
+    change_json(tmp_path / "config.json", **entries)
+    with pytest.raises(UserError):
         load_tokenizer(tmp_path)
 
 
