@@ -23,10 +23,10 @@ def load(name: str, folder: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_tokens_and_pixels_are_the_originals(name: str, tmp_path: Path) -> None:
-    """Seen to fail for LlamaGen without the division of the codes by their lengths, for aMUSEd and MaskGIT with pixels in
-    [-1, 1], for MaskGIT with the shortcut applied to the block's input, for latent-diffusion without the Identity in the
-    middle, for LlamaGen and diffusers with the decoder's levels counted from the other end, and for gumbel with the
-    smallest logit."""
+    """Seen to fail for LlamaGen without the division of the codes by their lengths, for aMUSEd and MaskGIT with pixels
+    in [-1, 1], for MaskGIT with the shortcut applied to the block's input, for latent-diffusion without the Identity in
+    the middle, for LlamaGen and diffusers with the decoder's levels counted from the other end, and for gumbel with
+    the smallest logit."""
     tokenizer = load(name, tmp_path)
     recorded = ORIGINALS[SAME_WEIGHTS.get(name, name)]
     tokens = tokenizer.encode(pictures())
