@@ -9,7 +9,7 @@ from ggm_image.cli.options import json_option, print_json
 from ggm_image.errors import UserError
 
 if TYPE_CHECKING:
-    from ggm_image.tokenizers.registry import TokenizerSpec
+    from ggm_image.tokenizers.spec import TokenizerSpec
 
 
 def _row(spec: "TokenizerSpec") -> dict[str, Any]:

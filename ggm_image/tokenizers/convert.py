@@ -6,7 +6,8 @@ import torch
 from omegaconf import OmegaConf
 
 from ggm_image.files import atomic_folder, sha256_file, write_text
-from ggm_image.tokenizers.registry import WEIGHTS, TokenizerSpec, architecture_entries, load_spec
+from ggm_image.tokenizers.registry import load_spec
+from ggm_image.tokenizers.spec import WEIGHTS, TokenizerSpec
 from ggm_image.weights import save_weights
 
 
@@ -37,7 +38,7 @@ def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", h
             "family": spec.family,
             "licence": spec.licence,
             "data": spec.data,
-            "architecture": architecture_entries(spec),
+            "architecture": spec.architecture,
             "weights": {
                 "sha256": sha256_file(folder / WEIGHTS),
                 "identity": "" if half else tokenizer.sha256,

@@ -1,0 +1,155 @@
+"""What is known of a tokenizer before its weights are opened: ``config.yaml``, typed and checked."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggm_image.downloads import cache_dir
+from ggm_image.errors import UserError
+from ggm_image.tokenizers.base import Architecture
+from ggm_image.tokenizers.families import FAMILIES
+
+WEIGHTS = "model.safetensors"
+_WRONG = (AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """A tokenizer by its config.
+
+    Attributes:
+        folder: where its config lies.
+        name: what token caches and models call it.
+        family: a key of `families.FAMILIES`.
+        sizes: that family's dataclass.
+        file: name of the weights file.
+        sha256: of the weights file, as its publisher gives it; empty where no publisher does.
+        identity: SHA-256 of the file that it was converted from without loss: what token caches know it by.
+        size: bytes of what is downloaded, as its publisher gives them; None where unknown.
+        urls: where the file can be had, the publisher's first.
+        member: the file to take out of the zip that is downloaded; empty where it is no zip.
+        page: where it is published.
+        licence: of the weights.
+        data: what it was trained on.
+        reported: figures by name, as measured by the publisher.
+    """
+
+    folder: Path
+    name: str
+    family: str
+    sizes: Architecture
+    file: str = WEIGHTS
+    sha256: str = ""
+    identity: str = ""
+    size: int | None = None
+    urls: list[str] = field(default_factory=list)
+    member: str = ""
+    page: str = ""
+    licence: str = "unknown"
+    data: str = ""
+    reported: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def codebook_size(self) -> int:
+        """V."""
+        return self.sizes.codebook_size
+
+    @property
+    def downscale(self) -> int:
+        """Pixels along one side of a cell."""
+        return self.sizes.downscale
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along one side of the square images that it was trained on."""
+        return self.sizes.image_size
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of such an image."""
+        return self.image_size // self.downscale
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """``sizes`` as plain values, as in config.yaml."""
+        return asdict(self.sizes)  # type: ignore[call-overload]
+
+    @property
+    def weights(self) -> Path:
+        """Where the weights lie: beside the config, else in the cache; there may be nothing there yet."""
+        beside = self.folder / self.file
+        return beside if beside.is_file() or not self.page else cache_dir() / "tokenizers" / self.name / self.file
+
+    @staticmethod
+    def read(folder: Path) -> "TokenizerSpec":
+        """Read ``config.yaml`` of a tokenizer folder.
+
+        Raises:
+            UserError: if the folder or the file is missing, is no YAML, or lacks an entry.
+        """
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        path = folder / "config.yaml"
+        if not path.is_file():
+            raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
+        try:
+            entries: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            weights, family = entries["weights"], str(entries.get("family") or "taming")
+            return TokenizerSpec(
+                folder=folder,
+                name=str(entries["name"]),
+                family=family,
+                sizes=read_sizes(family, entries["architecture"], where=folder),
+                file=_file_name(weights.get("file") or WEIGHTS),
+                sha256=str(weights["sha256"] or ""),
+                identity=str(weights.get("identity") or ""),
+                size=int(weights["bytes"]) if weights.get("bytes") else None,
+                urls=[str(url) for url in (weights.get("url"), *(weights.get("mirrors") or [])) if url],
+                member=str(weights.get("member") or ""),
+                page=str(entries.get("page") or ""),
+                licence=str(entries.get("licence", "unknown")),
+                data=str(entries.get("data") or ""),
+                reported=dict(entries.get("reported") or {}),
+            )
+        except UserError:
+            raise
+        except (*_WRONG, OmegaConfBaseException, YAMLError) as error:
+            raise UserError(
+                f"{path} must describe a tokenizer",
+                f"{type(error).__name__}: {error}",
+                "compare it with tokenizers/cifar10-f4/config.yaml",
+            ) from error
+
+
+def _file_name(name: Any) -> str:
+    if Path(str(name)).name != str(name):
+        raise ValueError(f"weights.file must be a file's name, got {name}")
+    return str(name)
+
+
+def read_sizes(family: str, architecture: Mapping[str, Any], *, where: Path) -> Architecture:
+    """A family's dataclass from the entries of an architecture.
+
+    Raises:
+        UserError: for an unknown family, an unknown entry or a wrong value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.3) or sorted(FAMILIES)
+        raise UserError("no such family of tokenizers", f"{family} in {where}", f"known: {', '.join(near)}")
+    try:
+        schema = OmegaConf.structured(FAMILIES[family].config)
+        sizes: Architecture = OmegaConf.to_object(OmegaConf.merge(schema, dict(architecture)))
+        return sizes
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(
+            f"the architecture must be one of family {family}",
+            f"{type(error).__name__}: {error}",
+            f"mend config.yaml in {where}",
+        ) from error
