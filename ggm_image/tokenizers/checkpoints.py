@@ -212,7 +212,7 @@ def _legacy_tensors(file: BinaryIO, file_size: int) -> dict[str, StoredTensor]:
     position += used
     for key in keys if isinstance(keys, list) else []:
         if key not in declared:
-            raise _not_weights("a storage that no tensor uses", str(key)[:40])
+            raise _not_weights("a storage that no tensor uses", f"after {len(places)} others")
         dtype, numel = declared[key]
         file.seek(position)
         if int.from_bytes(file.read(8), "little", signed=True) != numel:
@@ -246,16 +246,16 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
     if not isinstance(storage, _Storage):
         return Inert("tensor of an unknown storage")
     if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 16):
-        raise _not_weights("a tensor without proper sizes and strides", f"{size}"[:80])
+        raise _not_weights("a tensor without proper sizes and strides", type(size).__name__)
     if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
-        raise _not_weights("a tensor with a negative or fractional size", f"{size} {stride} {offset}"[:80])
+        raise _not_weights("a tensor with sizes that are no counts", f"{len(size)} dimensions")
     numel = 1
     for n in size:
         numel *= n
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # More elements than numbers: an expanded view, which would be small in the file and huge in memory.
     if numel and (last >= storage.numel or numel > storage.numel):
-        raise _not_weights(f"a tensor of {numel} numbers over a storage of {storage.numel}", f"{size}"[:80])
+        raise _not_weights("a tensor larger than its storage", f"{size}, {storage.numel} numbers"[:100])
 
     def read() -> Tensor:
         values = storage.read()

@@ -31,7 +31,9 @@ class Inert:
     __slots__ = ("origin",)
 
     def __init__(self, origin: object) -> None:
-        self.origin = str(origin)[:200]
+        # Anything else may be nested so deep, or hold itself so often, that to write it out would never end.
+        named = isinstance(origin, str | Symbol | Inert)
+        self.origin = str(origin)[:200] if named else f"a {type(origin).__name__}"
 
     def __str__(self) -> str:
         return self.origin
@@ -124,7 +126,9 @@ class Machine:
         return items[::-1]
 
     def symbol(self, module: Any, name: Any) -> Any:
-        symbol = Symbol(str(module), str(name))
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("a name that is no text")
+        symbol = Symbol(module, name)
         full = str(symbol)
         if full in self.values:
             return self.values[full]

@@ -3,6 +3,7 @@
 import argparse
 import builtins
 import collections
+import contextlib
 import io
 import os
 import pathlib
@@ -21,6 +22,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ggm_image.errors import UserError
+from ggm_image.tokenizers import checkpoints
 from ggm_image.tokenizers.checkpoints import open_weights
 from ggm_image.tokenizers.unpickling import Machine
 
@@ -318,6 +320,31 @@ def test_absurd_tensors_are_refused_when_the_file_is_opened(tmp_path: Path, lie:
 def test_pickles_that_are_no_checkpoints(source: bytes, match: str) -> None:
     with pytest.raises(UserError, match=match):
         Machine({}, {}).run(source)
+
+
+DEEP = b")" + b"\x85" * 100_000  # ((((...),),),)
+LAUGHS = b"]" + b"".join(b"\x94]\x94(h" + bytes([2 * k]) + b"h" + bytes([2 * k]) + b"e" for k in range(100))
+"""[] in two places of a list, that in two places of the next, a hundred times: 2^100 if it were written out."""
+
+
+@pytest.mark.parametrize("nested", [DEEP, LAUGHS], ids=["deep", "wide"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"%b)R.",  # called
+        b"cx\ny\n(%bl\x85R.",  # an argument
+        b"%b\x8c\x01a\x93.",  # a module's name
+        b"ctorch._utils\n_rebuild_tensor_v2\n(\x8c\x01sK\x00%b)\x89}tR.",  # a tensor's size
+        b"%bQ.",  # a storage
+        b"}%bNs.",  # a key
+        b"ccollections\nOrderedDict\n%b\x85R.",
+    ],
+)
+def test_nothing_nested_is_ever_written_out(source: bytes, nested: bytes) -> None:
+    """Seen to fail (it never ended, or overflowed the stack) with the function's text kept for what a call gives."""
+    machine = Machine(dict(checkpoints._BUILDERS), {}, checkpoints._persistent(lambda *_: None))
+    with contextlib.suppress(UserError):
+        machine.run(b"\x80\x04" + source.replace(b"%b", nested))
 
 
 def test_depth_without_marks_is_harmless() -> None:
