@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 import torch.nn.functional as F
-from compare_objectives import BATCH, judge, spread
+from compare_objectives import BATCH, judge, matrix_of, spread
 from experiments import Results, Row
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file, write_text
 from ggm_image.glauber import add_noise
-from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
+from ggm_image.metrics.frechet import frechet_distance
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.positions import Positions
 from ggm_image.pipeline import image_generator
@@ -256,7 +255,7 @@ def distance(context: Row, task: Row, trainer: GeneratorTrainer, draw: Callable[
         with torch.autocast(trainer.device.type, enabled=False):
             pictures = to_uint8(tokenizer.decode(tokens.unflatten(1, trainer.manifest.grid))).cpu()
         found.append(extractor(pictures[: task["n"] - first]))
-    return frechet_distance(FeatureStatistics.of(np.concatenate(found)), reference)
+    return frechet_distance(matrix_of(found).statistics(), reference.statistics)
 
 
 COLUMNS = {

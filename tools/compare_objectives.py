@@ -25,13 +25,12 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from experiments import Results, Row
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from rivals import (
     D3PMTrainer,
     MaskedTrainer,
@@ -51,8 +50,12 @@ from ggm_image.data.images import open_source
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file, write_text
-from ggm_image.metrics.features import load_extractor
-from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
+from ggm_image.metrics.feature_rows import FeatureMatrix, Features, row_type
+from ggm_image.metrics.features import Extractor, load_extractor
+from ggm_image.metrics.frechet import frechet_distance
+from ggm_image.metrics.measure import measure
+from ggm_image.metrics.neighbours import neighbours
+from ggm_image.metrics.sides import PictureSide
 from ggm_image.model_files import NetworkFolder
 from ggm_image.pipeline import Model, image_generator, load_model
 from ggm_image.sampler import sample, sample_signal, truncated
@@ -205,11 +208,18 @@ def loaded(folder: str, device: str, compiled: bool) -> Model:
 
 
 @lru_cache(maxsize=1)
-def judge(features: str, reference: str, device: str) -> tuple[Any, FeatureStatistics]:
-    from ggm_image.metrics.score import measure
-
+def judge(features: str, reference: str, device: str) -> tuple[Extractor, Features]:
+    """The feature network, and the features of the reference."""
     extractor = load_extractor(features, device=device)
-    return extractor, measure(open_source(reference), extractor, label="reference").statistics
+    return extractor, measure(PictureSide(open_source(reference)), extractor, label="reference")
+
+
+def matrix_of(batches: list[Float64[np.ndarray, "_ d"]]) -> FeatureMatrix:
+    """Features in memory as figures want them."""
+    features = np.concatenate(batches)
+    rows = np.zeros(len(features), row_type(features.shape[1]))
+    rows["features"] = features
+    return FeatureMatrix(rows)
 
 
 def score(context: Row, task: Row) -> Row:
@@ -226,9 +236,11 @@ def score(context: Row, task: Row) -> Row:
         seconds += time.perf_counter() - start
         pictures = model.decode(tokens.unflatten(1, model.grid), batch=BATCH)
         found.append(extractor(pictures[: n - first]))
-    features = np.concatenate(found)
+    matrix = matrix_of(found)
+    near = neighbours(matrix, reference.matrix, device=extractor.device)
     return {
-        "distance": frechet_distance(FeatureStatistics.of(features), reference),
+        "distance": frechet_distance(matrix.statistics(), reference.statistics),
+        **{name: near[name] for name in ("precision", "recall")},
         "seconds_per_image": seconds / (-(-n // BATCH) * BATCH),
     }
 
@@ -272,6 +284,16 @@ def tables(results: Results, calls: list[int]) -> str:
             text = f"{mean:.2f} ± {deviation:.2f}" if seeds > 1 else f"{mean:.2f}"
             cells.append(f"**{text}**" if mean == min(v[0] for k, v in means.items() if k[1] == c) else text)
         lines.append(f"| {TITLES[m]} | " + " | ".join(cells) + " |")
+    lines += ["", "| precision, recall at network calls | " + " | ".join(map(str, calls)) + " |"]
+    lines.append("| --- " * (len(calls) + 1) + "|")
+    for m in methods:
+        pairs = [
+            [statistics.fmean(row[name] for row in finals[m, c]) for name in ("precision", "recall")]
+            if finals[m, c]
+            else []
+            for c in calls
+        ]
+        lines.append(f"| {TITLES[m]} | " + " | ".join(", ".join(f"{x:.2f}" for x in pair) for pair in pairs) + " |")
     lines += ["", "| settings | " + " | ".join(map(str, calls)) + " |", "| --- " * (len(calls) + 1) + "|"]
     for m in methods:
         cells = [shown(finals[m, c][0]["task"]["settings"]) if finals[m, c] else "" for c in calls]

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
+from ggm_image.errors import UserError
 
 
 @click.command()

@@ -91,6 +91,7 @@ def test_the_whole_comparison_and_its_resumption(
     assert len(trained) == 10
     assert all(row["pictures"] == 8 and 2 < row["bound"] < 40 for row in trained)
     report = (out / "compare.md").read_text()
+    assert all(0 <= row[name] <= 1 for row in saved["rows"] if "distance" in row for name in ("precision", "recall"))
     assert report.count("**") == 2
     assert "- 8 calls: GGM is" in report
     assert (out / "compare.png").stat().st_size > 10_000
