@@ -71,15 +71,16 @@ def score(
             theirs, ours = side.protocol["features"], extractor.identity()
             got = f"{name}: {_named(theirs)}, now {_named(ours)}"
             raise UserError("saved features are of another network", got, "give the same --features to both sides")
+
+    def measured(side: Side | Features, label: str) -> Features:
+        if isinstance(side, Features):
+            return side
+        return measure(side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=label)
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         # The reference first: what is wrong with it should not show after hours of drawing.
-        real, drawn = (
-            side
-            if isinstance(side := sides[name], Features)
-            else measure(side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name)
-            for name in ("reference", "generated")
-        )
+        real, drawn = (measured(sides[name], name) for name in ("reference", "generated"))
         figures = _figures(drawn, real, extractor, metrics, bootstrap, seed)
     for warning in caught:
         if warning.category is not UserWarning:

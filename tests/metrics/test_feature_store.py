@@ -118,7 +118,7 @@ def test_damage_is_named_and_mended(byte: int, kept: int, tmp_path: Path, whole:
     assert path.read_bytes() == whole[0]
 
 
-@pytest.mark.parametrize("how", ["protocol", "text", "gone"])
+@pytest.mark.parametrize("how", ["protocol", "text", "notes", "gone"])
 def test_what_cannot_be_trusted_is_made_again(how: str, tmp_path: Path, whole: tuple[bytes, dict]) -> None:
     run(NoisePictures(N), tmp_path / "again")
     folder = only(tmp_path / "again")
@@ -128,6 +128,8 @@ def test_what_cannot_be_trusted_is_made_again(how: str, tmp_path: Path, whole: t
         (folder / "features.json").write_text(json.dumps(record))
     elif how == "text":
         (folder / "features.json").write_text("{")
+    elif how == "notes":
+        (folder / "features.json").write_text(json.dumps({**record, "notes": {}}))
     else:
         (folder / "features.npy").unlink()
     side = NoisePictures(N)
@@ -159,10 +161,11 @@ def test_two_runs_into_one_folder(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     extractor, side = means_extractor(), NoisePictures(N)
     protocol = measure.protocol_of(side, extractor, 4)
-    first = FeatureStore(protocol, {}, tmp_path / "store")
+    notes = {"source": "noise", "versions": {}}
+    first = FeatureStore(protocol, notes, tmp_path / "store")
     first.open()
     first.append(np.zeros(8, first.type))
-    second = FeatureStore(protocol, {}, tmp_path / "store")
+    second = FeatureStore(protocol, notes, tmp_path / "store")
     with pytest.raises(UserError, match="by another process"):
         second.open()
     first.close()
