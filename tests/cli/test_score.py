@@ -86,7 +86,7 @@ def test_a_model_is_scored_as_its_saved_pictures(
     assert main([str(argument) for argument in saved]) == 0
     paint(tmp_path / "real", CHANNELS * 4)
     capsys.readouterr()
-    common = [tmp_path / "real", "--features", features, "--seed", 3, "--json"]
+    common = [tmp_path / "real", "--features", features, "--seed", 3, "--json", "--bootstrap", 5]
     reports = []
     for arguments in (
         [tmp_path / "drawn", *common],

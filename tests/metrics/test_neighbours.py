@@ -29,7 +29,7 @@ def sets(n: int, m: int, shift: float = 0.6) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(np.float32), b.astype(np.float32)
 
 
-@pytest.mark.parametrize("block", [1, 7, 2048])
+@pytest.mark.parametrize("block", [5, 7, 2048])
 def test_agrees_with_the_definition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the blocks.
 

@@ -125,17 +125,17 @@ def test_statistics_are_used_again(tmp_path, features):
     paint(tmp_path / "a", CHANNELS * 3)
     paint(tmp_path / "b", CHANNELS * 4, seed=1)
     extractor, kept = load_extractor(str(features)), tmp_path / "statistics"
-    first = score(tmp_path / "a", tmp_path / "b", extractor, statistics=kept)
+    first = score(tmp_path / "a", tmp_path / "b", extractor, statistics=kept, bootstrap=5)
     assert (first["generated"]["reused"], first["reference"]["reused"]) == (0, 0)
     (tmp_path / "a" / "red" / "002.png").unlink()
-    again = score(tmp_path / "a", tmp_path / "b", extractor, statistics=kept)
+    again = score(tmp_path / "a", tmp_path / "b", extractor, statistics=kept, bootstrap=5)
     assert (again["generated"]["reused"], again["reference"]["reused"]) == (0, 12)
-    plain = score(tmp_path / "a", tmp_path / "b", extractor)
+    plain = score(tmp_path / "a", tmp_path / "b", extractor, bootstrap=5)
     figures = ("value", "bootstrap", "kid", "precision", "per_class", "class_accuracy")
     assert {key: again[key] for key in figures} == {key: plain[key] for key in figures}
     saved = Path(again["reference"]["saved"])
     assert saved.parent == kept
-    by_name = score(tmp_path / "a", saved, extractor)
+    by_name = score(tmp_path / "a", saved, extractor, bootstrap=5)
     assert {key: by_name[key] for key in figures} == {key: plain[key] for key in figures}
     assert by_name["reference"]["content_sha256"] == plain["reference"]["content_sha256"]
 
