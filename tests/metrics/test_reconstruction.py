@@ -85,7 +85,6 @@ def test_the_distance_is_that_of_all_pictures(class_folder: Path, tmp_path: Path
 
 
 def test_the_worst_pictures_come_first(class_folder: Path, tmp_path: Path) -> None:
-    """Seen to fail with the best ones first."""
     source, tokenizer = open_source(class_folder), MeanTokenizer()
     cache = encode(source, tmp_path / "cache", tokenizer, flip=True)
     worst = report(source, cache, tokenizer, batch_size=7, seed=1)["worst"]

@@ -16,7 +16,6 @@ from tests.tokenizers.layouts import LAYOUTS, pictures
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_nothing_changes_but_the_file(name: str, tmp_path: Path) -> None:
-    """Seen to fail with the family left out of config.yaml."""
     source = find_tokenizer(LAYOUTS[name][1](tmp_path / "published"))
     made = convert_tokenizer(source, tmp_path / "out")
     old, new = load_tokenizer(source.folder / source.file), load_tokenizer(tmp_path / "out")

@@ -82,7 +82,6 @@ def test_interrupted_run_goes_on_bit_for_bit(
 
 
 def test_training_goes_on_from_a_published_tokenizer(class_folder: Path, tmp_path: Path) -> None:
-    """Seen to fail with the codes placed anew on the first batch, and with the weights left untouched."""
     checkpoint = layouts.taming(tmp_path / "published")
     path = tmp_path / "fine.yaml"
     path.write_text(CONFIG.replace("name: tiny", f"name: fine\nstart: {checkpoint}"))
