@@ -330,6 +330,7 @@ def _sweep_levels(curve: Curve, sweeps: int, final_level: float) -> list[float]:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept serves training too
 def _bayer(height: int, width: int) -> Int[Tensor, " l"]:
     y = torch.arange(height)[:, None].expand(height, width).flatten()
     x = torch.arange(width)[None, :].expand(height, width).flatten()
@@ -341,6 +342,7 @@ def _bayer(height: int, width: int) -> Int[Tensor, " l"]:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def _halton(height: int, width: int) -> Int[Tensor, " l"]:
     # 2^p >= 2 width and 3^q >= 2 height: every cell then holds a whole elementary interval, so a point falls
     # in it

@@ -205,3 +205,17 @@ def test_training_states_on_other_grids(height, width):
     for levels, sites, _ in draw_states(50, 3, height, width):
         assert levels.shape == (3, height * width)
         assert 1 <= len(sites) <= height * width
+
+
+def test_orders_first_asked_for_in_inference_mode_serve_training():
+    """They are kept. Seen to fail: a model drew, and the training after it in the same process broke."""
+    with torch.inference_mode():
+        orders = [order_sites(5, 11, name) for name in ("bayer", "halton")]
+        state = random_training_state(2, 5, 11, generator=torch.Generator().manual_seed(0))
+    again = [order_sites(5, 11, name) for name in ("bayer", "halton")]
+    assert all(torch.equal(a, b) for a, b in zip(orders, again, strict=True))
+    fresh = random_training_state(2, 5, 11, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(state.sites, fresh.sites)
+    for sites in [*again, fresh.sites]:
+        x = torch.ones(1, 55, requires_grad=True)
+        x.index_select(1, sites).sum().backward()

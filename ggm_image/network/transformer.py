@@ -286,7 +286,7 @@ class Transformer(nn.Module):
         key = (height, width, device)
         if key not in self._positions:
             head_width = self.config.width // self.config.heads
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
                 self._positions[key] = grid_positions(
                     height, width, head_width, theta=self.config.theta, waves=SITE_WAVES, device=device
                 )
