@@ -141,7 +141,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or none that can be read.
     """
-    failures = []
+    failures: list[str] = []
     for name in (CHECKPOINT, PREVIOUS):
         path = folder / name
         if not path.is_file():
