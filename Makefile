@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PICTURE = samples/$(CLASS).png
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: sample test lint bench clean
+.PHONY: sample test lint bench soak clean
 
 sample: $(VENV)/.installed
 	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
@@ -24,6 +24,9 @@ lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+soak: $(VENV)/.with-test
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.soak --kills 50
 
 bench: $(VENV)/.installed
 	@set -e; for script in tools/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -67,6 +67,28 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the disk said, where a library covers it up: torch raises an error of its own over it, safetensors words.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        beneath, words = error.__context__, re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(beneath, OSError) and beneath.errno:
+            code = beneath.errno
+        elif words:
+            code = int(words[1])
+        else:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?")
 
 

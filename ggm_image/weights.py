@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path
+from ggm_image.files import atomic_path, disk_errors
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -18,7 +18,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) ->
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in state.items()
     }
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, disk_errors(path):
         save_file(stored, temporary)
 
 

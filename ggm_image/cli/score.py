@@ -130,7 +130,7 @@ def summary(report: dict[str, Any]) -> str:
         rows.append((report["metric"], f"{report['value']:.4f}{interval}"))
     if kid := report["kid"]:
         error = "" if kid["standard_error"] is None else f" +- {kid['standard_error']:.1g}"
-        rows.append(("KID", f"{kid['value']:.4g}{error}  subsets of {kid['subset_size']}"))
+        rows.append((_kernel_name(report), f"{kid['value']:.4g}{error}  subsets of {kid['subset_size']}"))
     if report["precision"] is not None:
         rows.append(("precision, recall", f"{report['precision']:.4f}, {report['recall']:.4f}"))
         rows.append(("density, coverage", f"{report['density']:.4f}, {report['coverage']:.4f}"))
@@ -144,9 +144,14 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *_per_class(report)])
 
 
+def _kernel_name(report: dict[str, Any]) -> str:
+    """KID is the kernel distance on Inception's features, and no other."""
+    return "KID" if report["metric"] == "FID" else "kernel distance"
+
+
 def _per_class(report: dict[str, Any]) -> list[str]:
     table: dict[str, dict[str, Any]] = report["per_class"] or {}
-    columns = [(key, head) for key, head in (("value", "distance"), ("kid", "KID")) if report[key] is not None]
+    columns = [(key, head) for key, head in (("value", "distance"), ("kid", "kernel")) if report[key] is not None]
     if not table or not columns:
         return []
     if len(table) > _SHOWN_CLASSES:

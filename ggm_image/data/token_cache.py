@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path, remove_temporaries, sha256_file, write_json
+from ggm_image.files import atomic_path, disk_errors, remove_temporaries, sha256_file, write_json
 
 FORMAT_VERSION = 1
 SHARD_SIZE = 10_000
@@ -191,7 +191,7 @@ class TokenCacheWriter:
             "tokens": np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint16)),
             "labels": np.ascontiguousarray(labels.cpu().numpy().astype(np.int32)),
         }
-        with atomic_path(self.folder / name) as temporary:
+        with atomic_path(self.folder / name) as temporary, disk_errors(self.folder / name):
             save_file(arrays, temporary)
             digest = sha256_file(temporary)
         shard = {"file": name, "count": len(tokens), "sha256": digest, "skipped": list(skipped)}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path, write_text
+from ggm_image.files import atomic_path, disk_errors, write_text
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 
@@ -129,7 +129,8 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write the latest checkpoint whole; the one before it is kept as the previous one."""
     latest = folder / CHECKPOINT
     with atomic_path(latest) as temporary:
-        torch.save(dict(state), temporary)
+        with open(temporary, "wb") as file, disk_errors(latest):
+            torch.save(dict(state), file)
         if latest.exists():
             os.replace(latest, folder / PREVIOUS)
     return latest

@@ -166,6 +166,7 @@ def load_tokens(config: GeneratorConfig, cache: TokenCache) -> tuple[TokenSet, T
 
 
 def _token_set(cache: TokenCache, classes: int) -> TokenSet:
+    cache.verify()
     tokens, labels = cache.load()
     if len(labels) and int(labels.max()) >= classes:
         raise UserError(f"labels must lie in [0, {classes})", f"max {int(labels.max())}", "encode the pictures again")

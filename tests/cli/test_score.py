@@ -47,7 +47,7 @@ def test_lines_for_people(sides: tuple[Path, Path], features: Path, capsys: pyte
     assert lines[0].startswith("FD (means)         ")
     assert "95% interval" in lines[0]
     assert [line[:17].rstrip() for line in lines[1:6]] == [
-        "KID",
+        "kernel distance",
         "precision, recall",
         "density, coverage",
         "class accuracy",

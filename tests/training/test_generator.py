@@ -240,3 +240,13 @@ def test_nll_of_a_uniform_network_is_ln_v_at_every_level() -> None:
     values = held_out_nll(network, held_out, torch.full((V,), 1 / V), batch_size=2)
     for name, value in values.items():
         assert value == pytest.approx(torch.log(torch.tensor(float(V))).item(), abs=1e-5), name
+
+
+def test_a_flipped_bit_in_a_shard_is_named(run: Callable[..., Path], cache: Path) -> None:
+    """A token in range, and a wrong one. Seen to fail without the shards' hashes compared."""
+    shard = cache / "tokens-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1 - 40 * 4 * 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match="shard is damaged .*tokens-00000"):
+        run("run")
