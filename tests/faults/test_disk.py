@@ -45,6 +45,7 @@ def call(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 def test_a_full_disk_is_one_line_and_a_clean_resume(
     name: str, commands: dict[str, Command], disk: Path, tmp_path: Path
 ) -> None:
+    """Seen to fail: torch.save ended in a traceback of its own where the disk was full."""
     command = commands[name]
     assert call(command.arguments(tmp_path / "whole")).returncode == 0
     free = os.statvfs(disk)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kills_leave_no_trace(name: str) -> None:
-    """Seen to fail: see the list in tests/faults/README.md."""
+    """Seen to fail: a token cache was refused after a kill that left nothing but a temporary file in its folder."""
     arguments = [sys.executable, "-m", "tests.faults.soak", "--kills", "4", "--seed", "1", "--only", name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
