@@ -53,7 +53,6 @@ def start(arguments: list[str], log: Path) -> int:
         return child
     code = 1
     try:
-        os.setpgid(0, 0)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -107,7 +106,7 @@ def run_killed(
                     return story
                 raise AssertionError(f"exit code {code} of {arguments(story.runs > 1)}: see {log.read_text()[-2000:]}")
             time.sleep(0.002)
-        os.killpg(child, number)
+        os.kill(child, number)
         os.waitpid(child, 0)
         story.kills += 1
         check()
