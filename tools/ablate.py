@@ -42,13 +42,12 @@ from ggm_image.data.images import to_uint8
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file, write_text
-from ggm_image.glauber import add_noise
 from ggm_image.metrics.frechet import frechet_distance
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.positions import Positions
 from ggm_image.pipeline import image_generator
 from ggm_image.sampler import sample, sample_signal, truncated
-from ggm_image.schedule import Schedule, random_training_state
+from ggm_image.schedule import Schedule
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.engine import has_checkpoint, load_checkpoint
@@ -124,19 +123,6 @@ class OneTimeTrainer(GeneratorTrainer):
         return OneTimeTransformer(self.config.network)
 
 
-class BlockTrainer(GeneratorTrainer):
-    """Always ``block`` queried sites."""
-
-    block = 1
-
-    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor]:
-        height, width = self.config.network.grid
-        levels, sites, _ = random_training_state(len(x_0), height, width, generator=self.generator, block=self.block)
-        x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)
-        x_t[:, sites] = self.config.network.codebook_size
-        return x_t, levels, sites
-
-
 class MarginalTrainer(GeneratorTrainer):
     """Noise by the frequencies of the codes in the training tokens, none of them 0."""
 
@@ -165,15 +151,15 @@ class LearnedTrainer(GeneratorTrainer):
         return LearnedTransformer(self.config.network)
 
 
-class Block1Trainer(BlockTrainer):
+class Block1Trainer(GeneratorTrainer):
     block = 1
 
 
-class Block16Trainer(BlockTrainer):
+class Block16Trainer(GeneratorTrainer):
     block = 16
 
 
-class Block64Trainer(BlockTrainer):
+class Block64Trainer(GeneratorTrainer):
     block = 64
 
 

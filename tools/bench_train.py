@@ -20,27 +20,11 @@ from ggm_image.cli.options import device_option, json_option, resolve_device
 from ggm_image.data.token_cache import Manifest
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.evaluation import TokenSet
+from ggm_image.training.forecast import PRODUCT_SIDE, now, product_rate
 from ggm_image.training.generator import GeneratorTrainer
 
-SIDE = 2048
 WARM_UP = 40
 """Steps before the clock starts: compilation, and memory that is touched for the first time."""
-
-
-def seconds(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def product_rate(device: torch.device, repeats: int = 4) -> float:
-    """Operations a second of a (2048, 2048) bfloat16 matrix product."""
-    a, b = torch.randn(2, SIDE, SIDE, device=device).bfloat16()
-    out = torch.empty_like(a)
-    start = seconds(device)
-    for _ in range(repeats):
-        torch.mm(a, b, out=out)
-    return 2 * SIDE**3 * repeats / (seconds(device) - start)
 
 
 def make_trainer(config: GeneratorConfig, out: Path, device: str) -> GeneratorTrainer:
@@ -83,9 +67,9 @@ def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:
     spent, rates, end = 0.0, [], time.perf_counter() + budget
     while time.perf_counter() < end or len(rates) < 3:
         rates.append(product_rate(device))
-        start = seconds(device)
+        start = now(device)
         trainer.train_step()
-        spent += seconds(device) - start
+        spent += now(device) - start
     rate = sum(rates) / len(rates)
     return {
         "pictures_per_second": len(work) * config.train.batch_size / spent,
@@ -114,7 +98,8 @@ def bench(config: Path, overrides: tuple[str, ...], budget: float, device: str |
         return
     click.echo(
         f"{result['pictures_per_second']:.0f} pictures/s, {result['training_tflops']:.2f} TFLOP/s: "
-        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a {SIDE} x {SIDE} bfloat16 product "
+        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a bfloat16 product of matrices of side "
+        f"{PRODUCT_SIDE} "
         f"({torch.get_num_threads()} CPU threads, {result['steps']:.0f} steps of {result['batch_size']:.0f})"
     )
 

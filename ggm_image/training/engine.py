@@ -165,7 +165,6 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             KeyError,
             AssertionError,
             zipfile.BadZipFile,
-            NotImplementedError,
             pickle.UnpicklingError,
         ) as error:
             failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -5,8 +5,8 @@
 | weights, gradients, AdamW's two moments, moving average | 20 a parameter: all five in float32 |
 | activations | what a forward pass keeps for the backward pass, counted on tensors without numbers |
 
-Compiled blocks keep less than is counted here, so the memory is an upper bound for a CPU or GPU, but for the working
-space of single kernels. Operations are those of the matrix products, a backward pass costing two forward ones. Time
+Compiled blocks keep less than is counted here. The working space of single kernels, the data and the libraries come on
+top. Operations are those of the matrix products, a backward pass costing two forward ones. Time
 assumes that a step reaches `SHARE` of the rate of a large matrix product, which is measured.
 """
 
@@ -35,7 +35,7 @@ class Forecast:
         parameters: of the network.
         step_flops: floating-point operations of one optimizer step.
         state_bytes: weights, gradients, optimizer and moving average.
-        activation_bytes: of one step's batch, at most.
+        activation_bytes: of one step's batch.
         step_seconds: at the machine's rate.
         steps: optimizer steps until the run ends, by ``train.steps`` or by time.
     """
@@ -53,7 +53,7 @@ class Forecast:
 
 
 def forecast(config: GeneratorConfig, *, device: str = "cpu") -> Forecast:
-    """What training as ``config`` says will cost on ``device``; takes about a second, and no memory to speak of."""
+    """What training as ``config`` says will cost on ``device``; takes seconds, and little memory."""
     train, height_width = config.train, config.network.grid
     sites = height_width[0] * height_width[1]
     queried = mean_queried(*height_width)
@@ -118,13 +118,14 @@ def product_rate(device: torch.device, repeats: int = 4) -> float:
     a, b = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE, device=device).bfloat16()
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)
-    start = _now(device)
+    start = now(device)
     for _ in range(repeats):
         torch.mm(a, b, out=out)
-    return 2 * PRODUCT_SIDE**3 * repeats / (_now(device) - start)
+    return 2 * PRODUCT_SIDE**3 * repeats / (now(device) - start)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -138,7 +139,7 @@ def lines(cost: Forecast) -> list[str]:
     return [
         f"parameters   {cost.parameters / 1e6:,.1f} million",
         f"a step       {cost.step_flops / 1e12:,.3g} TFLOP, about {_digits(cost.step_seconds)} s",
-        f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB at most: "
+        f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB: "
         f"{cost.state_bytes / gib:,.2f} weights, optimizer and average, {cost.activation_bytes / gib:,.2f} activations",
         f"the run      {cost.steps:,} steps, about {duration or f'{cost.seconds / 60:.0f} min'}, "
         f"at {SHARE:.0%} of this machine's rate of matrix products",
