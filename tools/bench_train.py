@@ -98,7 +98,7 @@ def bench(config: Path, overrides: tuple[str, ...], budget: float, device: str |
         return
     click.echo(
         f"{result['pictures_per_second']:.0f} pictures/s, {result['training_tflops']:.2f} TFLOP/s: "
-        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a bfloat16 product of matrices of side "
+        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a bfloat16 product of side "
         f"{PRODUCT_SIDE} "
         f"({torch.get_num_threads()} CPU threads, {result['steps']:.0f} steps of {result['batch_size']:.0f})"
     )
