@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -251,14 +251,19 @@ class Log:
 
 
 class Clock:
-    """Seconds of work, over all resumptions of a run."""
+    """Seconds of work, over all resumptions of a run.
 
-    def __init__(self, before: float = 0.0) -> None:
-        self._start = time.monotonic() - before
+    Args:
+        before: seconds of earlier processes.
+        timer: what counts seconds; never back, whatever is done to the machine's date.
+    """
+
+    def __init__(self, before: float = 0.0, timer: Callable[[], float] = time.monotonic) -> None:
+        self._timer, self._start = timer, timer() - before
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._start
+        return self._timer() - self._start
 
 
 HEAP_BYTES = 6 << 30

@@ -5,6 +5,7 @@ x_t = noise on x_0 by the levels, the mask id at the queried sites; the network'
 """
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,9 +230,11 @@ class GeneratorTrainer:
 
     Attributes:
         block: queried sites of every step; drawn as the samplers will ask for them where None.
+        timer: what the run's minutes are counted by.
     """
 
     block: int | None = None
+    timer: Callable[[], float] = staticmethod(time.monotonic)
 
     def __init__(
         self,
@@ -273,7 +276,7 @@ class GeneratorTrainer:
             network.compile_blocks()
             criterion.compile_head()
         self.criterion, self.optimizer = self.fabric.setup(criterion, optimizer)
-        self.step, self.clock = 0, Clock()
+        self.step, self.clock = 0, Clock(timer=self.timer)
 
     def make_network(self) -> Transformer:
         """The untrained network; another architecture overrides this."""
@@ -327,7 +330,7 @@ class GeneratorTrainer:
             self.order.load_state_dict(state["order"])
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
-            self.step, self.clock = state["step"], Clock(state["seconds"])
+            self.step, self.clock = state["step"], Clock(state["seconds"], self.timer)
         except (KeyError, RuntimeError, TypeError) as error:
             what = "checkpoint is not one of this kind of run"
             raise UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run") from error
