@@ -11,12 +11,13 @@
 | `d3pm` | uniform noise, x_0-prediction | all sites in every step |
 | `sedd` | score entropy, uniform rates | all sites in every step |
 
-Every network trains `--minutes` on one thread of its own (of processor time, where there is no GPU). The settings of every sampler (`candidates`: temperature for
-all; block, sweeps, order, confidence noise, curve, first level where it has them) are tuned on the first seed with
-`--tune` pictures at every number of calls; the best is then drawn `-n` times with other random numbers on every seed.
-No guidance. FD is the Fréchet distance to REFERENCE; `bound` is an upper bound on the held-out -log p, nats a token:
-over random orders for networks that fill masked sites, by the score entropy for the others. A sweep has at most one
-call a site, so one-sweep methods stop there. Writes OUT/results.json (resumable), OUT/compare.md and OUT/compare.png.
+Every network trains `--minutes` on one thread of its own (of processor time, where there is no GPU). The settings of
+every sampler (`candidates`: temperature for all; block, sweeps, order, confidence noise, curve, first level where it
+has them) are tuned on the first seed with `--tune` pictures at every number of calls; the best is then drawn `-n`
+times with other random numbers on every seed. No guidance. FD is the Fréchet distance to REFERENCE; `bound` is an
+upper bound on the held-out -log p, nats a token: over random orders for networks that fill masked sites, by the score
+entropy for the others. A sweep has at most one call a site, so one-sweep methods stop there. Writes OUT/results.json
+(resumable), OUT/compare.md and OUT/compare.png.
 """
 
 import itertools
@@ -225,7 +226,7 @@ def matrix_of(batches: list[Float64[np.ndarray, "_ d"]]) -> FeatureMatrix:
 
 
 def score(context: Row, task: Row) -> Row:
-    """Draw the pictures of one setting and score them."""
+    """Draw the pictures of one setting and score them; for a figure with precision and recall."""
     model = loaded(str(folder_of(context, task) / "model"), context["device"], context["compiled"])
     extractor, reference = judge(context["features"], context["reference"], context["device"])
     n, found, seconds = task["n"], [], 0.0
@@ -239,12 +240,14 @@ def score(context: Row, task: Row) -> Row:
         pictures = model.decode(tokens.unflatten(1, model.grid), batch=BATCH)
         found.append(extractor(pictures[: n - first]))
     matrix = matrix_of(found)
-    near = neighbours(matrix, reference.matrix, device=extractor.device)
-    return {
+    row = {
         "distance": frechet_distance(matrix.statistics(), reference.statistics),
-        **{name: near[name] for name in ("precision", "recall")},
         "seconds_per_image": seconds / (-(-n // BATCH) * BATCH),
     }
+    if task["stage"] == "final":
+        near = neighbours(matrix, reference.matrix, device=extractor.device)
+        row |= {name: near[name] for name in ("precision", "recall")}
+    return row
 
 
 def best_settings(results: Results, method: str, calls: int) -> Row | None:

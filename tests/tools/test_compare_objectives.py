@@ -83,15 +83,15 @@ def test_the_whole_comparison_and_its_resumption(
     arguments += ["--processes", "0", "--out", str(out)]
     assert compare.run(compare.main, arguments) == 0
     saved = json.loads((out / "results.json").read_text())
-    finals = [row["task"] for row in saved["rows"] if row["task"]["stage"] == "final"]
-    assert {(t["method"], t["calls"], t["seed"]) for t in finals} == {
+    finals = [row for row in saved["rows"] if row["task"]["stage"] == "final"]
+    assert {(t["method"], t["calls"], t["seed"]) for t in (row["task"] for row in finals)} == {
         (m, c, s) for m in compare.METHODS for c in (8,) for s in (0, 1)
     }
     trained = [row for row in saved["rows"] if row["task"]["stage"] == "train"]
     assert len(trained) == 10
     assert all(row["pictures"] == 8 and 2 < row["bound"] < 40 for row in trained)
     report = (out / "compare.md").read_text()
-    assert all(0 <= row[name] <= 1 for row in saved["rows"] if "distance" in row for name in ("precision", "recall"))
+    assert all(0 <= row[name] <= 1 for row in finals for name in ("precision", "recall"))
     assert report.count("**") == 2
     assert "- 8 calls: GGM is" in report
     assert (out / "compare.png").stat().st_size > 10_000
