@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -60,9 +62,7 @@ class Results:
             return
         threads = max(1, torch.get_num_threads() // processes)
         with (
-            ProcessPoolExecutor(
-                processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
-            ) as pool,
+            ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _set_up, (threads,)) as pool,
             progress_bar(total=len(missing), unit="task", label=label) as advance,
         ):
             waiting = {pool.submit(work, context, task): task for task in missing}
@@ -73,3 +73,16 @@ class Results:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _set_up(threads: int) -> None:
+    """A process of the pool: its threads, and its end should the one that started it be killed."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
