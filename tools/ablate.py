@@ -12,6 +12,7 @@
 | `direct` | the network emits the signal logit itself, as in the paper, and is told the queried site's level |
 | `one time` | the network is told one number, the highest level of any site |
 | `block N` | N sites queried in every step of training |
+| `masked S` | share of rows as masked diffusion shows them: all levels 1, the queried sites without a token |
 | `marginal noise` | noise from the data's own frequencies of codes |
 | `learned positions` | a learned vector a site in place of rotary angles and waves |
 
@@ -176,6 +177,9 @@ ROWS: dict[str, tuple[type[GeneratorTrainer], list[str]]] = {
     "block 1": (Block1Trainer, []),
     "block 16": (Block16Trainer, []),
     "block 64": (Block64Trainer, []),
+    "masked 0": (GeneratorTrainer, ["objective.masked=0"]),
+    "masked 0.3": (GeneratorTrainer, ["objective.masked=0.3"]),
+    "masked 1": (GeneratorTrainer, ["objective.masked=1"]),
     "marginal noise": (MarginalTrainer, []),
     "learned positions": (LearnedTrainer, []),
 }

@@ -58,11 +58,17 @@ class ObjectiveConfig:
         name: binary, binary-sampled, cross-entropy or cross-entropy-noisy.
         contrast: noise draws for each signal draw in ``binary``.
         keep: probability that a step leaves a token as it is, for ``binary-sampled``.
+        masked: share of the rows that are trained as masked diffusion shows them: every level is 1, and the queried
+            sites have no token. The others have levels of schedules of several sweeps.
     """
 
     name: str = "binary"
     contrast: float = 64.0
     keep: float = 0.5
+    masked: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.masked <= 1, "objective.masked must lie in [0, 1]", self.masked)
 
 
 @dataclass(kw_only=True)

@@ -160,6 +160,23 @@ def test_a_batch_shows_what_the_network_may_see(config: Path, cache: Path, tmp_p
         assert 0.4 < (labels == 2).float().mean() < 0.6
 
 
+def test_the_share_of_masked_rows_is_the_configs(config: Path, cache: Path, tmp_path: Path) -> None:
+    """Rows whose levels are all 1; some of the schedules' own are too. Seen to fail with the default share for all."""
+    found = TokenCache.open(cache)
+
+    def all_one(share: float) -> float:
+        settings = load_config(GeneratorConfig, config, [f"objective.masked={share}"])
+        training, held_out = load_tokens(settings, found)
+        trainer = GeneratorTrainer(settings, found.manifest, training, held_out, tmp_path / "run", device="cpu")
+        rows = torch.cat([(trainer.corrupt(training.tokens)[1] == 1).all(dim=1) for _ in range(200)])
+        return float(rows.double().mean())
+
+    without = all_one(0)
+    assert without < 0.3
+    assert all_one(1) == 1
+    assert all_one(0.5) == pytest.approx(0.5 + 0.5 * without, abs=0.03)  # 7,200 rows: five standard deviations
+
+
 def test_time_can_end_a_run(run: Callable[..., Path], tmp_path: Path) -> None:
     run("run", "train.max_minutes=0.005", "train.steps=1000000", "train.log_every=1")
     rows = [row for row in log_of(tmp_path / "run") if row["loss"]]
