@@ -92,6 +92,11 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[^.]+)?")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one of ours that was not finished."""
+    return bool(_TEMPORARY.fullmatch(name))
+
+
 def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
     """Remove what a killed process of ours has left unfinished in ``folders`` themselves; no other may write there now.
 
@@ -99,7 +104,7 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
     """
     for folder in map(Path, folders):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if not _TEMPORARY.fullmatch(path.name):
+            if not is_temporary(path.name):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -116,6 +121,32 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` atomically as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def create_json(path: str | os.PathLike[str], value: Any) -> bool:
+    """As `write_json`, but never over a file: of several processes one is first.
+
+    Returns:
+        Whether this one was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: nearly as good
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -5,16 +5,22 @@ from typing import Any
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
+from ggm_image.cli.options import (
+    device_option,
+    json_option,
+    own_device,
+    print_json,
+    resolve_device,
+    seed_option,
+    share_option,
+)
 from ggm_image.errors import UserError
 
 
 @click.command()
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--tokenizer", "tokenizer_name", required=True, metavar="NAME_OR_PATH", help="Known name, folder or checkpoint."
-)
+@click.argument("src")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="Known name, folder or checkpoint.")
 @click.option("--image-size", type=click.IntRange(1), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
@@ -30,13 +36,16 @@ from ggm_image.errors import UserError
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
 @click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
+@click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number.")
+@share_option
+@click.option("--verify", "wants_proof", is_flag=True, help="Encode nothing; prove that OUT is whole.")
 @device_option
 @seed_option
 @json_option
 def encode(
-    src: Path,
-    out: Path,
-    tokenizer_name: str,
+    src: str,
+    out: Path | None,
+    tokenizer_name: str | None,
     image_size: int | None,
     flip: bool,
     skip_bad: bool,
@@ -46,25 +55,50 @@ def encode(
     batch_size: int,
     shard_size: int,
     workers: int | None,
+    classes: str | None,
+    shard: str | None,
+    wants_proof: bool,
     device: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Encode the pictures of SRC into a token cache at OUT.
 
-    SRC is a folder of pictures or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars.
-    The centre square is resized to the image size. Interrupted, the same command goes on after the last
-    finished shard. --seed draws the pictures of the report; encoding itself draws nothing.
+    SRC is a folder of pictures or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars. Or what is
+    read from front to back and never lies on this disk: tar shards of WebDataset as 'shards/{000..127}.tar', an address
+    (https://, s3://, hdfs:// ...) or 'pipe:COMMAND', with braces too; hub:NAME[@REVISION][:SPLIT] of Hugging Face.
+
+    The centre square is resized to the image size. Interrupted, the same command goes on after the finished shards.
+    Several processes share the work: under torchrun, or each with its own --shard I/N. The last one completes OUT,
+    which does not depend on how many there were. A final `encode SRC OUT --verify` (or `encode OUT --verify`, where SRC
+    is no longer at hand) proves count, hashes and that nothing is there twice.
+
+    --seed draws the pictures of the report; encoding itself draws nothing.
     """
+    if wants_proof:
+        _prove(None if out is None else src, out or Path(src), shard_size, as_json)
+        return
+    if out is None or tokenizer_name is None:
+        hint, kind = ("OUT", "argument") if out is None else ("--tokenizer", "option")
+        raise click.MissingParameter(ctx=click.get_current_context(), param_hint=hint, param_type=kind)
     from ggm_image.data.encode import encode as encode_source
-    from ggm_image.data.encode import nearest_folder
-    from ggm_image.data.images import open_source
+    from ggm_image.data.encode import nearest_folder, open_pictures
+    from ggm_image.data.images import ImageSource
+    from ggm_image.data.manifest import shards_left
+    from ggm_image.data.streams import read_classes
     from ggm_image.metrics.reconstruction import report
+    from ggm_image.processes import share
     from ggm_image.tokenizers.registry import load_tokenizer
 
-    device = resolve_device(device)
-    source = open_source(src, scratch=nearest_folder(out))
+    part = share(shard)
+    device = own_device(device)
+    class_names = read_classes(classes) if classes else ()
+    source = open_pictures(src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size)
     extractor = None
+    if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
+        got = f"{part[1]} processes" if part[1] > 1 else src
+        fix = "encode without it; for a report, encode a folder of some of the pictures in one process"
+        raise UserError("--report needs one process and pictures that can be read at random", got, fix)
     if features is not None:
         from ggm_image.metrics.features import load_extractor
 
@@ -84,9 +118,17 @@ def encode(
         device=device,
         workers=workers,
         tokenizer_source=tokenizer_name,
+        share=part,
     )
+    if cache is None:
+        left = shards_left(out)
+        if as_json:
+            print_json({"out": str(out), "left": left})
+        else:
+            click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+        return
     manifest = cache.manifest
-    skipped = [entry for entry in manifest.skipped() if entry["item"] < len(source)]
+    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.items // manifest.copies]
     for entry in skipped:
         click.echo(f"skipped: {entry['why']}", err=True)
     summary: dict[str, Any] = {
@@ -98,7 +140,7 @@ def encode(
         "classes": len(manifest.class_names),
         "tokenizer": manifest.tokenizer_name,
     }
-    if wants_report:
+    if wants_report and isinstance(source, ImageSource):
         summary["report"] = report(
             source,
             cache,
@@ -114,6 +156,22 @@ def encode(
         print_json(summary)
     else:
         _print_summary(summary, out)
+
+
+def _prove(src: str | None, out: Path, shard_size: int, as_json: bool) -> None:
+    from ggm_image.data.encode import nearest_folder, open_pictures
+    from ggm_image.data.verify import verify
+
+    source = None if src is None else open_pictures(src, scratch=nearest_folder(out), shard_size=shard_size)
+    proof = verify(out, source)
+    if as_json:
+        print_json({"out": str(out), **proof})
+    else:
+        skipped = f", {proof['skipped']} skipped" if proof["skipped"] else ""
+        click.echo(
+            f"{proof['count']} pictures{skipped} in {proof['shards']} shards: every SHA-256, count, token and label "
+            f"is right, no {proof['distinct']} twice: {out}"
+        )
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:

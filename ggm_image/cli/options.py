@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,13 @@ def seed_option(function: F) -> F:
     """``--seed``, handed on as ``seed: int``."""
     return click.option(
         "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random draws."
+    )(function)
+
+
+def share_option(function: F) -> F:
+    """``--shard``, handed on as ``shard: str | None``; give it to `ggm_image.processes.share`."""
+    return click.option(
+        "--shard", metavar="I/N", help="This process's share, counted from 0; torchrun's processes have theirs."
     )(function)
 
 
@@ -57,6 +65,14 @@ def resolve_device(device: str | None) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device is not available", device, "use --device cpu")
     return device
+
+
+def own_device(device: str | None) -> str:
+    """As `resolve_device`; each of torchrun's processes has a GPU of its own."""
+    import torch
+
+    found, number = resolve_device(device), os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{int(number) % torch.cuda.device_count()}" if found == "cuda" and number.isdecimal() else found
 
 
 def check_output_folder(folder: Path) -> None:

@@ -1,14 +1,14 @@
 """Pictures to a token cache, and a token cache back to pictures."""
 
 import contextlib
+import functools
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -22,19 +22,17 @@ from ggm_image.data.images import (
     to_pil,
     to_uint8,
 )
+from ggm_image.data.manifest import finished_shards
+from ggm_image.data.prefetch import Picture, Prefetch, decoded, default_workers
+from ggm_image.data.streams import KEY_BYTES, PictureStream, Sample
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
+from ggm_image.data.webdataset import is_webdataset, open_webdataset
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_folder, progress
 from ggm_image.tokenizers import registry
 from ggm_image.tokenizers.base import Tokenizer
 
-Picture = Tensor | UserError
-
-
-def default_workers() -> int:
-    """Threads that decode pictures: one a core that this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(2, cores))
+__all__ = ["Prefetch", "check_image_size", "decode", "decode_batch", "default_workers", "encode", "open_pictures"]
 
 
 @contextlib.contextmanager
@@ -47,65 +45,6 @@ def exact_arithmetic() -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
-
-
-class Prefetch:
-    """Preprocessed pictures of a source, decoded by threads some batches ahead.
-
-    Args:
-        source: where the pictures come from.
-        image_size: side in pixels of what is returned.
-        workers: number of threads.
-        flip: item ``i`` in ``[N, 2 N)`` is picture ``i - N`` mirrored.
-        ahead: batches decoded in advance. 0 where the tokenizer runs on the same cores: decoding would take them
-            from the threads of a product, and all of these wait for the slowest.
-    """
-
-    def __init__(
-        self, source: ImageSource, image_size: int, *, workers: int, flip: bool = False, ahead: int = 2
-    ) -> None:
-        self.source, self.image_size, self.flip = source, image_size, flip
-        self.workers, self.ahead = workers, ahead
-
-    def __len__(self) -> int:
-        return len(self.source) * (2 if self.flip else 1)
-
-    def picture(self, item: int) -> Picture:
-        """One item, or the error that says why it cannot be read."""
-        index = item % len(self.source)
-        try:
-            image = preprocess(self.source[index], self.image_size)
-        except UserError as error:
-            return error
-        return image.flip(-1) if item >= len(self.source) else image
-
-    def batches(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[Sequence[int], list[Picture]]]:
-        """Consecutive groups of ``items`` with their pictures, in order."""
-        # Small chunks keep all threads busy inside one batch.
-        chunk = max(1, min(64, -(-batch_size // self.workers)))
-        groups = (items[k : k + batch_size] for k in range(0, len(items), batch_size))
-        waiting: deque[tuple[Sequence[int], list[Future[list[Picture]]]]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        try:
-            for group in groups:
-                parts = [group[k : k + chunk] for k in range(0, len(group), chunk)]
-                waiting.append((group, [pool.submit(self._pictures, part) for part in parts]))
-                if len(waiting) > self.ahead:
-                    yield self._collect(waiting.popleft())
-            while waiting:
-                yield self._collect(waiting.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _pictures(self, items: Sequence[int]) -> list[Picture]:
-        return [self.picture(item) for item in items]
-
-    @staticmethod
-    def _collect(
-        entry: tuple[Sequence[int], list[Future[list[Picture]]]],
-    ) -> tuple[Sequence[int], list[Picture]]:
-        group, futures = entry
-        return group, [picture for future in futures for picture in future.result()]
 
 
 def encode_batch(
@@ -125,8 +64,34 @@ def encode_batch(
         return tokenizer.encode(to_model(batch.to(device, non_blocking=True)))[: len(images)].cpu()
 
 
+def open_pictures(
+    source: str, *, scratch: str | os.PathLike[str] | None = None, class_names: Sequence[str] = (), shard_size: int = 1
+) -> ImageSource | PictureStream:
+    """Open whatever pictures can be encoded from.
+
+    Args:
+        source: what `ggm_image.data.images.open_source` reads; tar shards of WebDataset, see
+            `ggm_image.data.webdataset`; or ``hub:`` and a data set, see `ggm_image.data.hub`.
+        scratch: for `open_source`.
+        class_names: of a stream, in the order of its labels; empty where it has them itself.
+        shard_size: pictures a part, where a stream can be divided at will.
+
+    Raises:
+        UserError: nothing there that can be read so.
+    """
+    if source.startswith("hub:"):
+        from ggm_image.data.hub import open_hub
+
+        return open_hub(source, class_names, shard_size=shard_size)
+    if is_webdataset(source):
+        return open_webdataset(source, class_names)
+    if class_names:
+        raise UserError("class names belong to WebDataset", source, "leave --classes out: classes are the folders")
+    return open_source(source, scratch=scratch)
+
+
 def encode(
-    source: str | os.PathLike[str] | ImageSource,
+    source: str | os.PathLike[str] | ImageSource | PictureStream,
     out: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
@@ -138,14 +103,16 @@ def encode(
     workers: int | None = None,
     shard_size: int = SHARD_SIZE,
     tokenizer_source: str = "",
-) -> TokenCache:
-    """Encode every picture of ``source`` into a token cache at ``out``.
+    share: tuple[int, int] = (0, 1),
+) -> TokenCache | None:
+    """Encode every picture of ``source`` into a token cache at ``out``, or this process's share of them.
 
-    Run again after an interruption, the same call goes on after the last finished shard. Rows are in the
-    source's order; with ``flip`` all originals come first, then all mirrored copies.
+    Run again after an interruption, the same call goes on after the finished shards. Rows are in the source's order;
+    with ``flip`` all originals come first, then all mirrored copies. The files do not depend on the number of
+    processes.
 
     Args:
-        source: whatever `open_source` reads.
+        source: whatever `open_pictures` reads.
         out: folder of the cache.
         tokenizer: on ``device`` already.
         image_size: side in pixels of the square that is encoded; the tokenizer's own by default.
@@ -154,8 +121,12 @@ def encode(
         batch_size: pictures a forward pass.
         device: where the tokenizer is.
         workers: decoding threads; one a core by default.
-        shard_size: source items a shard.
+        shard_size: source items a shard; the shards of a stream are its parts.
         tokenizer_source: the name or path the tokenizer was loaded by, for decoding later.
+        share: number of this process, and how many there are.
+
+    Returns:
+        The cache; None if other processes still have shards to write.
 
     Raises:
         UserError: no pictures, a picture that cannot be read, an image size that the tokenizer cannot
@@ -165,58 +136,105 @@ def encode(
     if batch_size < 1:
         raise UserError("batch size must be at least 1", batch_size, "use 64")
     out = Path(out)
-    if not isinstance(source, ImageSource):
-        source = open_source(source, scratch=nearest_folder(out))
-    ahead = 0 if torch.device(device).type == "cpu" else 2
-    prefetch = Prefetch(source, size, workers=workers or default_workers(), flip=flip, ahead=ahead)
-    manifest = _request(source, tokenizer, size, flip, shard_size, len(prefetch), tokenizer_source)
-    writer = TokenCacheWriter(out, manifest)
-    labels = torch.tensor(source.labels, dtype=torch.int64).repeat(2 if flip else 1)
+    if not isinstance(source, ImageSource | PictureStream):
+        source = open_pictures(str(source), scratch=nearest_folder(out), shard_size=shard_size)
+    manifest = _request(source, tokenizer, size, flip, shard_size, tokenizer_source)
+    writer = TokenCacheWriter(out, manifest, share)
+    encoder = _ShardEncoder(writer, tokenizer, batch_size, device, workers or default_workers(), skip_bad)
     try:
-        for items in writer.pending():
-            _encode_shard(writer, prefetch, items, labels, tokenizer, batch_size, device, skip_bad)
-        if manifest.count == 0:
-            raise UserError("none of the pictures can be read", source.description, "check what the files are")
+        for unit in writer.pending_units():
+            encoder.encode(unit, source)
+        left = writer.finish()
     except BaseException:
         writer.discard_if_empty()
         raise
-    writer.finish()
-    return TokenCache.open(out)
+    return None if left else TokenCache.open(out)
 
 
-def _encode_shard(
-    writer: TokenCacheWriter,
-    prefetch: Prefetch,
-    items: range,
-    labels: Tensor,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    device: str | torch.device,
-    skip_bad: bool,
-) -> None:
-    kept: list[int] = []
-    skipped: list[dict[str, Any]] = []
-    rows: list[Tensor] = []
-    label = f"shard {len(writer.manifest.shards) + 1}/{-(-len(prefetch) // writer.manifest.shard_size)}"
-    batches = prefetch.batches(items, batch_size)
-    for group, pictures in progress(batches, total=-(-len(items) // batch_size), unit="batch", label=label):
-        good: list[Tensor] = []
-        for item, picture in zip(group, pictures, strict=True):
-            if isinstance(picture, Tensor):
-                good.append(picture)
-                kept.append(item)
-            elif skip_bad:
-                name = prefetch.source.names[item % len(prefetch.source)]
-                skipped.append({"item": item, "name": name, "why": str(picture)})
-            else:
-                fix = f"{picture.fix}, or leave such pictures out with --skip-bad"
-                if writer.manifest.shards:
-                    fix += "; the finished shards are kept, the same command goes on after them"
-                raise UserError(picture.what, picture.got, fix) from picture
-        if good:
-            rows.append(encode_batch(tokenizer, good, batch_size, device))
-    tokens = torch.cat(rows) if rows else torch.zeros(0, *writer.manifest.grid, dtype=torch.int64)
-    writer.write(tokens, labels[kept], skipped=skipped)
+class _ShardEncoder:
+    """Turns the samples of one shard after the other into tokens."""
+
+    def __init__(
+        self,
+        writer: TokenCacheWriter,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        device: str | torch.device,
+        workers: int,
+        skip_bad: bool,
+    ) -> None:
+        self.writer, self.tokenizer, self.batch_size, self.device = writer, tokenizer, batch_size, device
+        self.workers, self.skip_bad = workers, skip_bad
+        self.ahead = 0 if torch.device(device).type == "cpu" else 2
+
+    def encode(self, unit: int, source: ImageSource | PictureStream) -> None:
+        """Write the shard ``unit`` of a set of pictures, or what comes of part ``unit`` of a stream."""
+        size, batches = self.writer.manifest.image_size, None
+        if isinstance(source, PictureStream):
+            part, samples = source.parts[unit], source.read(unit)
+        else:
+            items = self.writer.manifest.items_of(unit)
+            part, samples = None, _samples(source, items)
+            batches = -(-len(items) // self.batch_size)
+        skipped: list[dict[str, Any]] = []
+        labels: list[int] = []
+        keys: list[bytes] = []
+        shards = self.writer.shards_of(unit)
+        rows: list[list[Tensor]] = [[] for _ in shards]
+        groups = decoded(
+            samples, lambda sample: _picture(sample, size), self.batch_size, workers=self.workers, ahead=self.ahead
+        )
+        label = f"shard {unit + 1}/{self.writer.manifest.parts or self.writer.manifest.shards_in_all}"
+        for group, pictures in progress(groups, total=batches, unit="batch", label=label):
+            good: list[Tensor] = []
+            for sample, picture in zip(group, pictures, strict=True):
+                if isinstance(picture, Tensor):
+                    good.append(picture)
+                    labels.append(sample.label)
+                    keys.append(sample.key)
+                elif self.skip_bad:
+                    item = len(labels) + len(skipped) + (0 if part else items.start)
+                    skipped.append({"item": item, "name": sample.name, "why": str(picture)})
+                else:
+                    raise self._stop(picture) from picture
+            if good:
+                for copies, flipped in zip(rows, (False, True), strict=False):
+                    images = [picture.flip(-1) for picture in good] if flipped else good
+                    tokens = encode_batch(self.tokenizer, images, self.batch_size, self.device)
+                    copies.append(tokens.to(torch.int32))  # half of what a shard takes
+        for shard, copies in zip(shards, rows, strict=True):
+            self.writer.write(
+                torch.cat(copies) if copies else torch.zeros(0, *self.writer.manifest.grid, dtype=torch.int32),
+                torch.tensor(labels, dtype=torch.int64),
+                shard=shard,
+                skipped=skipped,
+                part=part,
+                keys=None if part is None else np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
+            )
+            copies.clear()
+
+    def _stop(self, error: UserError) -> UserError:
+        fix = f"{error.fix}, or leave such pictures out with --skip-bad"
+        if any(entry is not None for entry in finished_shards(self.writer.folder, self.writer.manifest)):
+            fix += "; the finished shards are kept, the same command goes on after them"
+        return UserError(error.what, error.got, fix)
+
+
+def _samples(source: ImageSource, items: range) -> Iterator[Sample]:
+    """The items of a set that is read at random; those past its end are the mirrored copies."""
+    for item in items:
+        index = item % len(source)
+        load = functools.partial(source.__getitem__, index)
+        yield Sample(source.names[index], source.labels[index], load, is_flipped=item >= len(source))
+
+
+def _picture(sample: Sample, size: int) -> Picture:
+    """The picture as it is encoded, or the error that says why it cannot be read."""
+    try:
+        image = preprocess(sample.load(), size)
+    except UserError as error:
+        return error
+    return image.flip(-1) if sample.is_flipped else image
 
 
 def decode_batch(
@@ -315,10 +333,16 @@ def nearest_folder(path: Path) -> Path:
 
 
 def _request(
-    source: ImageSource, tokenizer: Tokenizer, size: int, flip: bool, shard_size: int, items: int, found: str
+    source: ImageSource | PictureStream, tokenizer: Tokenizer, size: int, flip: bool, shard_size: int, found: str
 ) -> Manifest:
     cells = size // tokenizer.downscale
-    order = "all originals, then all mirrored copies" if flip else "by class, then by name"
+    if isinstance(source, PictureStream):
+        order, items, parts = "by part, then as it comes", 0, len(source.parts)
+        facts: dict[str, Any] = {"parts": parts, "classes": len(source.class_names)}
+    else:
+        order, items, parts = "by class, then by name", len(source) * (2 if flip else 1), 0
+        facts = {"images": len(source)}
+    order = "all originals, then all mirrored copies" if flip else order
     return Manifest(
         tokenizer_name=tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
@@ -328,8 +352,9 @@ def _request(
         image_size=size,
         class_names=source.class_names,
         preprocessing={**PREPROCESSING, "size": size, "flip": flip, "order": order},
-        source={"path": source.description, "images": len(source), "sha256": source.fingerprint()},
+        source={"path": source.description, **facts, "sha256": source.fingerprint()},
         items=items,
         shard_size=shard_size,
+        parts=parts,
         made_with={name: metadata.version(name) for name in ("torch", "torchvision", "pillow")},
     )

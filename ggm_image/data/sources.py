@@ -97,7 +97,7 @@ def find_pictures(path: str | os.PathLike[str], *, scratch: str | os.PathLike[st
     path = Path(path)
     if path.is_dir():
         found = sorted(_walk(path), key=lambda name: name.parts)
-        shards = [path / name for name in found if len(name.parts) == 1 and _is_tar(name)]
+        shards = [path / name for name in found if len(name.parts) == 1 and is_tar(name.name)]
         pictures = [name for name in found if name.suffix.lower() in IMAGE_SUFFIXES]
         if shards and not pictures:
             return _open_tars(shards, str(path), scratch)
@@ -110,8 +110,9 @@ def find_pictures(path: str | os.PathLike[str], *, scratch: str | os.PathLike[st
     return _open_tars([path], str(path), scratch)
 
 
-def _is_tar(name: PurePosixPath) -> bool:
-    return name.name.lower().endswith(TAR_SUFFIXES)
+def is_tar(name: str) -> bool:
+    """Whether a file of this name is a tar archive, packed or not."""
+    return name.lower().endswith(TAR_SUFFIXES)
 
 
 def _walk(root: Path) -> Iterator[PurePosixPath]:

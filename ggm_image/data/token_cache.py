@@ -1,143 +1,85 @@
 """A folder of tokens: ``manifest.json`` and ``tokens-00000.safetensors ...``, written shard by shard.
 
-Each shard holds ``tokens`` uint16 (n, H, W) and ``labels`` int32 (n,) and is whole or not there. The manifest
-names the shards that are finished, with their SHA-256, so that an interrupted run goes on after them; it says
-``"complete": true`` only at the end. Reading maps the files and copies the rows that are asked for.
+Each shard holds ``tokens`` uint16 (n, H, W) and ``labels`` int32 (n,), of a stream also ``keys`` uint8 (n, 16), and is
+whole or not there. The manifest names the shards with their SHA-256 and says ``"complete": true`` only at the end; an
+interrupted run goes on after the shards that are finished. Reading maps the files and copies the rows that are wanted.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int32, UInt8, UInt16
 from torch import Tensor
 
+from ggm_image.data.manifest import (
+    SHARD_SIZE,
+    Manifest,
+    finished_shard,
+    finished_shards,
+    note_file,
+    shard_file,
+)
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path, disk_errors, remove_temporaries, sha256_file, write_json
+from ggm_image.files import (
+    atomic_path,
+    create_json,
+    disk_errors,
+    is_temporary,
+    remove_temporaries,
+    sha256_file,
+    write_json,
+)
 
-FORMAT_VERSION = 1
-SHARD_SIZE = 10_000
-_PROGRESS_FIELDS = ("count", "complete", "shards", "made_with")
-
-
-@dataclass(kw_only=True)
-class Manifest:
-    """What a token cache says of itself.
-
-    Attributes:
-        tokenizer_name: name of the tokenizer.
-        tokenizer_sha256: SHA-256 of its weights.
-        codebook_size: V; every token lies in [0, V).
-        grid: rows and columns of tokens.
-        image_size: side in pixels of the pictures that were encoded.
-        class_names: one name a label; empty where every label is -1.
-        preprocessing: what was done to the pictures before encoding, ``flip`` included.
-        source: ``path``, number of ``images`` and ``sha256`` of their names and labels.
-        tokenizer_source: the name or path by which the tokenizer was loaded.
-        shard_size: source items a shard.
-        items: source items in all; ``count`` is less where pictures were skipped.
-        made_with: versions of the libraries that decoded and encoded.
-        count: rows in the finished shards.
-        complete: whether all shards are there.
-        shards: ``file``, ``count``, ``sha256`` and ``skipped`` of each finished shard, by shard number.
-    """
-
-    tokenizer_name: str
-    tokenizer_sha256: str
-    codebook_size: int
-    grid: tuple[int, int]
-    image_size: int
-    class_names: list[str]
-    preprocessing: dict[str, Any]
-    source: dict[str, Any]
-    items: int
-    tokenizer_source: str = ""
-    shard_size: int = SHARD_SIZE
-    made_with: dict[str, str] = field(default_factory=dict)
-    count: int = 0
-    complete: bool = False
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        self.grid = (int(self.grid[0]), int(self.grid[1]))
-        if not 1 <= self.codebook_size <= 1 << 16:
-            raise UserError("codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits")
-        if self.shard_size < 1:
-            raise UserError("shard size must be at least 1", self.shard_size, "use the default of 10000")
-
-    @classmethod
-    def read(cls, folder: str | Path) -> "Manifest":
-        """The manifest of a cache, finished or not."""
-        path = Path(folder) / "manifest.json"
-        remedy = "make one with ggm-image encode SRC OUT --tokenizer NAME"
-        if not path.is_file():
-            raise UserError("not a token cache: it has no manifest.json", folder, remedy)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError("manifest cannot be read", f"{path}: {error}", remedy) from error
-        known = {f.name for f in fields(cls)}
-        required = known - {"tokenizer_source", "shard_size", "made_with"}
-        if not isinstance(values, dict) or not required <= set(values):
-            missing = sorted(required - set(values)) if isinstance(values, dict) else "no table"
-            raise UserError("manifest is not that of a token cache", f"{path}: without {missing}", remedy)
-        if values["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"token cache must have format version {FORMAT_VERSION}",
-                values["format_version"],
-                "encode it again",
-            )
-        return cls(**{name: value for name, value in values.items() if name in known})
-
-    def request(self) -> dict[str, Any]:
-        """What was asked for, without how far the work has got."""
-        values = {k: v for k, v in asdict(self).items() if k not in (*_PROGRESS_FIELDS, "tokenizer_source")}
-        values["source"] = {k: v for k, v in self.source.items() if k != "path"}
-        return json.loads(json.dumps(values))
-
-    def skipped(self) -> list[dict[str, Any]]:
-        """The pictures that could not be read: ``item``, ``name`` and ``why`` of each."""
-        return [entry for shard in self.shards for entry in shard["skipped"]]
-
-    def item_of_row(self) -> np.ndarray:
-        """The source item (count,) of every row: the row's own number unless pictures were skipped."""
-        items = np.arange(min(self.items, len(self.shards) * self.shard_size))
-        return np.delete(items, [entry["item"] for entry in self.skipped()])
+__all__ = ["SHARD_SIZE", "Manifest", "TokenCache", "TokenCacheWriter", "check_tokens"]
 
 
 class TokenCacheWriter:
-    """Writes a token cache shard by shard, and goes on where an interrupted run of the same request stopped.
+    """Writes the shards of a token cache, in any number of processes that know nothing of each other.
+
+    Process i of n writes the shards k with k % n = i, or of a stream those of such parts. A run goes on where an
+    interrupted one of the same request stopped, also with another n. Whoever finds all shards finished completes the
+    manifest: what it writes depends on the shards alone, so it does no harm if several do.
+
+    A shard's note is made before its tokens take their name, and never made twice. Should two processes write the same
+    shard by mistake, the first note decides, the other process drops its work, and note and tokens always agree.
 
     Args:
         folder: a new or empty folder, or one with a cache of the same request.
-        manifest: the request. Shard k holds the source items ``k * shard_size ... (k + 1) * shard_size``.
+        manifest: the request. Shard k holds the source items ``k * shard_size ... (k + 1) * shard_size``, or part k of
+            a stream.
+        share: number of this process, and how many there are.
 
     Raises:
         UserError: the folder holds something else, or a cache of another request.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = Path(folder), manifest
+    def __init__(self, folder: str | Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> None:
+        self.folder, self.manifest, self.share = Path(folder), manifest, share
         self._is_new = not self.folder.exists()
-        self._check_folder()
+        before = self._before()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._save()
+        if before is None:
+            self._begin()
+        else:
+            self.manifest = before
+            self._drop_damaged()
 
-    def _check_folder(self) -> None:
+    def _before(self) -> Manifest | None:
+        """The manifest of an earlier run or of another process."""
         if self._is_new:
-            return
+            return None
         if not self.folder.is_dir():
             raise UserError("output must be a folder", self.folder, "choose another name")
-        remove_temporaries(self.folder)  # of a run that was killed
-        if not any(self.folder.iterdir()):
-            return
         if not (self.folder / "manifest.json").is_file():
-            raise UserError("output folder must be new, empty or a token cache", self.folder, "choose another one")
+            if any(not is_temporary(path.name) for path in self.folder.iterdir()):
+                raise UserError("output folder must be new, empty or a token cache", self.folder, "choose another one")
+            return None
         before = Manifest.read(self.folder)
         ours, theirs = self.manifest.request(), before.request()
         different = [key for key in ours if ours[key] != theirs.get(key)]
@@ -148,70 +90,179 @@ class TokenCacheWriter:
                 f"{self.folder}: {key} is {theirs.get(key)!r:.200}, now {ours[key]!r:.200}",
                 "choose another folder or remove this one",
             )
-        # Trust what is named and whole; shards are in order, so the first doubtful one ends the trust.
-        for shard in before.shards:
-            path = self.folder / shard["file"]
-            if not path.is_file() or sha256_file(path) != shard["sha256"]:
-                break
-            self.manifest.shards.append(shard)
-        if self.manifest.shards:
-            self.manifest.made_with = before.made_with
+        return before
 
-    def _save(self) -> None:
-        self.manifest.count = sum(shard["count"] for shard in self.manifest.shards)
-        write_json(self.folder / "manifest.json", asdict(self.manifest))
+    def _begin(self) -> None:
+        """Write the request, unless another process has; then go by that."""
+        if not create_json(self.folder / "manifest.json", asdict(self.manifest)):
+            self.manifest = self._before() or self.manifest
+
+    def _drop_damaged(self) -> None:
+        """Trust those of our shards that are whole; the others are still to be written."""
+        for shard in self._own_shards():
+            entry = finished_shard(self.folder, self.manifest, shard)
+            if entry is not None and sha256_file(self.folder / shard_file(shard)) == entry["sha256"]:
+                continue
+            if self.manifest.complete:
+                self.manifest.complete = False
+                write_json(self.folder / "manifest.json", asdict(self.manifest))
+            for name in (note_file(shard), shard_file(shard)):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _own_shards(self) -> Iterator[int]:
+        for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
+            yield from self.shards_of(unit)
+
+    def shards_of(self, unit: int) -> tuple[int, ...]:
+        """The shards that are written together: of a stream with ``flip`` the mirrored copies too, else one."""
+        return tuple(range(unit, self.manifest.shards_in_all, self.manifest.parts or self.manifest.shards_in_all))
+
+    def is_finished(self, shard: int) -> bool:
+        """Whether a shard is there, by whichever process."""
+        return finished_shard(self.folder, self.manifest, shard) is not None
+
+    def pending_units(self) -> Iterator[int]:
+        """Shards of this process that are still to be written, in order; of a stream its parts."""
+        for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
+            if not all(map(self.is_finished, self.shards_of(unit))):
+                yield unit
 
     def pending(self) -> Iterator[range]:
-        """The source items of each shard that is still to be written, in order."""
-        step = self.manifest.shard_size
-        for start in range(len(self.manifest.shards) * step, self.manifest.items, step):
-            yield range(start, min(start + step, self.manifest.items))
+        """The source items of each shard of this process that is still to be written, in order."""
+        return map(self.manifest.items_of, self.pending_units())
 
     def write(
         self,
         tokens: Int[Tensor, "n h w"],
         labels: Int[Tensor, " n"],
         *,
+        shard: int | None = None,
         skipped: Sequence[dict[str, Any]] = (),
+        part: str | None = None,
+        keys: UInt8[np.ndarray, "n 16"] | None = None,
     ) -> None:
-        """Write the next shard.
+        """Write one shard, unless another process has.
 
         Args:
             tokens: codes in [0, codebook_size).
             labels: indices into ``class_names``, or -1.
-            skipped: ``item``, ``name`` and ``why`` of each picture of the shard that could not be read.
+            shard: its number; by default the first of this process that is still to be written.
+            skipped: ``item``, ``name`` and ``why`` of each picture of the shard that could not be read. Of a stream,
+                ``item`` counts from the start of the part.
+            part: of a stream: the name of the part.
+            keys: of a stream: a digest of every row's key.
         """
         from safetensors.numpy import save_file
 
+        if shard is None:
+            shard = next(shard for shard in self._own_shards() if not self.is_finished(shard))
         check_tokens(tokens, self.manifest.codebook_size)
         if tuple(tokens.shape[1:]) != self.manifest.grid or len(tokens) != len(labels):
             raise ValueError(f"tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, grid {self.manifest.grid}")
-        name = f"tokens-{len(self.manifest.shards):05d}.safetensors"
         arrays: dict[str, np.ndarray] = {
             "tokens": np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint16)),
             "labels": np.ascontiguousarray(labels.cpu().numpy().astype(np.int32)),
         }
-        with atomic_path(self.folder / name) as temporary, disk_errors(self.folder / name):
-            save_file(arrays, temporary)
-            digest = sha256_file(temporary)
-        shard = {"file": name, "count": len(tokens), "sha256": digest, "skipped": list(skipped)}
-        self.manifest.shards.append(shard)
-        self._save()
+        entry: dict[str, Any] = {
+            "file": shard_file(shard),
+            "count": len(tokens),
+            "sha256": "",
+            "skipped": list(skipped),
+        }
+        if keys is not None:
+            arrays["keys"] = keys
+            classes = int(labels.max()) + 1 if len(labels) else 0
+            entry |= {"part": part, "items": len(tokens) + len(skipped), "classes": classes}
+        path, note = self.folder / shard_file(shard), self.folder / note_file(shard)
+        noted = False
+        try:
+            with atomic_path(path) as temporary, disk_errors(path):
+                save_file(arrays, temporary)
+                entry["sha256"] = sha256_file(temporary)
+                if not (self.folder / "manifest.json").is_file():
+                    self._begin()  # another process has failed before its first shard, and tidied up
+                noted = create_json(note, entry)
+                # Notes go when the cache is complete: then the tokens that it names must stay.
+                if not noted or Manifest.read(self.folder).complete:
+                    raise _Overtaken
+        except BaseException as error:
+            if noted:
+                note.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError) and Manifest.read(self.folder).complete:
+                return  # another process was sooner, and has tidied up
+            if not isinstance(error, _Overtaken):
+                raise
 
-    def finish(self) -> None:
-        """Mark the cache complete."""
+    def finish(self) -> int:
+        """Complete the manifest if all shards are there.
+
+        Returns:
+            How many shards other processes still have to write; 0 for a cache that is complete.
+
+        Raises:
+            UserError: the shards do not belong together, or are all empty; in that case nothing is left.
+        """
+        found = finished_shards(self.folder, self.manifest)
+        if Manifest.read(self.folder).complete:
+            self._tidy()
+            return 0
+        entries = [entry for entry in found if entry is not None]
+        if len(entries) < len(found):
+            return len(found) - len(entries)
+        self.manifest.shards = entries
+        self.manifest.count = sum(entry["count"] for entry in entries)
+        if self.manifest.count == 0:
+            self.discard_if_empty()
+            raise UserError(
+                "none of the pictures can be read", self.manifest.source["path"], "check what the files are"
+            )
+        if self.manifest.parts:
+            self._join_parts()
         self.manifest.complete = True
-        self._save()
+        with contextlib.suppress(FileNotFoundError):  # another process was sooner, and has tidied up
+            write_json(self.folder / "manifest.json", asdict(self.manifest))
+        self._tidy()
+        return 0
+
+    def _join_parts(self) -> None:
+        """Count the items of a stream, and name its classes if nobody has."""
+        manifest = self.manifest
+        manifest.items = sum(entry["items"] for entry in manifest.shards)
+        kinds = {entry["classes"] > 0: entry["part"] for entry in manifest.shards if entry["count"]}
+        if len(kinds) > 1:
+            raise UserError(
+                "parts must either all have classes or none",
+                f"{kinds[True]} has, {kinds[False]} has not",
+                "encode only those of one kind, to another folder",
+            )
+        if not manifest.source.get("classes") and kinds.get(True):
+            manifest.class_names = [str(k) for k in range(max(entry["classes"] for entry in manifest.shards))]
+
+    def _tidy(self) -> None:
+        """Remove the notes, and what killed processes have left unfinished."""
+        for shard in range(self.manifest.shards_in_all):
+            (self.folder / note_file(shard)).unlink(missing_ok=True)
+        remove_temporaries(self.folder)
 
     def discard_if_empty(self) -> None:
         """After an error: leave nothing behind unless finished rows make going on worth while."""
-        if self.manifest.count:
+        if not self.folder.is_dir():
             return
-        for shard in self.manifest.shards:
-            (self.folder / shard["file"]).unlink(missing_ok=True)
+        entries = finished_shards(self.folder, self.manifest)
+        if any(entry["count"] for entry in entries if entry is not None):
+            return
+        if self.share[1] > 1 and any(path.name != "manifest.json" for path in self.folder.iterdir()):
+            return  # another process may be at work
+        for shard in range(len(entries)):
+            for name in (note_file(shard), shard_file(shard)):
+                (self.folder / name).unlink(missing_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
         if self._is_new and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+class _Overtaken(Exception):
+    """Another process has finished the same shard."""
 
 
 class TokenCache:
@@ -239,9 +290,10 @@ class TokenCache:
             raise UserError("token cache does not exist", folder, "check the path")
         manifest = Manifest.read(folder)
         if not manifest.complete:
+            unfinished = finished_shards(folder, manifest).count(None)
             raise UserError(
                 "token cache is not finished",
-                f"{folder}: {len(manifest.shards)} of {-(-manifest.items // manifest.shard_size)} shards",
+                f"{folder}: {manifest.shards_in_all - unfinished} of {manifest.shards_in_all} shards",
                 "run the same ggm-image encode command again, it goes on where it stopped",
             )
         return cls(folder, manifest, [_map_shard(folder, manifest, shard) for shard in manifest.shards])
@@ -271,6 +323,15 @@ class TokenCache:
     def labels(self, indices: Tensor | np.ndarray | Sequence[int]) -> Int[Tensor, " n"]:
         """Labels of the given rows, int64; -1 where the source had no classes."""
         return torch.from_numpy(self._gather(1, indices))
+
+    def shard(self, number: int) -> tuple[UInt16[np.ndarray, "n h w"], Int32[np.ndarray, " n"]]:
+        """One shard's tokens and labels as they lie on disk."""
+        return self._shards[number]
+
+    def keys(self, number: int) -> UInt8[np.ndarray, "n 16"]:
+        """One shard's digests of its rows' keys; only a stream has them."""
+        shard = self.manifest.shards[number]
+        return _map_arrays(self.folder / shard["file"], {"keys": ("U8", [shard["count"], 16])})["keys"]
 
     def load(self) -> tuple[Int[Tensor, "count h w"], Int[Tensor, " count"]]:
         """All tokens (int32) and labels (int64) in memory, for caches that fit."""
@@ -302,13 +363,20 @@ def check_tokens(tokens: Int[Tensor, "..."], codebook_size: int) -> None:
         )
 
 
+_REMEDY = "remove the cache and encode it again"
+_DTYPES: dict[str, Any] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
+
+
 def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    path = folder / str(shard["file"])
-    remedy = "remove the cache and encode it again"
+    path, n = folder / str(shard["file"]), shard["count"]
     if path.parent != folder or not path.is_file():
-        raise UserError("shard of the token cache is missing", path, remedy)
-    n = shard["count"]
-    wanted = {"tokens": ("U16", [n, *manifest.grid]), "labels": ("I32", [n])}
+        raise UserError("shard of the token cache is missing", path, _REMEDY)
+    maps = _map_arrays(path, {"tokens": ("U16", [n, *manifest.grid]), "labels": ("I32", [n])})
+    return maps["tokens"], maps["labels"]
+
+
+def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[str, np.ndarray]:
+    """Arrays of a shard by name, each of a given kind and shape."""
     maps = {}
     try:
         # A safetensors file: 8 bytes of header length, the JSON header, then the arrays as in memory.
@@ -316,15 +384,14 @@ def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, 1 << 20)))
         for name, (kind, shape) in wanted.items():
-            entry = header[name]
+            entry, dtype = header[name], _DTYPES[kind]
             if (entry["dtype"], entry["shape"]) != (kind, shape):
                 raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}, the manifest says {kind} {shape}")
             offset, end = entry["data_offsets"]
-            dtype = np.dtype("<u2" if kind == "U16" else "<i4")
             if end - offset != int(np.prod(shape)) * dtype.itemsize or 8 + length + end > path.stat().st_size:
                 raise ValueError(f"{name} is cut off")
-            empty = np.empty(shape, dtype)
-            maps[name] = empty if n == 0 else np.memmap(path, dtype, "r", 8 + length + offset, tuple(shape))
+            place = 8 + length + offset
+            maps[name] = np.memmap(path, dtype, "r", place, tuple(shape)) if shape[0] else np.empty(shape, dtype)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("shard of the token cache cannot be read", f"{path}: {error}", remedy) from error
-    return maps["tokens"], maps["labels"]
+        raise UserError("shard of the token cache cannot be read", f"{path}: {error}", _REMEDY) from error
+    return maps

@@ -15,9 +15,11 @@ from PIL import Image
 from ggm_image.cli import main as module
 from ggm_image.cli.main import COMMANDS, main
 from ggm_image.cli.options import resolve_device
+from ggm_image.data import archives
 from ggm_image.errors import UserError
 from ggm_image.tokenizers import registry
 from tests.conftest import MeanTokenizer
+from tests.data.shards import write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +125,59 @@ def test_bad_sources(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     )
     assert_refused(capsys, run("encode", class_folder, class_folder, "--tokenizer", "mean"), "token cache")
     assert not out.exists()
+
+
+def test_shares_of_a_webdataset_and_their_proof(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, cache, whole = write_shards(tmp_path / "shards"), tmp_path / "cache", tmp_path / "whole"
+    options = ["--tokenizer", "mean", "--device", "cpu"]
+    assert run("encode", pattern, cache, *options, "--shard", "1/2") == 0
+    assert "share 1/2 is done, 3 shards are left" in capsys.readouterr().out
+    assert run("encode", pattern, cache, *options, "--shard", "1/3", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"out": str(cache), "left": 2}
+    assert_refused(capsys, run("encode", pattern, cache, "--verify"), "not finished", "3 of 5 shards")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert run("encode", pattern, cache, *options) == 0
+    assert "15 pictures as 2 x 2 tokens, 3 classes" in capsys.readouterr().out
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert run("encode", f"pipe:cat {pattern}", whole, *options, "--classes", 3) == 0
+    capsys.readouterr()
+    for arguments in ([pattern, cache], [cache], [f"pipe:cat {pattern}", whole, *options]):
+        assert run("encode", *arguments, "--verify") == 0
+        assert "15 pictures in 5 shards: every SHA-256" in capsys.readouterr().out
+    assert run("encode", cache, "--verify", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["distinct"] == "keys"
+    data = bytearray((cache / "tokens-00003.safetensors").read_bytes())
+    data[-1] ^= 1
+    (cache / "tokens-00003.safetensors").write_bytes(data)
+    assert_refused(capsys, run("encode", cache, "--verify"), "shard is damaged", "tokens-00003")
+
+
+def test_bad_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "PAUSE", 0.0)
+    pattern, out = write_shards(tmp_path / "shards"), tmp_path / "out"
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    options = ["--tokenizer", "mean"]
+    for arguments, wanted in [
+        ([pattern.replace("004", "005"), out, *options], "005.tar"),
+        ([f"pipe:cat {pattern}; exit 3", out, *options], "failed with code 3"),
+        (["nosuch://x/{0..3}.tar", out, *options], "fsspec cannot open"),
+        (["http://127.0.0.1:1/0.tar", out, *options], "http://127.0.0.1:1/0.tar"),
+        (["hub:a:b:c", out, *options], "a data set is written hub:NAME"),
+        ([pattern, out, *options, "--classes", tmp_path / "names.txt"], "class must lie in [0, 2)"),
+        ([pattern, out, *options, "--classes", "none"], "a file with a name a line"),
+        ([pattern, out, *options, "--shard", "2/2"], "from 0 to n - 1"),
+        ([pattern, out, *options, "--report"], "--report needs one process"),
+        ([pattern, out], "option is missing (--tokenizer)"),
+        ([pattern], "argument is missing (OUT)"),
+        ([out, "--verify"], "does not exist"),
+    ]:
+        assert_refused(capsys, run("encode", *arguments), wanted)
+        assert not out.exists(), arguments
 
 
 def test_the_wrong_tokenizer(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

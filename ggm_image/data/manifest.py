@@ -1,0 +1,186 @@
+"""What a token cache says of itself, and which of its shards are finished.
+
+While processes are writing, each finished shard has a small file ``tokens-00003.json`` beside it with its count and
+SHA-256; the last of them puts these together in ``manifest.json`` and removes them.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ggm_image.errors import UserError
+
+FORMAT_VERSION = 1
+SHARD_SIZE = 10_000
+_PROGRESS_FIELDS = ("count", "complete", "shards", "made_with")
+_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts"}
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """What a token cache says of itself.
+
+    Attributes:
+        tokenizer_name: name of the tokenizer.
+        tokenizer_sha256: SHA-256 of its weights.
+        codebook_size: V; every token lies in [0, V).
+        grid: rows and columns of tokens.
+        image_size: side in pixels of the pictures that were encoded.
+        class_names: one name a label; empty where every label is -1.
+        preprocessing: what was done to the pictures before encoding, ``flip`` included.
+        source: ``path``, number of ``images`` and ``sha256`` of their names and labels; of a stream, the ``sha256`` of
+            the names of its parts, and how many ``classes`` it was told, 0 where they are counted at the end.
+        tokenizer_source: the name or path by which the tokenizer was loaded.
+        shard_size: source items a shard.
+        items: source items in all; ``count`` is less where pictures were skipped. Of a stream, 0 until the end.
+        parts: of a stream: what is read from front to back, a shard each; shard ``parts + k`` holds the mirrored copies
+            of shard k. 0 for pictures that are read at random.
+        made_with: versions of the libraries that decoded and encoded.
+        count: rows in the finished shards.
+        complete: whether all shards are there.
+        shards: ``file``, ``count``, ``sha256`` and ``skipped`` of each finished shard, by shard number; of a stream
+            also the ``part`` it was made of, how many ``items`` that holds, and its highest label plus 1, ``classes``.
+    """
+
+    tokenizer_name: str
+    tokenizer_sha256: str
+    codebook_size: int
+    grid: tuple[int, int]
+    image_size: int
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    source: dict[str, Any]
+    items: int
+    tokenizer_source: str = ""
+    shard_size: int = SHARD_SIZE
+    made_with: dict[str, str] = field(default_factory=dict)
+    parts: int = 0
+    count: int = 0
+    complete: bool = False
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        self.grid = (int(self.grid[0]), int(self.grid[1]))
+        if not 1 <= self.codebook_size <= 1 << 16:
+            raise UserError("codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits")
+        if self.shard_size < 1:
+            raise UserError("shard size must be at least 1", self.shard_size, "use the default of 10000")
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Manifest":
+        """The manifest of a cache, finished or not."""
+        path = Path(folder) / "manifest.json"
+        remedy = "make one with ggm-image encode SRC OUT --tokenizer NAME"
+        if not path.is_file():
+            raise UserError("not a token cache: it has no manifest.json", folder, remedy)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError("manifest cannot be read", f"{path}: {error}", remedy) from error
+        known = {f.name for f in fields(cls)}
+        required = known - _OPTIONAL_FIELDS
+        if not isinstance(values, dict) or not required <= set(values):
+            missing = sorted(required - set(values)) if isinstance(values, dict) else "no table"
+            raise UserError("manifest is not that of a token cache", f"{path}: without {missing}", remedy)
+        if values["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"token cache must have format version {FORMAT_VERSION}",
+                values["format_version"],
+                "encode it again",
+            )
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for, without how far the work has got."""
+        left_out = {*_PROGRESS_FIELDS, "tokenizer_source"}
+        if self.parts:
+            left_out.add("items")
+            if not self.source.get("classes"):
+                left_out.add("class_names")
+        values = {k: v for k, v in asdict(self).items() if k not in left_out}
+        values["source"] = {k: v for k, v in self.source.items() if k != "path"}
+        return json.loads(json.dumps(values))
+
+    @property
+    def copies(self) -> int:
+        """2 with ``flip``: all originals, then all mirrored copies."""
+        return 2 if self.preprocessing.get("flip") else 1
+
+    @property
+    def shards_in_all(self) -> int:
+        """How many shards the finished cache has."""
+        return self.parts * self.copies if self.parts else -(-self.items // self.shard_size)
+
+    def items_of(self, shard: int) -> range:
+        """The items of one shard of a set that is read at random."""
+        start = shard * self.shard_size
+        return range(start, min(start + self.shard_size, self.items))
+
+    def items_by_shard(self) -> list[range]:
+        """The items of every shard that is listed, numbered through."""
+        if not self.parts:
+            return [self.items_of(shard) for shard in range(len(self.shards))]
+        ends = np.cumsum([0, *(shard["items"] for shard in self.shards)]).tolist()
+        return [range(start, end) for start, end in pairwise(ends)]
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The pictures that could not be read: ``item``, ``name`` and ``why`` of each."""
+        if not self.parts:
+            return [entry for shard in self.shards for entry in shard["skipped"]]
+        # What is noted of a part counts from its start: those before it were not known then.
+        return [
+            {**entry, "item": items.start + entry["item"]}
+            for items, shard in zip(self.items_by_shard(), self.shards, strict=True)
+            for entry in shard["skipped"]
+        ]
+
+    def item_of_row(self) -> np.ndarray:
+        """The source item (count,) of every row: the row's own number unless pictures were skipped."""
+        end = max((items.stop for items in self.items_by_shard()), default=0)
+        return np.delete(np.arange(end), [entry["item"] for entry in self.skipped()])
+
+
+def shard_file(shard: int) -> str:
+    """Name of a shard's tokens."""
+    return f"tokens-{shard:05d}.safetensors"
+
+
+def note_file(shard: int) -> str:
+    """Name of what is noted of a finished shard until the whole cache is."""
+    return f"tokens-{shard:05d}.json"
+
+
+def finished_shards(folder: Path, manifest: Manifest) -> list[dict[str, Any] | None]:
+    """What is known of every shard: its future entry of the manifest, or None while it is not finished."""
+    names = set(os.listdir(folder))
+    return [_entry(folder, manifest, shard, names) for shard in range(manifest.shards_in_all)]
+
+
+def shards_left(folder: str | Path) -> int:
+    """How many shards of the cache in ``folder`` are still to be written, by whichever process."""
+    manifest = Manifest.read(folder)
+    return 0 if manifest.complete else finished_shards(Path(folder), manifest).count(None)
+
+
+def finished_shard(folder: Path, manifest: Manifest, shard: int) -> dict[str, Any] | None:
+    """The same of one shard alone."""
+    names = {name for name in (shard_file(shard), note_file(shard)) if (folder / name).is_file()}
+    return _entry(folder, manifest, shard, names)
+
+
+def _entry(folder: Path, manifest: Manifest, shard: int, names: set[str]) -> dict[str, Any] | None:
+    if shard_file(shard) not in names:
+        return None
+    if note_file(shard) in names:
+        try:
+            return json.loads((folder / note_file(shard)).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+    # A cache that is complete, or was begun before there were such notes.
+    return manifest.shards[shard] if shard < len(manifest.shards) else None

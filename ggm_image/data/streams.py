@@ -1,0 +1,115 @@
+"""Sets of pictures that are read from front to back: one part after the other, one token shard a part.
+
+A part is an archive or a file of a data set. How many pictures it holds is known when it has been read; nothing is
+counted, listed or held beforehand, so that a million pictures need no more memory than ten thousand.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ggm_image.errors import UserError
+
+KEY_BYTES = 16
+
+
+@dataclass
+class Sample:
+    """One picture on its way.
+
+    Attributes:
+        name: of a stream, unlike that of every other sample.
+        label: index of its class; -1 without one.
+        load: decodes the picture; raises UserError where that fails. Called by any thread, once.
+        is_flipped: the mirrored copy is meant.
+    """
+
+    name: str
+    label: int
+    load: Callable[[], UInt8[Tensor, "3 h w"]]
+    is_flipped: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """A digest of the name: by it `ggm_image.data.verify` finds a sample that came twice."""
+        return hashlib.blake2b(self.name.encode("utf-8", "surrogateescape"), digest_size=KEY_BYTES).digest()
+
+
+@dataclass
+class PictureStream:
+    """Parts in a fixed order, each with samples in a fixed order.
+
+    Attributes:
+        description: where the pictures came from, for a manifest.
+        parts: a name for each part, unlike all others.
+        class_names: of the labels; empty where they are not known beforehand.
+        read: the samples of one part by its number.
+        identity: what the names of the parts do not say of where they come from.
+    """
+
+    description: str
+    parts: list[str]
+    class_names: list[str]
+    read: Callable[[int], Iterator[Sample]]
+    identity: str = ""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the identity and the names of the parts in order."""
+        lines = "".join(f"{name}\n" for name in (self.identity, *self.parts))
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_classes(asked: str) -> list[str]:
+    """The class names that ``--classes`` means: a file with a name a line, or a number for the names 0, 1, 2 ...
+
+    Raises:
+        UserError: neither a file nor a number, or a name that is empty or comes twice.
+    """
+    path = Path(asked)
+    if not path.is_file():
+        if not asked.isdecimal() or not 1 <= int(asked) <= 1_000_000:
+            raise UserError("classes must be a file with a name a line, or their number", asked, "check the path")
+        return [str(k) for k in range(int(asked))]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError("file of class names must be UTF-8", f"{path}: {error}", "save it as UTF-8") from error
+    twice = next((name for k, name in enumerate(names) if not name or name in names[:k]), None)
+    if not names or twice is not None:
+        raise UserError("every class must have a name of its own", f"{path}: {twice!r}", "put one name a line")
+    return names
+
+
+class ClassIndex:
+    """Labels as they stand in data sets, to indices.
+
+    Args:
+        class_names: in the order of the indices; empty where only numbers can be read.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.count = len(class_names)
+        self._index = {name: k for k, name in enumerate(class_names)}
+
+    def __call__(self, value: object, where: str) -> int:
+        """The index of a class that is given by its number or its name.
+
+        Raises:
+            UserError: no such class.
+        """
+        if isinstance(value, str):
+            text = value.strip()
+            if text in self._index:
+                return self._index[text]
+            if not text.isdecimal():
+                fix = "check --classes" if self.count else "give the names in order with --classes FILE"
+                raise UserError("class is a name that is not known", f"{where}: {text[:80]!r}", fix)
+            value = int(text)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < (self.count or 1 << 20):
+            last = self.count or 1 << 20
+            raise UserError(f"class must lie in [0, {last})", f"{where}: {value!r}", "check the labels and --classes")
+        return value
