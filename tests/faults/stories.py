@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ggm_image.cli.main import main
 from ggm_image.training.engine import has_checkpoint
+from tests.data.shards import write_shards
 from tests.faults.harness import Story, assert_whole, digests, run, run_killed
 from tests.models import tiny_model_folder
 
-NAMES = ("encode", "train", "train-tokenizer", "sample", "fid")
+NAMES = ("encode", "encode-shards", "train", "train-tokenizer", "sample", "fid")
 CONFIG = """
 network: {codebook_size: 32, classes: 3, grid: [4, 4], width: 32, depth: 2, heads: 2, condition_width: 8}
 data: {holdout: 8}
@@ -86,8 +87,10 @@ def prepare(root: Path) -> dict[str, Command]:
         "--bootstrap",
         "3",
     ]
+    shards = write_shards(root / "shards", (20, 9, 20, 15))
     return {
         "encode": Command(lambda out: [*encode[:2], str(out / "tokens"), *encode[2:], *cpu]),
+        "encode-shards": Command(lambda out: ["encode", shards, str(out / "tokens"), *encode[2:], "--flip", *cpu]),
         "train": Command(
             lambda out: ["train", str(root / "c.yaml"), "--data", tokens, "--out", str(out), *cpu], True, run_files
         ),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ggm_image.data.webdataset import open_webdataset
 from ggm_image.errors import UserError
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -28,6 +29,19 @@ def tool(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Mod
 
 def on(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("tool", [name], indirect=True)
+
+
+@on("bench_encode_memory")
+def test_synthetic_shards_are_webdataset(tool: ModuleType, tmp_path: Path) -> None:
+    for number in range(2):
+        with open(tmp_path / f"{number}.tar", "wb") as file:
+            tool.write_shard(file, tool.shard(number, 20))
+    stream = open_webdataset(str(tmp_path))
+    samples = [sample for part in range(2) for sample in stream.read(part)]
+    assert [sample.label for sample in samples] == [k % 10 for k in range(20)] * 2
+    assert len({sample.key for sample in samples}) == 40
+    assert len({sample.load().numpy().tobytes() for sample in samples}) == 40
+    assert tool.peak_megabytes() > 50
 
 
 @on("make_masks")
