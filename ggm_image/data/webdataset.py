@@ -8,6 +8,7 @@ has one, there are no classes. Files of other suffixes are passed over.
 import functools
 import json
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,10 +56,16 @@ def is_webdataset(source: str) -> bool:
     if is_stream(source) or (not path.exists() and len(expand(source)) > 1):
         return True
     if path.is_dir():
-        inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-        tars = [entry for entry in inside if entry.is_file() and is_tar(entry.name)]
-        others = any(entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES for entry in inside)
-        return bool(tars) and not others and _has_cls(str(tars[0]))
+        tars = []
+        with os.scandir(path) as entries:  # which may be a million pictures
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir() or entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    return False
+                if is_tar(entry.name):
+                    tars.append(entry.path)
+        return bool(tars) and _has_cls(min(tars))
     return path.is_file() and is_tar(path.name) and _has_cls(source)
 
 
