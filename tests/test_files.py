@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_folder, atomic_path, progress, sha256_file, write_json, write_text
+from ggm_image.files import atomic_folder, atomic_path, create_json, progress, sha256_file, write_json, write_text
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -90,3 +90,16 @@ def test_the_error_is_one_line() -> None:
     error = UserError("tokens must lie in [0, 4)", "got\n max 9", "encode again")
     assert str(error) == "tokens must lie in [0, 4) (got max 9); encode again"
     assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_processes_one_makes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    assert create_json(tmp_path / "a.json", {"by": 1})
+    assert not create_json(tmp_path / "a.json", {"by": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"by": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -62,24 +62,30 @@ class TokenCacheWriter:
     def __init__(self, folder: str | Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> None:
         self.folder, self.manifest, self.share = Path(folder), manifest, share
         self._is_new = not self.folder.exists()
-        before = self._before()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if before is None:
+        if self._is_new or not self._holds_cache():
             self._begin()
         else:
-            self.manifest = before
-            self._drop_damaged()
+            self._go_on()
+        self._drop_damaged()
 
-    def _before(self) -> Manifest | None:
-        """The manifest of an earlier run or of another process."""
-        if self._is_new:
-            return None
+    def _holds_cache(self) -> bool:
+        """Whether an earlier run or another process has begun here; UserError if the folder holds something else."""
         if not self.folder.is_dir():
             raise UserError("output must be a folder", self.folder, "choose another name")
-        if not (self.folder / "manifest.json").is_file():
-            if any(not is_temporary(path.name) for path in self.folder.iterdir()):
-                raise UserError("output folder must be new, empty or a token cache", self.folder, "choose another one")
-            return None
+        if (self.folder / "manifest.json").is_file():
+            return True
+        if any(not is_temporary(path.name) for path in self.folder.iterdir()):
+            raise UserError("output folder must be new, empty or a token cache", self.folder, "choose another one")
+        return False
+
+    def _begin(self) -> None:
+        """Write the request, unless another process has."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not create_json(self.folder / "manifest.json", asdict(self.manifest)):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Go by the manifest that is there, if it is of the same request."""
         before = Manifest.read(self.folder)
         ours, theirs = self.manifest.request(), before.request()
         different = [key for key in ours if ours[key] != theirs.get(key)]
@@ -90,24 +96,27 @@ class TokenCacheWriter:
                 f"{self.folder}: {key} is {theirs.get(key)!r:.200}, now {ours[key]!r:.200}",
                 "choose another folder or remove this one",
             )
-        return before
-
-    def _begin(self) -> None:
-        """Write the request, unless another process has; then go by that."""
-        if not create_json(self.folder / "manifest.json", asdict(self.manifest)):
-            self.manifest = self._before() or self.manifest
+        self.manifest = before
 
     def _drop_damaged(self) -> None:
         """Trust those of our shards that are whole; the others are still to be written."""
         for shard in self._own_shards():
-            entry = finished_shard(self.folder, self.manifest, shard)
-            if entry is not None and sha256_file(self.folder / shard_file(shard)) == entry["sha256"]:
+            files = [self.folder / name for name in (note_file(shard), shard_file(shard))]
+            if self._is_whole(shard) or not (self.manifest.complete or any(path.exists() for path in files)):
+                continue
+            # Another process may have completed the cache, and removed the notes, since we read the manifest.
+            self._go_on()
+            if self._is_whole(shard):
                 continue
             if self.manifest.complete:
                 self.manifest.complete = False
                 write_json(self.folder / "manifest.json", asdict(self.manifest))
-            for name in (note_file(shard), shard_file(shard)):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in files:
+                path.unlink(missing_ok=True)
+
+    def _is_whole(self, shard: int) -> bool:
+        entry = finished_shard(self.folder, self.manifest, shard)
+        return entry is not None and sha256_file(self.folder / shard_file(shard)) == entry["sha256"]
 
     def _own_shards(self) -> Iterator[int]:
         for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
@@ -202,6 +211,8 @@ class TokenCacheWriter:
         Raises:
             UserError: the shards do not belong together, or are all empty; in that case nothing is left.
         """
+        if not (self.folder / "manifest.json").is_file():
+            self._begin()  # another process has failed before its first shard, and tidied up
         found = finished_shards(self.folder, self.manifest)
         if Manifest.read(self.folder).complete:
             self._tidy()
@@ -246,7 +257,8 @@ class TokenCacheWriter:
 
     def discard_if_empty(self) -> None:
         """After an error: leave nothing behind unless finished rows make going on worth while."""
-        if not self.folder.is_dir():
+        manifest = self.folder / "manifest.json"
+        if not self.folder.is_dir() or (manifest.is_file() and Manifest.read(self.folder).complete):
             return
         entries = finished_shards(self.folder, self.manifest)
         if any(entry["count"] for entry in entries if entry is not None):
@@ -256,7 +268,7 @@ class TokenCacheWriter:
         for shard in range(len(entries)):
             for name in (note_file(shard), shard_file(shard)):
                 (self.folder / name).unlink(missing_ok=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        manifest.unlink(missing_ok=True)
         if self._is_new and not any(self.folder.iterdir()):
             self.folder.rmdir()
 

@@ -194,6 +194,43 @@ def test_whoever_is_second_with_other_tokens_changes_nothing(
     verify(tmp_path / "cache")
 
 
+# Seen to fail: with the manifest that it had read, the late process took shards whose notes were gone for damaged ones.
+@pytest.mark.parametrize("moment", ["at its start", "at its failure"])
+def test_a_process_that_comes_while_another_completes_the_cache(
+    writers: Callable[[], TokenCacheWriter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    first = writers()
+    fill(first)
+    if moment == "at its start":
+        looked = TokenCacheWriter._drop_damaged
+
+        def meanwhile(writer: TokenCacheWriter) -> None:
+            assert first.finish() == 0
+            looked(writer)
+
+        monkeypatch.setattr(TokenCacheWriter, "_drop_damaged", meanwhile)
+        assert list(writers().pending_units()) == []
+    else:
+        second = writers()
+        assert first.finish() == 0
+        second.discard_if_empty()
+    assert verify(tmp_path / "cache")["count"] == 11
+
+
+def test_of_two_requests_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: a process that found no folder did not compare what another had written meanwhile."""
+    begin = TokenCacheWriter._begin
+
+    def meanwhile(writer: TokenCacheWriter) -> None:
+        monkeypatch.setattr(TokenCacheWriter, "_begin", begin)
+        TokenCacheWriter(tmp_path / "cache", request(items=7))
+        begin(writer)
+
+    monkeypatch.setattr(TokenCacheWriter, "_begin", meanwhile)
+    with pytest.raises(UserError, match="another request .*items is 7, now 11"):
+        TokenCacheWriter(tmp_path / "cache", request())
+
+
 def test_a_note_without_its_tokens_is_no_shard(writers: Callable[[], TokenCacheWriter], tmp_path: Path) -> None:
     """As a kill between the two leaves it. Seen to fail when a note alone counted."""
     fill(writers())
@@ -215,6 +252,9 @@ def test_a_failing_process_leaves_the_others_alone(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "manifest.json").is_file()
     failing.discard_if_empty()
     assert working.finish() == 2
+    idle = TokenCacheWriter(tmp_path / "idle", request(), (5, 6))
+    TokenCacheWriter(tmp_path / "idle", request(), (0, 6)).discard_if_empty()
+    assert idle.finish() == 3
 
 
 def test_a_cache_that_was_begun_before_there_were_notes_goes_on(tmp_path: Path) -> None:
