@@ -13,7 +13,7 @@ from ggm_image.data.token_cache import TokenCache, check_tokens
 from ggm_image.errors import UserError
 from ggm_image.files import progress, sha256_file
 
-KEYS_AT_ONCE = 1 << 22  # 64 MiB of digests in memory, however many rows there are
+KEYS_AT_ONCE = 1 << 20  # 16 MiB of digests in memory, however many rows there are
 _KEYS = "give every sample a key of its own over all parts, and encode again"
 _REMEDY = "remove the cache and encode it again"
 
