@@ -3,6 +3,9 @@
 ``n01440764/000123.jpg`` with ``n01440764/000123.cls``: a picture of any suffix that is read elsewhere, and its class as
 a number or a name. Without a ``.cls`` the class is "label", else "class", of the sample's ``.json``; where no sample
 has one, there are no classes. Files of other suffixes are passed over.
+
+An archive's name goes to the manifest: of an address without passwords and signatures, of a command all of it, so that
+secrets belong in variables of the environment.
 """
 
 import functools
