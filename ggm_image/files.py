@@ -98,9 +98,9 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
-    """Remove what a killed process of ours has left unfinished in ``folders`` themselves; no other may write there now.
+    """Remove what a killed process of ours has left unfinished in ``folders`` themselves.
 
-    Folders that do not exist are passed over.
+    No other may write there now, but by `write_together`. Folders that do not exist are passed over.
     """
     for folder in map(Path, folders):
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -110,6 +110,26 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def write_together(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+    """As `atomic_path`, where other processes may write the same file at the same time, and tidy up behind themselves.
+
+    Args:
+        path: the file. All processes write the same bytes, so it does not matter whose are left.
+        write: writes to the temporary path that it is given.
+    """
+    for attempt in range(3):
+        try:
+            with atomic_path(path) as temporary:
+                write(temporary)
+            return
+        except FileNotFoundError:
+            # Somebody has taken our temporary file for a killed process's.
+            if Path(path).is_file():
+                return
+            if attempt == 2:
+                raise
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -158,9 +178,14 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def _shows_bars() -> bool:
+    """Bars are for a terminal; of the processes of torchrun, which share one, the first shows its own."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
 def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterable[T]:
     """``items`` with a bar (rate and ETA) on a terminal, and untouched when stderr is piped."""
-    if not sys.stderr.isatty():
+    if not _shows_bars():
         return items
     from tqdm import tqdm
 
@@ -177,7 +202,7 @@ def progress_bar(*, total: int | None, unit: str, label: str, scaled: bool = Fal
         label: in front of the bar.
         scaled: show thousands as k, millions as M.
     """
-    if not sys.stderr.isatty():
+    if not _shows_bars():
         yield lambda done: None
         return
     from tqdm import tqdm

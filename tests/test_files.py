@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_folder, atomic_path, create_json, progress, sha256_file, write_json, write_text
+from ggm_image.files import (
+    atomic_folder,
+    atomic_path,
+    create_json,
+    progress,
+    remove_temporaries,
+    sha256_file,
+    write_json,
+    write_text,
+    write_together,
+)
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -37,6 +47,25 @@ def test_an_error_leaves_the_old_file(tmp_path: Path, error: type[BaseException]
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_that_others_write_too(there: bool, tmp_path: Path) -> None:
+    """Another process tidies up while we write; it has written the file, or not. Seen to fail with `atomic_path`."""
+    path, turns = tmp_path / "a.png", []
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"same")
+        turns.append(temporary)
+        if len(turns) == 1:
+            remove_temporaries(tmp_path)
+            if there:
+                path.write_bytes(b"same")
+
+    write_together(path, write)
+    assert path.read_bytes() == b"same"
+    assert len(turns) == (1 if there else 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:

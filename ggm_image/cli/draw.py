@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
+from ggm_image.cli.options import (
+    device_option,
+    json_option,
+    own_device,
+    print_json,
+    seed_option,
+    share_option,
+)
 from ggm_image.errors import UserError
 
 SHEET_SIDE = 128
@@ -52,7 +59,7 @@ def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
 def _load(model_name: str, tokenizer: str | None, device: str | None) -> Any:
     from ggm_image.pipeline import load_model
 
-    return load_model(model_name, tokenizer=tokenizer, device=resolve_device(device))
+    return load_model(model_name, tokenizer=tokenizer, device=own_device(device))
 
 
 def _is_picture(path: Path) -> bool:
@@ -81,6 +88,7 @@ def _keep_inputs(out: Path, *inputs: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
 @sampler_options
 @click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising as an animated GIF.")
+@share_option
 @seed_option
 @device_option
 @json_option
@@ -92,70 +100,99 @@ def sample(
     out: Path,
     preset: str,
     trajectory: Path | None,
+    shard: str | None,
     seed: int,
     device: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw pictures. --out X.png is one picture or a grid, --out DIR single files with a manifest."""
+    """Draw pictures. --out X.png is one picture or a grid, --out DIR single files with a manifest.
+
+    Into a folder an interrupted run goes on where it stopped, and several processes share the work: those of torchrun,
+    or one command with --shard 0/4, one with 1/4 ... The files are the same, whoever draws them.
+    """
     import time
 
-    from ggm_image.files import progress_bar
+    from ggm_image.processes import share
 
+    rank, processes = share(shard)
     single = _is_picture(out)
+    if single and processes > 1:
+        raise UserError(
+            "only a folder can be filled by several processes",
+            f"--out {out} and {processes} processes",
+            "give --out DIR",
+        )
     if trajectory is not None and trajectory.suffix.lower() != ".gif":
         raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
     model = _load(model_name, tokenizer, device)
     settings = _settings(model, preset, options)
     recording = None
-    if trajectory is not None:
+    if trajectory is not None and rank == 0:
         from ggm_image.trajectory import Trajectory
 
         recording = Trajectory(model)
+    callback = None if recording is None else recording.record
     start = time.perf_counter()
+    if single:
+        _draw_grid(model, out, count, classes, seed, settings, callback)
+        drawn, missing = count, 0
+    else:
+        from ggm_image.picture_folder import draw_folder
+
+        done = draw_folder(
+            model,
+            out,
+            count,
+            classes=classes,
+            seed=seed,
+            settings=settings,
+            share=(rank, processes),
+            callback=callback,
+        )
+        drawn, missing = done.drawn, done.missing
+    seconds = time.perf_counter() - start
+    if recording is not None and trajectory is not None:
+        recording.save(trajectory)
+    if as_json:
+        manifest = model.manifest(count, classes=classes, seed=seed, settings=settings)
+        told = {"out": str(out), "seconds": round(seconds, 3), "drawn": drawn, "missing": missing}
+        click.echo(json.dumps({**told, "share": f"{rank}/{processes}", **manifest}))
+        return
+    calls = settings.calls(model.grid[0] * model.grid[1])
+    whose = f"share {rank}/{processes}, " if processes > 1 else ""
+    amount = f"{count} pictures" if drawn == count else f"{drawn} of {count} pictures drawn"
+    click.echo(f"{out}: {whose}{amount}, {calls} network calls each, {seconds:.1f} s")
+    if missing:
+        click.echo(f"{missing} pictures are not there yet; whoever draws the last writes manifest.json")
+
+
+def _draw_grid(model: Any, out: Path, count: int, classes: str | None, seed: int, settings: Any, callback: Any) -> None:
+    """One picture, or a grid of them."""
+    from ggm_image.data.images import image_grid, save_png
+    from ggm_image.files import progress_bar
+
     with progress_bar(total=count, unit="img", label="sample") as advance:
         tokens = model.sample_tokens(
             model.labels(count, classes),
             seed=seed,
             settings=settings,
-            callback=recording and recording.record,
+            callback=callback,
             on_batch=lambda done: advance(len(done)),
         )
-    pictures = model.decode(tokens)
-    seconds = time.perf_counter() - start
-    manifest = model.manifest(count, classes=classes, seed=seed, settings=settings)
-    _write(out, single, pictures, manifest)
-    if recording is not None and trajectory is not None:
-        recording.save(trajectory)
-    if as_json:
-        click.echo(json.dumps({"out": str(out), "seconds": round(seconds, 3), **manifest}))
-    else:
-        calls = settings.calls(model.grid[0] * model.grid[1])
-        click.echo(f"{out}: {count} pictures, {calls} network calls each, {seconds:.1f} s")
-
-
-def _write(out: Path, single: bool, pictures: Any, manifest: dict[str, Any]) -> None:
-    from ggm_image.data.images import image_grid, save_png, to_pil
-
-    if single:
-        save_png(image_grid(pictures), out)
-    else:
-        _save_folder((to_pil(picture) for picture in pictures), out, manifest)
-
-
-def _numbered(k: int) -> str:
-    return f"{k:06d}.png"
+    save_png(image_grid(model.decode(tokens)), out)
 
 
 def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -> None:
     """Write 000000.png ... and then the manifest: a folder with a manifest is complete."""
     from ggm_image.files import remove_temporaries, write_json
+    from ggm_image.picture_folder import numbered
 
     out.mkdir(parents=True, exist_ok=True)
     remove_temporaries(out)
     (out / "manifest.json").unlink(missing_ok=True)
     for k, picture in enumerate(pictures):
-        _save(picture, out / _numbered(k))
+        _save(picture, out / numbered(k))
     write_json(out / "manifest.json", manifest)
 
 
@@ -204,13 +241,14 @@ def inpaint(
     from ggm_image.canvas import Extension
     from ggm_image.files import sha256_file
     from ggm_image.inpaint import load_mask
+    from ggm_image.picture_folder import numbered
 
     single = _is_picture(out)
     sheet = out if single and count > 1 else None
     if single:
         paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
     else:
-        paths = [out / _numbered(k) for k in range(count)]
+        paths = [out / numbered(k) for k in range(count)]
     for path in (out, *paths):
         _keep_inputs(path, image, mask)
     extend_by = None if extend is None else Extension.parse(extend)

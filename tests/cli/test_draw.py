@@ -9,6 +9,7 @@ from PIL import Image
 
 from ggm_image.cli.main import main
 from ggm_image.files import sha256_file
+from tests.faults.harness import digests
 from tests.models import tiny_model_folder
 
 
@@ -51,6 +52,28 @@ def test_sample_grid_and_folder_agree(model: Path, tmp_path: Path, capsys: pytes
         top, left = 16 * (k // 2), 16 * (k % 2)
         assert np.array_equal(grid[top : top + 16, left : left + 16], pixels(tmp_path / "files" / f"{k:06d}.png"))
     assert len(list((tmp_path / "files").glob("*.png"))) == 6
+
+
+def test_sample_by_several_processes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By number, or as torchrun says. Who comes first says what is missing; the files are one process's."""
+    arguments = ("sample", "--model", model, "-n", 40, "--preset", "fast", "--device", "cpu")
+    assert run(*arguments, "--out", tmp_path / "one") == 0
+    capsys.readouterr()
+    assert run(*arguments, "--out", tmp_path / "two", "--shard", "0/2") == 0
+    first = capsys.readouterr().out.splitlines()
+    assert "share 0/2, 24 of 40 pictures drawn" in first[0]
+    assert first[1].startswith("16 pictures are not there yet")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(*arguments, "--out", tmp_path / "two", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["share"], told["drawn"], told["missing"], told["count"]) == ("1/2", 16, 0, 40)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert "several processes" in refused(capsys, run(*arguments, "--out", tmp_path / "grid.png"))
+    assert "i from 0 to n - 1" in refused(capsys, run(*arguments, "--out", tmp_path / "two", "--shard", "2/2"))
+    assert "seed is 0, now 1" in refused(capsys, run(*arguments, "--out", tmp_path / "two", "--seed", 1))
 
 
 def test_one_picture(model: Path, tmp_path: Path) -> None:
