@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from ggm_image.cli.draw import sampler_options
-from ggm_image.cli.options import device_option, json_option, print_json, resolve_device, seed_option
+from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, share_option
 from ggm_image.errors import UserError
 
 _SHOWN_CLASSES = 40
@@ -43,6 +43,7 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
 )
 @click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, where it has moved.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
+@share_option
 @seed_option
 @device_option
 @json_option
@@ -61,6 +62,7 @@ def fid(
     statistics: Path | None,
     tokenizer: str | None,
     batch_size: int,
+    shard: str | None,
     seed: int,
     device: str | None,
     as_json: bool,
@@ -71,6 +73,9 @@ def fid(
     Each is a folder or tar of pictures, a token cache, a model (its folder, or model:NAME) or a folder of saved
     features. A model draws -n pictures on the fly. The distance is a FID with the features of Inception only.
     --json prints the whole protocol.
+
+    Several processes share the work in a folder of --statistics: those of torchrun, or one command with --shard 0/4,
+    one with 1/4 ... Number 0 prints the figures; it makes itself what the others leave.
     """
     if model_name is not None:
         sides = (f"model:{model_name}", *sides)
@@ -86,8 +91,10 @@ def fid(
 
     from ggm_image.metrics.features import load_extractor
     from ggm_image.metrics.score import score
+    from ggm_image.processes import share
 
-    device = resolve_device(device)
+    rank, processes = share(shard)
+    device = own_device(device)
     drawing = Drawing(n=count, seed=seed, classes=classes, preset=preset, changes=options)
     # Paths first: a typing error should not wait for a network to load.
     generated, reference = (open_side(s, tokenizer=tokenizer, device=device, drawing=drawing) for s in sides)
@@ -100,7 +107,11 @@ def fid(
         bootstrap=bootstrap,
         seed=seed,
         batch_size=batch_size,
+        share=(rank, processes),
     )
+    if rank:
+        click.echo(f"share {rank}/{processes} is done; number 0 prints the figures", err=True)
+        return
     for warning in report["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if as_json:

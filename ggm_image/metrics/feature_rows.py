@@ -24,7 +24,9 @@ from ggm_image.errors import UserError
 from ggm_image.metrics.frechet import FeatureStatistics
 
 FORMAT_VERSION = 1
-RECORD, ROWS, PARTIAL = "features.json", "features.npy", "features.partial"
+RECORD, ROWS = "features.json", "features.npy"
+PARTS = "rows-*.part"
+"""Files of rows that are not joined yet, see `ggm_image.metrics.feature_store`."""
 _READ = 1 << 22
 """Numbers that are read at once: 32 MB in float64."""
 
@@ -135,15 +137,22 @@ def open_features(folder: str | os.PathLike[str]) -> Features:
         UserError: there are none, or they are unfinished or damaged.
     """
     folder = Path(folder)
+    fix = "run the command that makes them again, it goes on where it stopped"
+    if not (folder / RECORD).is_file() and (parts := len(list(folder.glob(PARTS)))):
+        raise UserError("saved features are not finished", f"{folder}: {parts} parts that are not joined", fix)
     record = read_record(folder)
-    n = record["protocol"]["n"]
-    if record["rows"] != n or not (folder / ROWS).is_file():
-        fix = "run the command that makes them again, it goes on where it stopped"
-        raise UserError("saved features are not finished", f"{folder}: {record['rows']} of {n} rows", fix)
+    path, n = folder / ROWS, record["rows"]
+    if not path.is_file():
+        raise UserError("saved features are not finished", f"{folder}: no {ROWS}", fix)
     dtype = row_type(record["protocol"]["features"]["dimension"])
-    if whole_chunks(folder / ROWS, record["chunks"], dtype, n) != record["chunks"]:
-        raise UserError("saved features are damaged", folder / ROWS, "make them again from their pictures")
-    return Features(map_rows(folder / ROWS, dtype, n), record, folder, n)
+    if rows_of_file(path, dtype) != n or whole_chunks(path, record["chunks"], dtype) != record["chunks"]:
+        raise UserError("saved features are damaged", path, "make them again from their pictures")
+    return Features(map_rows(path, dtype, n), record, folder, n)
+
+
+def are_features(folder: Path) -> bool:
+    """Whether ``folder`` holds saved features, finished or not."""
+    return (folder / RECORD).is_file() or any(folder.glob(PARTS))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -153,7 +162,6 @@ def read_record(folder: Path) -> dict[str, Any]:
         protocol = record["protocol"]
         whole = (
             record["format_version"] == FORMAT_VERSION
-            and isinstance(protocol["n"], int)
             and isinstance(protocol["class_names"], list)
             and isinstance(protocol["features"]["dimension"], int)
             and {"side", "batch_size", "device"} <= set(protocol)
@@ -170,19 +178,27 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def header(dtype: np.dtype[Any], n: int) -> bytes:
-    """The head of a .npy file with ``n`` rows."""
+    """The head of a .npy file with ``n`` rows; NumPy leaves room in it, so that its length does not depend on n."""
     buffer = io.BytesIO()
     entries = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n,)}
     np.lib.format.write_array_header_1_0(buffer, entries)
     return buffer.getvalue()
 
 
-def whole_chunks(path: Path, chunks: list[dict[str, Any]], dtype: np.dtype[Any], n: int) -> list[dict[str, Any]]:
-    """The chunks up to the first that the file does not hold as it was written."""
-    head, whole, rows = header(dtype, n), [], 0
+def rows_of_file(path: Path, dtype: np.dtype[Any]) -> int | None:
+    """How many rows a .npy file holds; None if its head is another or says another number."""
+    n, rest = divmod(path.stat().st_size - len(header(dtype, 0)), dtype.itemsize)
+    if n < 0 or rest:
+        return None
     with open(path, "rb") as file:
-        if file.read(len(head)) != head:
-            return []
+        return n if file.read(len(header(dtype, n))) == header(dtype, n) else None
+
+
+def whole_chunks(path: Path, chunks: list[dict[str, Any]], dtype: np.dtype[Any]) -> list[dict[str, Any]]:
+    """The chunks up to the first that the file does not hold as it was written."""
+    whole, rows = [], 0
+    with open(path, "rb") as file:
+        file.seek(len(header(dtype, 0)))
         for chunk in chunks:
             data = file.read((chunk["rows"] - rows) * dtype.itemsize)
             if hashlib.sha256(data).hexdigest() != chunk["sha256"]:
@@ -193,5 +209,5 @@ def whole_chunks(path: Path, chunks: list[dict[str, Any]], dtype: np.dtype[Any],
 
 
 def map_rows(file: Path | IO[bytes], dtype: np.dtype[Any], n: int) -> np.ndarray:
-    """All rows of a finished file, read when they are indexed."""
+    """The first ``n`` rows of a finished file, read when they are indexed."""
     return np.memmap(file, dtype, "r", len(header(dtype, n)), (n,))

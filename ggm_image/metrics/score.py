@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Collection
+from contextlib import ExitStack
 from typing import Any
 
 from ggm_image.data.images import ImageSource
@@ -13,7 +14,7 @@ from ggm_image.metrics.feature_rows import Features
 from ggm_image.metrics.features import Extractor
 from ggm_image.metrics.frechet import frechet_distance
 from ggm_image.metrics.kernel import kernel_distance
-from ggm_image.metrics.measure import measure, versions
+from ggm_image.metrics.measure import Measurement, versions
 from ggm_image.metrics.neighbours import DENSITY_K, PRECISION_K, neighbours
 from ggm_image.metrics.sides import PictureSide, Side, open_side
 
@@ -35,6 +36,7 @@ def score(
     seed: int = 0,
     batch_size: int = 64,
     workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """Distances between two sides, with the whole protocol.
 
@@ -50,13 +52,16 @@ def score(
         seed: of the bootstrap and of the subsets of KID.
         batch_size: pictures a forward pass.
         workers: decoding threads; one a core by default.
+        share: number of this process and how many there are, which make the features together in ``statistics``. Number
+            0 goes on until all are there, whatever becomes of the others, and takes the figures.
 
     Returns:
-        A dict for JSON: ``metric`` and ``value`` (the Fréchet distance), ``bootstrap``, ``kid``, ``precision``,
-        ``recall``, ``density``, ``coverage``, ``neighbours``, ``class_accuracy`` (share of generated pictures in which
-        the feature network, where it is a classifier, sees the class that was asked for; else None), ``per_class``,
-        ``features``, ``generated``, ``reference``, ``covariance``, ``batch_size``, ``device``, ``statistics``,
-        ``versions``, ``warnings``. What was not asked for or cannot be had is None.
+        {} for all processes but number 0. Else a dict for JSON: ``metric`` and ``value`` (the Fréchet distance),
+        ``bootstrap``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``neighbours``, ``class_accuracy``
+        (share of generated pictures in which the feature network, where it is a classifier, sees the class that was
+        asked for; else None), ``per_class``, ``features``, ``generated``, ``reference``, ``covariance``,
+        ``batch_size``, ``device``, ``statistics``, ``versions``, ``warnings``. What was not asked for or cannot be had
+        is None.
 
     Raises:
         UserError: a side has fewer than 2 pictures, or one that cannot be read, or saved features of another network.
@@ -72,19 +77,35 @@ def score(
             got = f"{name}: {_named(theirs)}, now {_named(ours)}"
             raise UserError("saved features are of another network", got, "give the same --features to both sides")
 
-    def measured(side: Side | Features, label: str) -> Features:
-        if isinstance(side, Features):
-            return side
-        return measure(side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=label)
+    if share[1] > 1 and statistics is None and not all(isinstance(side, Features) for side in sides.values()):
+        raise UserError(
+            "several processes need a folder to share features in", f"{share[1]} processes", "add --statistics DIR"
+        )
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
         # The reference first: what is wrong with it should not show after hours of drawing.
-        real, drawn = (measured(sides[name], name) for name in ("reference", "generated"))
-        figures = _figures(drawn, real, extractor, metrics, bootstrap, seed)
+        measured: dict[str, Features | Measurement] = {}
+        for name in ("reference", "generated"):
+            side = sides[name]
+            if isinstance(side, Features):
+                measured[name] = side
+            else:
+                measurement = stack.enter_context(
+                    Measurement(
+                        side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name
+                    )
+                )
+                measurement.make(share)
+                measured[name] = measurement
+        if share[0] == 0:
+            real, drawn = (_finished(measured[name]) for name in ("reference", "generated"))
+            figures = _figures(drawn, real, extractor, metrics, bootstrap, seed)
     for warning in caught:
         if warning.category is not UserWarning:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if share[0] != 0:
+        return {}
     return {
         "metric": extractor.title,
         **figures,
@@ -101,7 +122,7 @@ def score(
         "device": str(extractor.device),
         "statistics": None if statistics is None else str(statistics),
         "versions": versions(),
-        "warnings": [str(warning.message) for warning in caught if warning.category is UserWarning],
+        "warnings": list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)),
     }
 
 
@@ -122,6 +143,10 @@ def _opened(source: Source, extractor: Extractor) -> Side | Features:
     if isinstance(source, ImageSource):
         return PictureSide(source)
     return open_side(source, device=str(extractor.device))
+
+
+def _finished(measured: Features | Measurement) -> Features:
+    return measured if isinstance(measured, Features) else measured.finish()
 
 
 def _source(side: Side | Features) -> str:

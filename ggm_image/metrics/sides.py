@@ -23,7 +23,7 @@ from ggm_image.data.images import ImageSource, open_source
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.files import progress, sha256_file
-from ggm_image.metrics.feature_rows import RECORD, Features, open_features
+from ggm_image.metrics.feature_rows import RECORD, Features, are_features, open_features
 from ggm_image.model_files import CONFIG, WEIGHTS
 from ggm_image.pipeline import Model, Settings, load_model
 from ggm_image.tokenizers.base import Tokenizer
@@ -42,8 +42,10 @@ class Side(ABC):
         description: where they come from.
         labels: class of every picture, an index into ``class_names``; -1 where none is known.
         class_names: names of the classes.
+        block: pictures that are best asked for together.
     """
 
+    block = 1
     description: str
     labels: list[int]
     class_names: list[str]
@@ -57,7 +59,7 @@ class Side(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that the pictures and their classes depend on, for JSON."""
+        """All that a picture of a number and its class depend on, for JSON; not how many pictures there are."""
 
     @abstractmethod
     def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
@@ -93,7 +95,6 @@ class PictureSide(Side):
 class _MadeSide(Side):
     """Pictures that are made when they are asked for, ``block`` at a time; the last block is kept."""
 
-    block: int
     _held: tuple[int, Tensor] | None = None
 
     @abstractmethod
@@ -199,7 +200,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if str(path).startswith(MODEL_PREFIX):
         return "model"
     folder = Path(path)
-    if (folder / RECORD).is_file():
+    if are_features(folder):
         return "features"
     if "shards" in (_manifest(folder) or {}):
         return "tokens"

@@ -10,10 +10,16 @@ import torch
 
 from ggm_image.cli.main import main
 from ggm_image.data.images import ImageSource
+from ggm_image.metrics import measure
+from ggm_image.pipeline import Model
+from tests.faults.harness import digests
 from tests.features import CHANNELS, Means, paint
 from tests.models import tiny_model_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+
+
+SIDES = ("generated", "reference")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +108,71 @@ def test_a_model_is_scored_as_its_saved_pictures(
     assert (described["n"], described["seed"], described["settings"]["block"], described["class"]) == (20, 3, 4, None)
     assert run(tmp_path / "drawn", f"model:{model}", *common[1:], *drawing) == 0
     assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(0, abs=1e-9)
+
+
+def figures(report: dict) -> dict:
+    """A report without what says where features were found."""
+    sides = {side: {k: v for k, v in report[side].items() if k not in ("saved", "reused")} for side in SIDES}
+    return {**report, **sides, "statistics": None}
+
+
+def test_more_pictures_of_a_model(
+    model: Path,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """40 and then 80: only 40 more are drawn, and the report is that of 80 at once; of fewer, nothing is drawn."""
+    paint(tmp_path / "real", CHANNELS * 4)
+    batches, sample_tokens = [], Model.sample_tokens
+
+    def counted(self: Model, labels: list[int], *, first: int = 0, **options) -> torch.Tensor:
+        batches.append(first)
+        return sample_tokens(self, labels, first=first, **options)
+
+    monkeypatch.setattr(Model, "sample_tokens", counted)
+
+    def report(n: int, folder: str) -> tuple[dict, list[int]]:
+        batches.clear()
+        drawing = ["--model", model, "-n", n, "--seed", 3, "--preset", "fast", "--statistics", tmp_path / folder]
+        assert run(*drawing, tmp_path / "real", "--features", features, "--json", "--bootstrap", 5) == 0
+        return json.loads(capsys.readouterr().out), list(batches)
+
+    first, drawn = report(40, "kept")
+    assert (first["generated"]["reused"], drawn) == (0, [0, 16, 32])
+    more, drawn = report(80, "kept")
+    assert (more["generated"]["reused"], drawn) == (40, [32, 48, 64])
+    fresh, drawn = report(80, "fresh")
+    assert drawn == [0, 16, 32, 48, 64]
+    assert figures(more) == figures(fresh)
+    assert digests(tmp_path / "kept") == digests(tmp_path / "fresh")
+    again, drawn = report(40, "kept")
+    assert (figures(again), again["generated"]["reused"], drawn) == (figures(first), 40, [])
+
+
+def test_several_processes(
+    model: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Number 0 alone prints, and the report is one process's; the others say that their share is done."""
+    monkeypatch.setattr(measure, "CHUNK", 64)
+    paint(tmp_path / "real", CHANNELS * 50)
+    drawing = ["--model", model, "-n", 200, "--preset", "fast", tmp_path / "real", "--features", features, "--json"]
+    assert run(*drawing, "--statistics", tmp_path / "one") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert run(*drawing, "--statistics", tmp_path / "two", "--shard", "1/2") == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "share 1/2 is done; number 0 prints the figures\n")
+    assert len(list((tmp_path / "two").rglob("*.part"))) == 3
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(*drawing, "--statistics", tmp_path / "two") == 0
+    together = json.loads(capsys.readouterr().out)
+    assert (together["generated"]["reused"], together["reference"]["reused"]) == (72, 64)
+    assert figures(together) == figures(alone)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert run(*drawing) == 2
+    assert "several processes need a folder to share features in (2 processes)" in capsys.readouterr().err
 
 
 def test_interrupted(

@@ -117,13 +117,12 @@ def test_what_pictures_depend_on(class_folder: Path, tmp_path: Path, mean_tokeni
 def test_what_samples_depend_on(model: Model) -> None:
     sides = [
         ModelSide(model, 20, settings=FAST),
-        ModelSide(model, 21, settings=FAST),
         ModelSide(model, 20, settings=FAST, seed=1),
         ModelSide(model, 20, settings=FAST, classes="cat"),
         ModelSide(model, 20, settings=Settings(sweeps=1, block=4)),
     ]
-    assert len({key(side) for side in sides}) == 5
-    assert key(ModelSide(model, 20, settings=FAST)) == key(sides[0])
+    assert len({key(side) for side in sides}) == 4
+    assert key(ModelSide(model, 21, settings=FAST)) == key(sides[0])
     identity = sides[0].identity()
     assert (identity["model_sha256"], identity["tokenizer_sha256"]) == (model.sha256, model.tokenizer.sha256)
 
