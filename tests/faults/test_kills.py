@@ -24,3 +24,15 @@ def test_kills_leave_no_trace(name: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{name} " in done.stdout
     assert "4 kills" in done.stdout
+
+
+def test_kills_of_shares_leave_no_trace() -> None:
+    """Several processes into one folder, two of them with the same share, and one is killed now and then.
+
+    Seen to fail with a manifest that the first to end its share writes.
+    """
+    arguments = [sys.executable, "-m", "tests.faults.shares", "--kills", "6", "--seed", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("as one process undisturbed") == 2, done.stdout
