@@ -173,7 +173,7 @@ class PictureFolder:
             content = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
             raise UserError("manifest cannot be read", self.path / name, "choose another folder, or remove it")

@@ -145,26 +145,27 @@ class FeatureStore:
                 self._file.flush()
                 self._written.add(rows.start)
                 return
-            head = {**self._head(rows), "notes": self.notes, "sha256": hashlib.sha256(data).hexdigest()}
-            content = json.dumps(head).encode() + b"\n" + data
+            content = json.dumps(self._head(rows, self.notes, data)).encode() + b"\n" + data
             write_together(self._path(rows), lambda path: path.write_bytes(content))
 
     def _path(self, rows: range) -> Path:
         assert self.folder is not None
         return self.folder / f"rows-{rows.start:09d}-{rows.stop:09d}.part"
 
-    def _head(self, rows: range) -> dict[str, Any]:
-        return {"protocol_sha256": fingerprint(self.protocol), "rows": [rows.start, rows.stop]}
+    def _head(self, rows: range, notes: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """What the first line of a part says."""
+        digest = hashlib.sha256(json.dumps([self.protocol, notes], sort_keys=True).encode() + data)
+        return {"rows": [rows.start, rows.stop], "notes": notes, "sha256": digest.hexdigest()}
 
     def _read(self, rows: range) -> tuple[dict[str, Any], bytes] | None:
         """Notes and rows of a part; None if it is not there or not whole."""
         try:
             with open(self._path(rows), "rb") as file:
                 head, data = json.loads(file.readline()), file.read()
-            expected = {**self._head(rows), "sha256": hashlib.sha256(data).hexdigest(), "notes": head["notes"]}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            whole = head == self._head(rows, head["notes"], data)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return (head["notes"], data) if head == expected and len(data) == len(rows) * self.type.itemsize else None
+        return (head["notes"], data) if whole and len(data) == len(rows) * self.type.itemsize else None
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
