@@ -1,6 +1,8 @@
-"""Throughput of encoding files as a share of the bare tokenizer's forward pass, at the same batch size.
+"""Throughput of encoding files as a share of the bare tokenizer's forward pass, at the batch size that suits it best.
 
-python tools/bench_encode.py SRC --tokenizer cifar10-f4 --images 2048
+python tools/bench_encode.py SRC --tokenizer cifar10-f4 --images 2048 --bare 1,4,16,64
+
+Without `--bare` the forward pass has the batch size of the encoding.
 
 `share` is by the clock. `processor_share` is by the processor time of this process: it says the same for a
 tokenizer on an idle CPU, and still holds where other programs disturb the clock; on a GPU it says nothing.
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="pictures a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--bare", default="", metavar="N,N,...", help="batch sizes to try for the forward pass alone")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -58,13 +61,18 @@ def main() -> None:
     source = ImageSource(whole.description, whole.names[:n], whole.labels[:n], whole.class_names, whole.read)
     tokenizer = load_tokenizer(options.tokenizer, device=options.device)
     size = check_image_size(tokenizer, options.image_size)
-    pictures = [preprocess(source[k], size) for k in range(options.batch_size)]
+    bare_sizes = [int(number) for number in options.bare.split(",") if number] or [options.batch_size]
+    pictures = [preprocess(source[k], size) for k in range(min(n, max(bare_sizes)))]
     batch = to_model(torch.stack(pictures)).to(options.device)
+    clock = 0 if options.device.startswith("cuda") else 1
+    tried = {k: bare_cost(tokenizer, batch[:k], max(1, n // k), options.device)[clock] for k in bare_sizes}
+    best = min(tried, key=tried.__getitem__)
+    batch = batch[:best]
 
     rounds = []
     for _ in range(options.rounds):
         # Bare, files, bare: what else the machine does meanwhile falls on both alike.
-        before = bare_cost(tokenizer, batch, n // options.batch_size, options.device)
+        before = bare_cost(tokenizer, batch, max(1, n // best), options.device)
         with tempfile.TemporaryDirectory() as folder:
             start, used = time.perf_counter(), time.process_time()
             encode(
@@ -77,7 +85,7 @@ def main() -> None:
                 workers=options.workers,
             )
             files = (time.perf_counter() - start) / n, (time.process_time() - used) / n
-        after = bare_cost(tokenizer, batch, n // options.batch_size, options.device)
+        after = bare_cost(tokenizer, batch, max(1, n // best), options.device)
         bare = [(b + a) / 2 for b, a in zip(before, after, strict=True)]
         rounds.append(
             {
@@ -91,6 +99,8 @@ def main() -> None:
     result = {
         "images": n,
         "batch_size": options.batch_size,
+        "bare_batch_size": best,
+        "bare_seconds": tried,
         "image_size": size,
         "workers": options.workers,
         "threads": torch.get_num_threads(),
