@@ -209,6 +209,8 @@ def random_training_state(
     generator: torch.Generator | None = None,
     masked: float = 0.3,
     known: float = 0.25,
+    cosine: float = 0.4,
+    lattice: float = 0.5,
     max_sweeps: int = 64,
     block: int | None = None,
 ) -> TrainingState:
@@ -216,9 +218,9 @@ def random_training_state(
 
     The queried sites are shared by the batch (a cheap head); everything else is drawn for each row:
 
-    - K: 40% cosine law (any share, mean 0.64), 40% uniform in 15%..60% of the sites, 20% log-uniform from
-      one site to 15%. Half of the time a block of the Bayer order (the last one may be smaller), else a
-      random set.
+    - K: with probability `cosine` by the cosine law (any share, mean 0.64), else two times of three uniform in
+      15%..60% of the sites, and log-uniform from one site to 15%. With probability `lattice` a block of the Bayer
+      order (the last one may be smaller), else a random set.
     - sweeps S log-uniform in 1..max_sweeps, the current sweep s uniform, a curve of sqrt, cosine or linear:
       sites not yet visited in the sweep, the queried ones among them, have level a_s, visited ones a_{s+1}.
       Visited are the Bayer prefix before the block, or a random share of the sites.
@@ -231,7 +233,7 @@ def random_training_state(
         batch: B, rows.
         height, width: the grid.
         generator: CPU generator; the tensors are returned on the CPU.
-        masked, known: probabilities of those two states.
+        masked, known, cosine, lattice: the probabilities above.
         max_sweeps: the largest S.
         block: K, always this one; drawn as above where None.
 
@@ -245,8 +247,8 @@ def random_training_state(
         return torch.rand(*shape, generator=generator)
 
     choice, share, spread, start = rand(4).tolist()
-    k = block or _block_size(choice, share, sites_total)
-    if spread < 0.5:
+    k = block or _block_size(choice, share, sites_total, cosine)
+    if spread < lattice:
         order = _bayer(height, width)
         # one of the blocks of the sampler: it asks for these, and every site is in exactly one of them
         first = k * int(start * math.ceil(sites_total / k))
@@ -267,10 +269,10 @@ def random_training_state(
     return TrainingState(levels, sites, levels[:, sites])
 
 
-def _block_size(choice: float, share: float, sites: int) -> int:
-    if choice < 0.4:
+def _block_size(choice: float, share: float, sites: int, cosine: float) -> int:
+    if choice < cosine:
         part = math.cos(math.pi / 2 * share)
-    elif choice < 0.8:
+    elif choice < cosine + (1 - cosine) * 2 / 3:
         part = 0.15 + 0.45 * share
     else:
         part = math.exp(share * math.log(max(0.15 * sites, 1.0))) / sites

@@ -195,6 +195,27 @@ def test_training_states_cover_what_the_samplers_ask():
     assert 0.05 < float(known.float().mean()) < 0.3
 
 
+def test_the_law_of_the_queried_sites_is_what_is_asked_for():
+    """Seen to fail with the share of lattices fixed, and with the two laws of K exchanged."""
+    generator = torch.Generator().manual_seed(0)
+    order = order_sites(8, 8, "bayer").tolist()
+
+    def lattice(sites: torch.Tensor) -> bool:
+        places = sorted(order.index(site) for site in sites.tolist())
+        return places == list(range(places[0], places[0] + len(places)))
+
+    def states(**law: float) -> list[torch.Tensor]:
+        return [random_training_state(1, 8, 8, generator=generator, **law).sites for _ in range(1000)]
+
+    assert all(lattice(sites) for sites in states(lattice=1.0))
+    some = [lattice(sites) for sites in states(lattice=0.3, cosine=1.0) if 2 < len(sites) < 62]
+    assert 0.25 < sum(some) / len(some) < 0.36  # five standard deviations of 900
+    mean = {c: sum(len(sites) for sites in states(lattice=0.0, cosine=c)) / 64000 for c in (0.0, 1.0)}
+    assert mean[1.0] == pytest.approx(2 / math.pi, abs=0.05)
+    assert mean[0.0] == pytest.approx((2 * 0.375 + 0.07) / 3, abs=0.05)
+    assert max(len(sites) for sites in states(cosine=0.0)) <= 0.6 * 64 + 1
+
+
 def test_training_states_depend_on_their_generator_alone():
     first, second = draw_states(3), draw_states(3)
     assert all(torch.equal(a, b) for s, t in zip(first, second, strict=True) for a, b in zip(s, t, strict=True))

@@ -13,6 +13,8 @@
 | `one time` | the network is told one number, the highest level of any site |
 | `block N` | N sites queried in every step of training |
 | `masked S` | share of rows as masked diffusion shows them: all levels 1, the queried sites without a token |
+| `cosine S` | share of steps that query any number of sites, by a cosine law |
+| `lattice S` | share of steps that query a block of a schedule, and not a random set |
 | `marginal noise` | noise from the data's own frequencies of codes |
 | `learned positions` | a learned vector a site in place of rotary angles and waves |
 
@@ -180,6 +182,9 @@ ROWS: dict[str, tuple[type[GeneratorTrainer], list[str]]] = {
     "masked 0": (GeneratorTrainer, ["objective.masked=0"]),
     "masked 0.3": (GeneratorTrainer, ["objective.masked=0.3"]),
     "masked 1": (GeneratorTrainer, ["objective.masked=1"]),
+    "cosine 0.4": (GeneratorTrainer, ["objective.cosine=0.4"]),
+    "lattice 0.5": (GeneratorTrainer, ["objective.lattice=0.5"]),
+    "lattice 1": (GeneratorTrainer, ["objective.lattice=1"]),
     "marginal noise": (MarginalTrainer, []),
     "learned positions": (LearnedTrainer, []),
 }

@@ -60,15 +60,23 @@ class ObjectiveConfig:
         keep: probability that a step leaves a token as it is, for ``binary-sampled``.
         masked: share of the rows that are trained as masked diffusion shows them: every level is 1, and the queried
             sites have no token. The others have levels of schedules of several sweeps.
+        cosine: share of the steps that query as many sites as a cosine law says, any number of them; the others query
+            60% of the sites at most.
+        lattice: share of the steps whose queried sites are a block of a schedule, spread evenly; the others query a
+            random set.
     """
 
     name: str = "binary"
     contrast: float = 64.0
     keep: float = 0.5
     masked: float = 0.3
+    cosine: float = 0.4
+    lattice: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(0 <= self.masked <= 1, "objective.masked must lie in [0, 1]", self.masked)
+        for name in ("masked", "cosine", "lattice"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"objective.{name} must lie in [0, 1]", value)
 
 
 @dataclass(kw_only=True)

@@ -289,12 +289,15 @@ class GeneratorTrainer:
     def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"], Int[Tensor, " k"]]:
         """What the network is shown of clean tokens: tokens, the level of each, and the sites that are queried."""
         height, width = self.config.network.grid
+        law = self.config.objective
         levels, sites, _ = random_training_state(
             len(x_0),
             height,
             width,
             generator=self.generator,
-            masked=self.config.objective.masked,
+            masked=law.masked,
+            cosine=law.cosine,
+            lattice=law.lattice,
             block=self.block,
         )
         x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)

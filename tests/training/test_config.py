@@ -52,6 +52,7 @@ def test_overrides_and_round_trip(yaml: Path, tmp_path: Path) -> None:
         ("train.steps=-3", "train.steps must be positive"),
         ("train.ema_decay=1.5", r"train.ema_decay must lie in \[0, 1\]"),
         ("objective.masked=-0.1", r"objective.masked must lie in \[0, 1\]"),
+        ("objective.lattice=1.5", r"objective.lattice must lie in \[0, 1\]"),
         ("train.precision=fp8", "train.precision must be one of"),
         ("network.width=33", "network.width must be a multiple"),
         ("network=3", "network must hold keys"),

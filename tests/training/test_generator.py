@@ -177,6 +177,22 @@ def test_the_share_of_masked_rows_is_the_configs(config: Path, cache: Path, tmp_
     assert all_one(0.5) == pytest.approx(0.5 + 0.5 * without, abs=0.03)  # 7,200 rows: five standard deviations
 
 
+def test_the_law_of_the_queried_sites_is_the_configs(config: Path, cache: Path, tmp_path: Path) -> None:
+    """Seen to fail with either left at its default."""
+    found = TokenCache.open(cache)
+
+    def queried(*overrides: str) -> list[tuple[int, ...]]:
+        settings = load_config(GeneratorConfig, config, overrides)
+        training, held_out = load_tokens(settings, found)
+        trainer = GeneratorTrainer(settings, found.manifest, training, held_out, tmp_path / "run", device="cpu")
+        return [tuple(sorted(trainer.corrupt(training.tokens)[2].tolist())) for _ in range(300)]
+
+    sets = queried("objective.lattice=1", "objective.cosine=1")
+    assert max(map(len, sets)) == 9
+    assert len(set(sets)) < 40 < len(set(queried("objective.lattice=0", "objective.cosine=1")))
+    assert max(map(len, queried("objective.cosine=0"))) <= 6
+
+
 def test_time_can_end_a_run(run: Callable[..., Path], tmp_path: Path) -> None:
     run("run", "train.max_minutes=0.005", "train.steps=1000000", "train.log_every=1")
     rows = [row for row in log_of(tmp_path / "run") if row["loss"]]
