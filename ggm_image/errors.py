@@ -15,3 +15,15 @@ class UserError(ValueError):
     def __init__(self, what: str, got: object, fix: str) -> None:
         super().__init__(" ".join(f"{what} ({got}); {fix}".split()))
         self.what, self.got, self.fix = what, got, fix
+
+
+class Elsewhere(Exception):
+    """Another process of the same run has failed or was stopped, and says why: this one ends without a word.
+
+    Args:
+        code: exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"another process has ended the run with code {code}")
+        self.code = code

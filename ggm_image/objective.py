@@ -40,6 +40,7 @@ def loss(
     *,
     contrast: float | None = 64.0,
     generator: torch.Generator | None = None,
+    uniforms: Float[Tensor, "*n 3"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean loss over the queried sites; all names share the minimiser p0(a) = P(x_{0,i} = a | ctx).
 
@@ -56,6 +57,7 @@ def loss(
             draws.
         contrast: nu > 0, noise draws a signal draw, in place of keep; "binary" only.
         generator: for "binary-sampled"; the numbers are drawn on its device (CPU where None).
+        uniforms: for "binary-sampled": three numbers in [0, 1) a site, float64, in place of draws; (..., 3).
 
     Raises:
         UserError: an unknown name, shapes that do not fit, or keep or contrast out of range.
@@ -75,7 +77,7 @@ def loss(
         if name == "binary":
             per_site = _binary(logits, x_0, level, _noise_draws(keep, contrast, logits), noise)
         elif name == "binary-sampled":
-            per_site = _binary_sampled(logits, x_0, level, _checked_keep(keep, logits), noise, generator)
+            per_site = _binary_sampled(logits, x_0, level, _checked_keep(keep, logits), noise, generator, uniforms)
         elif name == "cross-entropy":
             return F.cross_entropy(logits.flatten(0, -2), x_0.flatten())
         else:
@@ -115,9 +117,14 @@ def _binary_sampled(
     keep: Float[Tensor, "*#n"],
     noise: Float[Tensor, " v"],
     generator: torch.Generator | None,
+    uniforms: Float[Tensor, "*n 3"] | None,
 ) -> Float[Tensor, "*n"]:
     source = generator.device if generator is not None else torch.device("cpu")
-    u = torch.rand((3, *x_0.shape), generator=generator, device=source, dtype=torch.float64).to(logits.device)
+    if uniforms is None:
+        u = torch.rand((3, *x_0.shape), generator=generator, device=source, dtype=torch.float64)
+    else:
+        u = uniforms.movedim(-1, 0)
+    u = u.to(logits.device)
     # the token is noise if it was noise before the step, or if the step replaces it: both are draws from pi
     signal = u[1] < keep
     drawn = draw_codes(noise.log().expand_as(logits), u[2])

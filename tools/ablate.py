@@ -113,7 +113,7 @@ class DirectTrainer(GeneratorTrainer):
         return DirectTransformer(self.config.network)
 
     def make_criterion(self, network: Transformer) -> Criterion:
-        return DirectCriterion(network, self.config.objective, self.noise, self.generator)
+        return DirectCriterion(network, self.config.objective, self.noise)
 
 
 class OneTimeTransformer(Transformer):

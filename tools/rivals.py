@@ -66,7 +66,7 @@ class SEDDTrainer(D3PMTrainer):
         return 1 - (1 - LOWEST_LEVEL) * time
 
     def make_criterion(self, network: torch.nn.Module) -> Criterion:
-        return ScoreCriterion(network, self.config.objective, self.noise, self.generator)
+        return ScoreCriterion(network, self.config.objective, self.noise)
 
 
 class ScoreCriterion(Criterion):

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ggm_image.errors import UserError
+from ggm_image.errors import Elsewhere, UserError
 
 COMMANDS = {
     "encode": ("ggm_image.cli.data:encode", "Encode pictures into a token cache."),
@@ -130,6 +130,8 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
     """Exit code and line for an error; no code for what is a bug and deserves its traceback."""
     if isinstance(error, UserError):
         return 2, f"error: {error}"
+    if isinstance(error, Elsewhere):
+        return error.code, ""
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

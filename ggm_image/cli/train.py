@@ -16,6 +16,10 @@ from ggm_image.errors import UserError
 @click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out pictures.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the run; the same as train.seed=N.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--auto-resume", is_flag=True, help="The same, or start where there is none: for what is started again.")
+@click.option("--devices", type=click.IntRange(1), metavar="N", help="Processes a machine; torchrun and srun say it.")
+@click.option("--nodes", type=click.IntRange(1), metavar="M", help="Machines; torchrun and srun say it.")
+@click.option("--strategy", type=click.Choice(["auto", "ddp", "fsdp"]), help="The same as train.strategy=NAME.")
 @click.option("--dry-run", is_flag=True, help="Only say what the run would cost: parameters, memory, time.")
 @device_option
 def train(
@@ -26,6 +30,10 @@ def train(
     val: Path | None,
     seed: int | None,
     resume: bool,
+    auto_resume: bool,
+    devices: int | None,
+    nodes: int | None,
+    strategy: str | None,
     dry_run: bool,
     device: str | None,
 ) -> None:
@@ -36,19 +44,31 @@ def train(
     """
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
+    if strategy is not None:
+        overrides = (*overrides, f"train.strategy={strategy}")
     if dry_run:
-        _forecast(config, data, overrides, resolve_device(device))
+        _forecast(config, data, overrides, resolve_device(device), (devices or 1) * (nodes or 1))
         return
 
+    from ggm_image.training.crew import is_first
     from ggm_image.training.generator import train_generator
 
     model = train_generator(
-        config, data, out, overrides=overrides, val=val, resume=resume, device=resolve_device(device)
+        config,
+        data,
+        out,
+        overrides=overrides,
+        val=val,
+        resume="auto" if auto_resume else resume,
+        device=resolve_device(device),
+        devices=devices,
+        nodes=nodes,
     )
-    click.echo(f"model: {model}")
+    if is_first():
+        click.echo(f"model: {model}")
 
 
-def _forecast(config: Path, data: Path, overrides: tuple[str, ...], device: str) -> None:
+def _forecast(config: Path, data: Path, overrides: tuple[str, ...], device: str, processes: int) -> None:
     from ggm_image.data.token_cache import TokenCache
     from ggm_image.training.config import GeneratorConfig, load_config
     from ggm_image.training.forecast import forecast, lines
@@ -57,7 +77,7 @@ def _forecast(config: Path, data: Path, overrides: tuple[str, ...], device: str)
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
-    cost = forecast(settings, device=device)
+    cost = forecast(settings, device=device, processes=processes)
     epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
     click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from timm.layers import LayerNorm, Mlp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from ggm_image.errors import UserError
 from ggm_image.network.positions import Positions, grid_positions, rotate
@@ -165,7 +166,12 @@ class Transformer(nn.Module):
 
     Args:
         config: sizes.
+
+    Attributes:
+        recompute: keep only what goes into each block, and compute the rest again in the backward pass.
     """
+
+    recompute = False
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -241,8 +247,13 @@ class Transformer(nn.Module):
             labels = tokens.new_full((tokens.shape[0],), self.config.classes)  # (b,)
         x, condition = self.embed(tokens, levels, labels, positions)  # (b, l, d), (b, 6, d)
         for block in self.blocks[:-1]:
-            x = block(x, condition, positions)  # (b, l, d)
-        return self.blocks[-1](x, condition, positions, sites)  # (b, k, d)
+            x = self._run(block, x, condition, positions)  # (b, l, d)
+        return self._run(self.blocks[-1], x, condition, positions, sites)  # (b, k, d)
+
+    def _run(self, block: nn.Module, *arguments: object) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return block(*arguments)
 
     def logits(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """The head: logits of the clean token, float32."""

@@ -87,7 +87,11 @@ class TrainConfig:
         steps: optimizer steps.
         max_minutes: wall-clock minutes of training over all resumptions, or null. The learning rate falls by the
             larger of the two shares that are done, so a run that is cut by time still ends at its lowest rate.
-        batch_size: pictures in a step.
+        batch_size: pictures in a step, of all processes together.
+        accumulate: pieces that each process works through one after the other, for less memory.
+        activation_checkpointing: compute the blocks again in the backward pass instead of keeping what they need.
+        strategy: of several processes: ddp (each holds everything), fsdp (weights, gradients, optimizer and average are
+            spread over them), or auto, which is ddp.
         learning_rate: peak rate of AdamW.
         final_share: the rate at the end, as a share of the peak.
         warmup_steps: steps of linear warm-up.
@@ -110,6 +114,9 @@ class TrainConfig:
     steps: int = 20_000
     max_minutes: float | None = None
     batch_size: int = 128
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    strategy: str = "auto"
     learning_rate: float = 1e-3
     final_share: float = 0.01
     warmup_steps: int = 300
@@ -129,7 +136,7 @@ class TrainConfig:
     weights_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "clip", "log_every", "validate_pictures"):
+        for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip", "log_every", "validate_pictures"):
             _check(getattr(self, name) > 0, f"train.{name} must be positive", getattr(self, name))
         for name in ("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"):
             _check(getattr(self, name) >= 0, f"train.{name} must not be negative", getattr(self, name))
@@ -145,13 +152,18 @@ class TrainConfig:
             "train.betas are two in [0, 1)",
             self.betas,
         )
-        for name, allowed in (("precision", PRECISIONS), ("weights_dtype", WEIGHTS_DTYPES)):
+        for name, allowed in (
+            ("precision", PRECISIONS),
+            ("weights_dtype", WEIGHTS_DTYPES),
+            ("strategy", STRATEGIES),
+        ):
             value = getattr(self, name)
             _check(value in allowed, f"train.{name} must be one of {', '.join(allowed)}", value)
 
 
 PRECISIONS = ("bf16-mixed", "32-true")
 WEIGHTS_DTYPES = ("bfloat16", "float32")
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass(kw_only=True)

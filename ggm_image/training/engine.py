@@ -7,9 +7,11 @@ import math
 import mmap
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,8 +23,11 @@ from torch import Tensor, nn
 
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path, disk_errors, write_text
+from ggm_image.training.crew import Crew
+from ggm_image.training.shards import join, own, part_name, save_part
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+"""Files; sharded ones are folders of the same names without the suffix."""
 
 
 class Ema:
@@ -41,7 +46,7 @@ class Ema:
         live = module.state_dict()
         names = [name for name, value in self.state.items() if value.is_floating_point()]
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([self.state[n] for n in names], [live[n] for n in names], weight)
+        torch._foreach_lerp_([own(self.state[n]) for n in names], [own(live[n]) for n in names], weight)
         for name in self.state.keys() - names:
             self.state[name].copy_(live[name])
 
@@ -131,64 +136,130 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     with atomic_path(latest) as temporary:
         with open(temporary, "wb") as file, disk_errors(latest):
             torch.save(dict(state), file)
-        if latest.exists():
-            os.replace(latest, folder / PREVIOUS)
+        _keep_previous(folder)
     return latest
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
+def save_sharded_checkpoint(folder: Path, state: Mapping[str, Any], crew: Crew) -> Path:
+    """As `save_checkpoint`, each process writing its own part; to be called by all of them."""
+    latest = (folder / CHECKPOINT).with_suffix("")
+    (number,) = crew.sum([uuid.uuid4().int % (1 << 32) if crew.first else 0])
+    temporary = latest.with_name(f".{latest.name}.{int(number):08x}.tmp")
+    try:
+        with crew.together():
+            temporary.mkdir(exist_ok=True)
+            save_part(temporary, state, crew.rank, crew.world)
+            with open(temporary / part_name(crew.rank, crew.world), "rb+") as file:
+                os.fsync(file.fileno())
+        with crew.together():
+            if crew.first:
+                _keep_previous(folder)
+                os.replace(temporary, latest)
+    finally:
+        if crew.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return latest
+
+
+def _keep_previous(folder: Path) -> None:
+    """Rename the latest checkpoint, file or folder, to the previous one; at every moment there is one of the two."""
+    latest, previous = _find(folder, CHECKPOINT), _find(folder, PREVIOUS)
+    if latest is None:
+        return
+    if previous is not None and (previous.is_dir() or latest.is_dir()):
+        shutil.rmtree(previous) if previous.is_dir() else previous.unlink()
+    os.replace(latest, (folder / PREVIOUS).with_suffix(latest.suffix))
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file of that name, or the folder."""
+    path = folder / name
+    return path if path.is_file() else path.with_suffix("") if path.with_suffix("").is_dir() else None
+
+
+def load_checkpoint(folder: Path, crew: Crew | None = None) -> dict[str, Any]:
     """The latest checkpoint, or the previous one if the latest is damaged, which is said; tensors and numbers only.
+
+    Args:
+        folder: of the run.
+        crew: processes that all load it; they share the checks, and agree on which one it is.
+
+    Returns:
+        The state; with `shards.Pieces` in place of tensors if it was written by several processes.
 
     Raises:
         UserError: there is none, or none that can be read.
     """
     failures: list[str] = []
     for name in (CHECKPOINT, PREVIOUS):
-        path = folder / name
-        if not path.is_file():
+        path, state = _find(folder, name), None
+        if path is not None:
+            try:
+                state = _read(path, *((crew.rank, crew.world) if crew else (0, 1)))
+            except (
+                RuntimeError,
+                OSError,
+                EOFError,
+                ValueError,
+                KeyError,
+                AssertionError,
+                zipfile.BadZipFile,
+                pickle.UnpicklingError,
+            ) as error:
+                failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        read = state is not None
+        if crew is not None:
+            read = crew.sum([float(read)])[0] == crew.world
+        if state is None or not read:
             continue
-        try:
-            # torch reads a flipped bit without a word, though the sums are in the file
-            with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"{damaged} is damaged")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            assert isinstance(state, dict)
-            if failures:
-                print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
-            return state
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            AssertionError,
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-        ) as error:
-            failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        if failures:
+            print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
+        return state
     if failures:
         raise UserError("checkpoint cannot be read", "; ".join(failures), "start a new run in another folder")
     raise UserError("nothing to resume: no checkpoint", folder, "leave out --resume, or name the run's folder")
 
 
+def _read(path: Path, rank: int, world: int) -> dict[str, Any]:
+    """A checkpoint; this process checks the sums of every ``world``-th file."""
+    files = [path]
+    if path.is_dir():
+        count = len(list(path.glob("part-*.pt")))
+        files = [path / part_name(k, count) for k in range(count)]
+        assert files, "no parts"
+    for file in files[rank % len(files) :: world]:
+        # torch reads a flipped bit without a word, though the sums are in the file
+        with zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+    states = [torch.load(file, map_location="cpu", weights_only=True, mmap=path.is_dir()) for file in files]
+    assert all(isinstance(state, dict) for state in states)
+    state = join(states) if path.is_dir() else states[0]
+    assert isinstance(state, dict)
+    return state
+
+
 def has_checkpoint(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+    return any(_find(folder, name) is not None for name in (CHECKPOINT, PREVIOUS))
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two steps; a second one ends at once."""
+    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two steps; a second one ends at once.
 
-    def __init__(self) -> None:
-        self.wanted = False
+    Args:
+        silent: whether another process says so.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.wanted, self.silent = False, silent
         self._before: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        if not self.silent:
+            print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Stop":
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,5 +1,6 @@
 """What a run measures as it goes: held-out likelihood, and a grid of pictures."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from ggm_image.tokenizers.registry import load_tokenizer
 
 VALIDATION_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MASKED_SHARES = (0.25, 0.5, 0.75, 1.0)
+QUERIED = 0.25
+"""Share of the sites that is asked for at each level."""
+SETTINGS = {f"nll_level_{a:g}": (a, QUERIED) for a in VALIDATION_LEVELS}
+SETTINGS |= {f"nll_masked_{r:g}": (1.0, r) for r in MASKED_SHARES}
+FIGURES = tuple(SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def held_out_nll(
     *,
     seed: int = 0,
     batch_size: int = 250,
-    queried: float = 0.25,
+    figures: Sequence[str] = FIGURES,
 ) -> dict[str, float]:
     """Held-out negative log-likelihood of the heat bath, nats a token.
 
@@ -64,14 +70,13 @@ def held_out_nll(
         noise: distribution over the codes, (v,).
         seed: of noise and sites.
         batch_size: pictures a forward pass.
-        queried: share of the sites that is asked for at each level.
+        figures: which; ``nll`` comes along where all are asked for.
     """
     device, v = noise.device, network.config.codebook_size
     sites_total = held_out.tokens.shape[1]
-    settings = [(f"nll_level_{a:g}", a, queried) for a in VALIDATION_LEVELS]
-    settings += [(f"nll_masked_{r:g}", 1.0, r) for r in MASKED_SHARES]
     result = {}
-    for name, a, share in settings:
+    for name in figures:
+        a, share = SETTINGS[name]
         generator = torch.Generator().manual_seed(seed)
         total, count = 0.0, 0
         for start in range(0, len(held_out), batch_size):
@@ -82,14 +87,20 @@ def held_out_nll(
             tokens[:, sites] = v
             logits = network(tokens.to(device), levels.to(device), sites.to(device), labels.to(device))
             with torch.autocast(device.type, enabled=False):
-                cost = _mean_nll(logits, x_0[:, sites].to(device), a, noise)
+                cost = _nll(logits, x_0[:, sites].to(device), a, noise)
             total, count = total + float(cost.sum()), count + cost.numel()
         result[name] = total / count
-    result["nll"] = sum(result[f"nll_level_{a:g}"] for a in VALIDATION_LEVELS) / len(VALIDATION_LEVELS)
+    if set(figures) == set(FIGURES):
+        result["nll"] = mean_nll(result)
     return result
 
 
-def _mean_nll(
+def mean_nll(values: Mapping[str, float]) -> float:
+    """The mean over the levels."""
+    return sum(values[f"nll_level_{a:g}"] for a in VALIDATION_LEVELS) / len(VALIDATION_LEVELS)
+
+
+def _nll(
     logits: Float[Tensor, "b k v"], x_0: Int[Tensor, "b k"], level: float, noise: Float[Tensor, " v"]
 ) -> Float[Tensor, "b k"]:
     """-log P(x_t | rest), its mean over x_t given x_0."""

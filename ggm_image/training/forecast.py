@@ -52,7 +52,7 @@ class Forecast:
         return self.steps * self.step_seconds
 
 
-def forecast(config: GeneratorConfig, *, device: str = "cpu") -> Forecast:
+def forecast(config: GeneratorConfig, *, device: str = "cpu", processes: int = 1) -> Forecast:
     """What training as ``config`` says will cost on ``device``; takes seconds, and little memory."""
     train, height_width = config.train, config.network.grid
     sites = height_width[0] * height_width[1]

@@ -2,28 +2,32 @@
 
 A step: clean tokens x_0 and classes from the cache; levels and queried sites as a random schedule would show them;
 x_t = noise on x_0 by the levels, the mask id at the queried sites; the network's clean-token logits there; the loss.
+
+Several processes draw the same batch, with the same noise, and each works on its own rows of it: neither the loss nor
+the order of the data depends on how many there are.
 """
 
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ggm_image import objective
 from ggm_image.data.token_cache import Manifest, TokenCache
-from ggm_image.errors import UserError
+from ggm_image.errors import Elsewhere, UserError
 from ggm_image.files import remove_temporaries
 from ggm_image.glauber import add_noise
 from ggm_image.model_files import PRESETS, export_model
 from ggm_image.network import Transformer
 from ggm_image.schedule import random_training_state
 from ggm_image.training.config import GeneratorConfig, ObjectiveConfig, build_config, load_config, plain, save_config
+from ggm_image.training.crew import PAUSE, Crew, first_speaks, make_fabric, processes_asked
 from ggm_image.training.engine import (
     Clock,
     DataOrder,
@@ -37,10 +41,20 @@ from ggm_image.training.engine import (
     parameter_groups,
     random_state,
     save_checkpoint,
+    save_sharded_checkpoint,
     set_random_state,
 )
-from ggm_image.training.evaluation import MASKED_SHARES, VALIDATION_LEVELS, TokenSet, draw_grid, held_out_nll
+from ggm_image.training.evaluation import (
+    FIGURES,
+    MASKED_SHARES,
+    VALIDATION_LEVELS,
+    TokenSet,
+    draw_grid,
+    held_out_nll,
+    mean_nll,
+)
 from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.shards import cut, whole, whole_tensor
 
 COLUMNS = (
     "loss",
@@ -61,22 +75,26 @@ def train_generator(
     *,
     overrides: Sequence[str] = (),
     val: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     device: str = "auto",
+    devices: int | None = None,
+    nodes: int | None = None,
     report: Callable[[str], None] | None = None,
     method: "type[GeneratorTrainer] | None" = None,
 ) -> Path:
-    """Train a generator and export it.
+    """Train a generator and export it; with several processes, in each of them.
 
     Args:
         config: YAML of a `GeneratorConfig`.
         data: folder of a token cache.
-        out: folder of the run: config.yaml, log.csv, checkpoint.pt, samples/, model/.
+        out: folder of the run: config.yaml, log.csv, checkpoint.pt (or checkpoint/), samples/, model/.
         overrides: ``key=value``.
         val: token cache of held-out pictures; takes the place of ``data.val``.
-        resume: go on from the last checkpoint in ``out``.
+        resume: go on from the last checkpoint in ``out``; "auto" starts where there is none.
         device: auto, cpu, cuda, cuda:1, mps.
-        report: called with each line of progress; printed to stderr by default.
+        devices: processes on this machine; those that torchrun or srun has started, or one.
+        nodes: machines; likewise.
+        report: called with each line of progress, in the first process; printed to stderr by default.
         method: another way of training, as a subclass; for comparisons.
 
     Returns:
@@ -84,28 +102,57 @@ def train_generator(
 
     Raises:
         UserError: a bad config, a cache of another tokenizer, a run in ``out`` without ``resume``, a loss that is
-            not finite.
+            not finite, another process of the run that has died.
+        Elsewhere: another process has raised what this one would.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM to any process, once everything is saved.
     """
     out = Path(out)
-    settings = load_config(GeneratorConfig, config, overrides)
+    with first_speaks():
+        settings = load_config(GeneratorConfig, config, overrides)
+        machines = processes_asked(devices, nodes)
+        fabric = make_fabric(
+            device,
+            settings.train.precision,
+            devices=machines[0],
+            nodes=machines[1],
+            strategy=settings.train.strategy,
+        )
+        fabric.launch()
+    crew = Crew(fabric)
+    with crew.together():
+        cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world)
+    again = bool(resume) and has_checkpoint(out)
+    checkpoint = load_checkpoint(out, crew) if again else None
+    with crew.together():
+        if crew.first:
+            out.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(out, out / "model", out / "samples")
+            save_config(out / "config.yaml", settings)
+    make = method or GeneratorTrainer
+    trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report, crew=crew)
+    with crew.together():
+        if checkpoint is not None:
+            trainer.load_state_dict(checkpoint)
+            del checkpoint
+    return trainer.fit()
+
+
+def _check_run(
+    settings: GeneratorConfig, data: Path, out: Path, val: str | Path | None, resume: bool | str, processes: int
+) -> tuple[TokenCache, TokenSet, TokenSet]:
+    """Everything that can be wrong with a run, before anything is written; its data."""
     if val is not None:
         settings.data.val = str(val)
     if out.exists() and not out.is_dir():
         raise UserError("--out must be a folder", out, "choose another name")
     if has_checkpoint(out) and not resume:
         raise UserError("the folder holds a run", out, "add --resume to go on, or choose another folder")
-    checkpoint = load_checkpoint(out) if resume else None
+    if resume is True and not has_checkpoint(out):
+        load_checkpoint(out)  # says so
+    share_rows(settings.train.batch_size, 0, processes, settings.train.accumulate)
     cache = TokenCache.open(data)
-    fit_to_cache(settings, cache.manifest, Path(data))
-    training, held_out = load_tokens(settings, cache)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out, out / "model", out / "samples")
-    save_config(out / "config.yaml", settings)
-    make = method or GeneratorTrainer
-    trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report)
-    if checkpoint is not None:
-        trainer.load_state_dict(checkpoint)
-    return trainer.fit()
+    fit_to_cache(settings, cache.manifest, data)
+    return cache, *load_tokens(settings, cache)
 
 
 def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> None:
@@ -181,17 +228,14 @@ class Criterion(nn.Module):
         network: the denoiser.
         config: which loss.
         noise: pi, (V,).
-        generator: of the single draws of "binary-sampled".
     """
 
-    def __init__(
-        self, network: Transformer, config: ObjectiveConfig, noise: Float[Tensor, " v"], generator: torch.Generator
-    ) -> None:
+    def __init__(self, network: Transformer, config: ObjectiveConfig, noise: Float[Tensor, " v"]) -> None:
         super().__init__()
-        self.network, self.config, self.noise, self.generator = network, config, noise, generator
+        self.network, self.config, self.noise = network, config, noise
 
     def compile_head(self) -> None:
-        """Compile what follows the blocks; the single draws are left as they are, for the sake of their generator."""
+        """Compile what follows the blocks; not where single draws decide, in double precision."""
         if self.config.name != "binary-sampled":
             self.head = torch.compile(self.head)  # type: ignore[method-assign]
 
@@ -203,13 +247,21 @@ class Criterion(nn.Module):
         labels: Int[Tensor, " b"],
         x_0: Int[Tensor, "b k"],
         level: Float[Tensor, "b k"],
+        *uniforms: Float[Tensor, "b k 3"],
     ) -> Float[Tensor, ""]:
-        """Mean loss over the queried sites; ``x_0`` and ``level`` are those of the sites, before the mask."""
+        """Mean loss over the queried sites; ``x_0`` and ``level`` are those of the sites, before the mask.
+
+        ``uniforms`` are the draws of "binary-sampled", which alone has any.
+        """
         x = self.network.features(tokens, levels, sites, labels)  # (b, k, d)
-        return self.head(x.flatten(0, 1), x_0.flatten(), level.flatten())
+        return self.head(x.flatten(0, 1), x_0.flatten(), level.flatten(), *(u.flatten(0, 1) for u in uniforms))
 
     def head(
-        self, features: Float[Tensor, "n d"], x_0: Int[Tensor, " n"], level: Float[Tensor, " n"]
+        self,
+        features: Float[Tensor, "n d"],
+        x_0: Int[Tensor, " n"],
+        level: Float[Tensor, " n"],
+        uniforms: Float[Tensor, "n 3"] | None = None,
     ) -> Float[Tensor, ""]:
         """Logits and loss, where only ``n`` varies from call to call."""
         sampled = self.config.name == "binary-sampled"
@@ -221,7 +273,7 @@ class Criterion(nn.Module):
             self.config.keep if sampled else None,
             self.noise,
             contrast=self.config.contrast,
-            generator=self.generator if sampled else None,
+            uniforms=uniforms,
         )
 
 
@@ -246,12 +298,16 @@ class GeneratorTrainer:
         *,
         device: str = "auto",
         report: Callable[[str], None] | None = None,
+        crew: Crew | None = None,
     ) -> None:
         train = config.train
         self.config, self.manifest, self.out = config, manifest, out
         self.training, self.held_out = training, held_out
-        self.say = report or (lambda line: print(line, file=sys.stderr, flush=True))
-        self.fabric = make_fabric(device, train.precision)
+        self.crew = crew or Crew(make_fabric(device, train.precision))
+        say = report or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.say = say if self.crew.first else lambda line: None
+        self.fabric = self.crew.fabric
+        self.own, self.pieces = share_rows(train.batch_size, self.crew.rank, self.crew.world, train.accumulate)
         self.device = self.fabric.device
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -260,13 +316,7 @@ class GeneratorTrainer:
 
         torch.manual_seed(train.seed)
         network = self.make_network()
-        self.ema = Ema(network.to(self.device), train.ema_decay)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(network, train.weight_decay),
-            lr=train.learning_rate,
-            betas=(train.betas[0], train.betas[1]),
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        network.recompute = train.activation_checkpointing
         self.network = network
         self.order = DataOrder(len(training), train.batch_size, train.seed)
         self.generator = torch.Generator().manual_seed(train.seed + 1)
@@ -275,8 +325,16 @@ class GeneratorTrainer:
         if train.compile:
             network.compile_blocks()
             criterion.compile_head()
-        self.criterion, self.optimizer = self.fabric.setup(criterion, optimizer)
-        self.step, self.clock = 0, Clock(timer=self.timer)
+        self.criterion = self.fabric.setup_module(criterion)
+        self.ema = Ema(network, train.ema_decay)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, train.weight_decay),
+            lr=train.learning_rate,
+            betas=(train.betas[0], train.betas[1]),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.optimizer = self.fabric.setup_optimizers(optimizer)
+        self.step, self.clock, self._seconds = 0, Clock(timer=self.timer), 0.0
 
     def make_network(self) -> Transformer:
         """The untrained network; another architecture overrides this."""
@@ -284,7 +342,7 @@ class GeneratorTrainer:
 
     def make_criterion(self, network: Transformer) -> Criterion:
         """The loss of the run; another training method overrides this, or `corrupt`, or both."""
-        return Criterion(network, self.config.objective, self.noise, self.generator)
+        return Criterion(network, self.config.objective, self.noise)
 
     def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"], Int[Tensor, " k"]]:
         """What the network is shown of clean tokens: tokens, the level of each, and the sites that are queried."""
@@ -305,7 +363,7 @@ class GeneratorTrainer:
         return x_t, levels, sites
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings only."""
+        """Tensors, numbers and strings only; of sharded tensors, what this process holds."""
         return {
             "format_version": 1,
             "config": plain(self.config),
@@ -334,57 +392,70 @@ class GeneratorTrainer:
                         f"{plain(getattr(self.config, part))} against {plain(getattr(before, part))}",
                         "use the run's own config.yaml",
                     )
-            self.network.load_state_dict(state["network"])
-            self.ema.load(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            weights = {part: state[part] for part in ("network", "ema", "optimizer")}
+            weights = cut(weights, self.crew.mesh) if self.crew.sharded else whole(weights)
+            self.network.load_state_dict(weights["network"])
+            self.ema.load(weights["ema"])
+            self.optimizer.load_state_dict(weights["optimizer"])
             self.order.load_state_dict(state["order"])
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
             self.step, self.clock = state["step"], Clock(state["seconds"], self.timer)
+            self._seconds = state["seconds"]
         except (KeyError, RuntimeError, TypeError) as error:
             what = "checkpoint is not one of this kind of run"
             raise UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run") from error
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1], by steps or by time, whichever is larger."""
+        """Share of the run that is done, in [0, 1], by steps or by time, whichever is larger; the same everywhere."""
         train = self.config.train
-        by_time = self.clock.seconds / (60 * train.max_minutes) if train.max_minutes else 0.0
+        seconds = self.clock.seconds if self.crew.world == 1 else self._seconds
+        by_time = seconds / (60 * train.max_minutes) if train.max_minutes else 0.0
         return min(1.0, max(self.step / train.steps, by_time))
 
     def fit(self) -> Path:
         """Train to the end, and export the averaged weights.
 
         Raises:
-            UserError: the loss or the gradient is no longer finite.
+            UserError: the loss or the gradient is no longer finite, or another process has died.
+            Elsewhere: another process has raised an error.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is saved.
         """
-        log = Log(self.out, COLUMNS, self.step)
+        with self.crew.together():
+            log = Log(self.out, COLUMNS, self.step) if self.crew.first else None
         try:
-            with Stop() as stop:
+            with self.crew.lost(), Stop(silent=not self.crew.first) as stop:
                 self._loop(log, stop)
-            self.save()
+                self.save()
         finally:
-            log.close()
-        plot_at_the_end(self.out)
+            if log is not None:
+                log.close()
+        if self.crew.first:
+            plot_at_the_end(self.out)
         if self.progress < 1:
             self.say(f"saved at step {self.step}; run the same command with --resume to go on")
+            if not self.crew.first:
+                time.sleep(PAUSE)
+                raise Elsewhere(130)
             raise KeyboardInterrupt
         return self.out / "model"
 
-    def _loop(self, log: Log, stop: Stop) -> None:
+    def _loop(self, log: Log | None, stop: Stop) -> None:
         train = self.config.train
         logged_step, logged, saved = self.step, self.clock.seconds, self.clock.seconds
-        while self.progress < 1 and not stop.wanted:
+        stopping = False
+        while self.progress < 1 and not stopping:
             values = self.train_step()
+            stopping, now = self.crew.agree(stop.wanted, self.clock.seconds)
+            self._seconds = now
             done = self.progress >= 1
-            due = self.clock.seconds - saved >= 60 * train.checkpoint_minutes
+            due = now - saved >= 60 * train.checkpoint_minutes
             if self.step % train.log_every == 0 or done or due:
                 row = self._finite(values)
-                now = self.clock.seconds
                 row["images_per_second"] = (self.step - logged_step) * train.batch_size / max(now - logged, 1e-9)
                 row["minutes"] = now / 60
-                log.write(self.step, row)
+                self._write(log, row)
                 self.say(self._line(row))
                 logged_step, logged = self.step, now
             if done or (train.validate_every and self.step % train.validate_every == 0):
@@ -393,10 +464,18 @@ class GeneratorTrainer:
                 self._sample()
             if due and not done:
                 self.save()
-                saved = self.clock.seconds
+                saved = self.clock.seconds if self.crew.world == 1 else now
+
+    def _write(self, log: Log | None, row: Mapping[str, float]) -> None:
+        with self.crew.together():
+            if log is not None:
+                log.write(self.step, row)
 
     def train_step(self) -> dict[str, Any]:
-        """One update; returns loss and gradient norm as tensors, so that nothing waits for them."""
+        """One update; returns loss and gradient norm as tensors, so that nothing waits for them.
+
+        The loss is this process's part of the mean over the batch: the sum over the processes is the loss.
+        """
         train = self.config.train
         rate = learning_rate(
             train.learning_rate,
@@ -407,26 +486,49 @@ class GeneratorTrainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.criterion(*self._batch())
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        loss, batch = torch.zeros((), device=self.device), self._batch()
+        for number, piece in enumerate(self.pieces, start=1):
+            part = tuple(value if value.dim() == 1 and k == SITES else value[piece] for k, value in enumerate(batch))
+            weight = (piece.stop - piece.start) / train.batch_size
+            with self.fabric.no_backward_sync(self.criterion, enabled=number < len(self.pieces)):
+                cost = self.criterion(*part)
+                # gradients are averaged over the processes; together with the weight this makes the batch's mean
+                self.fabric.backward(cost * (weight * self.crew.world))
+            loss += weight * cost.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.network, self.step)
-        return {"loss": loss.detach(), "gradient_norm": norm.detach(), "learning_rate": rate}
+        return {"loss": loss, "gradient_norm": whole_tensor(norm.detach()), "learning_rate": rate}
 
     def _batch(self) -> tuple[Tensor, ...]:
-        """Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites."""
+        """This process's rows of the next batch, which is drawn whole, so that the draws are the same everywhere.
+
+        Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites; for
+        "binary-sampled" three numbers for each of them.
+        """
         x_0, labels = self.training.rows(self.order.next())  # (b, l), (b,)
         x_t, levels, sites = self.corrupt(x_0)  # (b, l), (b, l), (k,)
         dropped = torch.rand(len(labels), generator=self.generator) < self.config.train.class_dropout
         labels = labels.masked_fill(dropped, self.config.network.classes)
-        batch = (x_t, levels, sites, labels, x_0[:, sites], levels[:, sites])
+        rows = [x_t, levels, labels, x_0[:, sites], levels[:, sites]]
+        if self.config.objective.name == "binary-sampled":
+            drawn = torch.rand((3, len(x_0) * len(sites)), generator=self.generator, dtype=torch.float64)
+            rows.append(drawn.unflatten(1, (len(x_0), len(sites))).permute(1, 2, 0))  # (b, k, 3)
+        batch = [value[self.own] for value in rows]
+        batch.insert(SITES, sites)
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
 
     def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Numbers in place of tensors, the loss that of the whole batch; all processes must ask."""
         numbers = {name: float(value) for name, value in values.items()}
+        (numbers["loss"],) = self.crew.sum([numbers["loss"]])
+        with self.crew.together():
+            self._check_finite(numbers)
+        return numbers
+
+    def _check_finite(self, numbers: Mapping[str, float]) -> None:
         if not all(torch.isfinite(torch.tensor(number)) for number in numbers.values()):
             good = (
                 f"the last good checkpoint is in {self.out}" if has_checkpoint(self.out) else "there is no checkpoint"
@@ -436,7 +538,6 @@ class GeneratorTrainer:
                 f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}",
                 f"{good}; go on with --resume and a lower train.learning_rate",
             )
-        return numbers
 
     def _line(self, row: Mapping[str, float]) -> str:
         train, done = self.config.train, max(self.progress, 1e-9)
@@ -448,17 +549,22 @@ class GeneratorTrainer:
         )
 
     def averaged(self) -> Transformer:
-        """A network with the averaged weights."""
+        """A network with the averaged weights; if they are sharded, all processes must ask for it."""
         network = self.make_network().to(self.device)
-        network.load_state_dict(self.ema.state)
+        network.load_state_dict({name: whole_tensor(value) for name, value in self.ema.state.items()})
         return network.eval().requires_grad_(False)
 
-    def _validate(self, log: Log) -> None:
+    def _validate(self, log: Log | None) -> None:
+        """Held-out figures; the processes take them in turn."""
         if not len(self.held_out):
             return
-        with self.fabric.autocast():
-            values = held_out_nll(self.averaged(), self.held_out, self.noise, seed=self.config.train.seed)
-        log.write(self.step, values)
+        network, own = self.averaged(), FIGURES[self.crew.rank :: self.crew.world]
+        with self.crew.together(), self.fabric.autocast():
+            found = held_out_nll(network, self.held_out, self.noise, seed=self.config.train.seed, figures=own)
+        totals = self.crew.sum([found.get(name, 0.0) for name in FIGURES])
+        values = dict(zip(FIGURES, totals, strict=True))
+        values["nll"] = mean_nll(values)
+        self._write(log, values)
         self.say(
             f"step {self.step}  held-out NLL {values['nll']:.4f} nats/token, "
             + "  ".join(
@@ -468,23 +574,37 @@ class GeneratorTrainer:
 
     def _sample(self) -> None:
         """A grid of 16 pictures, if the tokenizer is at hand; training never fails for the lack of one."""
-        with self.fabric.autocast():
-            message = draw_grid(
-                self.averaged(),
-                self.manifest,
-                self.out / "samples" / f"{self.step:07d}.png",
-                seed=self.config.train.seed,
-            )
-        if message:
-            self.say(message)
+        if not (self.crew.first or self.crew.sharded):
+            network = None
+        else:
+            network = self.averaged()
+        with self.crew.together(), self.fabric.autocast():
+            if network is not None and self.crew.first:
+                path = self.out / "samples" / f"{self.step:07d}.png"
+                if message := draw_grid(network, self.manifest, path, seed=self.config.train.seed):
+                    self.say(message)
 
     def save(self) -> None:
-        """Checkpoint and exported model, each whole."""
-        save_checkpoint(self.out, self.state_dict())
+        """Checkpoint and exported model, each whole; to be called by all processes."""
+        if self.crew.sharded:
+            save_sharded_checkpoint(self.out, self.state_dict(), self.crew)
+        with self.crew.together():
+            if self.crew.first and not self.crew.sharded:
+                save_checkpoint(self.out, self.state_dict())
+        average = {}
+        for name, value in self.ema.state.items():
+            tensor = whole_tensor(value)
+            if self.crew.first:
+                average[name] = tensor.cpu() if self.crew.sharded else tensor
+        with self.crew.together():
+            if self.crew.first:
+                self._export(average)
+
+    def _export(self, average: Mapping[str, Tensor]) -> None:
         config = plain(self.config)
         export_model(
             self.out / "model",
-            self.ema.state,
+            average,
             network=config["network"],
             tokenizer=config["tokenizer"],
             class_names=list(self.manifest.class_names),
@@ -499,20 +619,25 @@ class GeneratorTrainer:
         )
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Fabric on one device.
+SITES = 2
+"""Place of the queried sites, which all rows have in common, in a batch."""
+
+
+def share_rows(batch_size: int, rank: int, world: int, accumulate: int) -> tuple[slice, list[slice]]:
+    """The rows of a batch that a process works on, and their division into pieces, counted from the first of them.
+
+    Pieces differ by one row at most.
 
     Raises:
-        UserError: the device is unknown or not there.
+        UserError: there are fewer rows than pieces.
     """
-    name, _, index = device.partition(":")
-    try:
-        if index and not index.isdigit():
-            raise ValueError(f"device index {index!r}")
-        return Fabric(accelerator=name, devices=[int(index)] if index else 1, precision=precision)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError("device is not usable", f"{device}: {error}", "try --device cpu") from error
-    except Exception as error:
-        if type(error).__name__ == "MisconfigurationException":
-            raise UserError("device is not there", f"{device}: {error}", "try --device cpu") from error
-        raise
+    pieces = world * accumulate
+    if batch_size < pieces:
+        raise UserError(
+            "train.batch_size must be at least processes times train.accumulate",
+            f"{batch_size} against {world} x {accumulate}",
+            f"set train.batch_size={pieces}, or less of the others",
+        )
+    ends = [batch_size * k // pieces for k in range(pieces + 1)]
+    own = ends[rank * accumulate : (rank + 1) * accumulate + 1]
+    return slice(own[0], own[-1]), [slice(a - own[0], b - own[0]) for a, b in pairwise(own)]
