@@ -19,6 +19,7 @@ from ggm_image.cli.main import run
 from ggm_image.cli.options import device_option, json_option, resolve_device
 from ggm_image.data.token_cache import Manifest
 from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.crew import Crew
 from ggm_image.training.evaluation import TokenSet
 from ggm_image.training.forecast import PRODUCT_SIDE, now, product_rate
 from ggm_image.training.generator import GeneratorTrainer
@@ -27,7 +28,7 @@ WARM_UP = 40
 """Steps before the clock starts: compilation, and memory that is touched for the first time."""
 
 
-def make_trainer(config: GeneratorConfig, out: Path, device: str) -> GeneratorTrainer:
+def make_trainer(config: GeneratorConfig, out: Path, device: str, crew: Crew | None = None) -> GeneratorTrainer:
     network = config.network
     height, width = network.grid
     rows = 4 * config.train.batch_size
@@ -44,7 +45,7 @@ def make_trainer(config: GeneratorConfig, out: Path, device: str) -> GeneratorTr
         source={},
         items=rows,
     )
-    return GeneratorTrainer(config, manifest, data, data, out, device=device, report=lambda line: None)
+    return GeneratorTrainer(config, manifest, data, data, out, device=device, report=lambda line: None, crew=crew)
 
 
 def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:

@@ -21,6 +21,7 @@ from ggm_image.errors import UserError
 @click.option("--nodes", type=click.IntRange(1), metavar="M", help="Machines; torchrun and srun say it.")
 @click.option("--strategy", type=click.Choice(["auto", "ddp", "fsdp"]), help="The same as train.strategy=NAME.")
 @click.option("--dry-run", is_flag=True, help="Only say what the run would cost: parameters, memory, time.")
+@click.option("--tflops", type=float, metavar="X", help="For --dry-run: rate of a device's matrix products; measured.")
 @device_option
 def train(
     config: Path,
@@ -35,6 +36,7 @@ def train(
     nodes: int | None,
     strategy: str | None,
     dry_run: bool,
+    tflops: float | None,
     device: str | None,
 ) -> None:
     """Train a generator on a token cache, as CONFIG says.
@@ -47,7 +49,7 @@ def train(
     if strategy is not None:
         overrides = (*overrides, f"train.strategy={strategy}")
     if dry_run:
-        _forecast(config, data, overrides, resolve_device(device), (devices or 1) * (nodes or 1))
+        _forecast(config, data, overrides, resolve_device(device), devices or 1, nodes or 1, tflops)
         return
 
     from ggm_image.training.crew import is_first
@@ -68,7 +70,9 @@ def train(
         click.echo(f"model: {model}")
 
 
-def _forecast(config: Path, data: Path, overrides: tuple[str, ...], device: str, processes: int) -> None:
+def _forecast(
+    config: Path, data: Path, overrides: tuple[str, ...], device: str, devices: int, nodes: int, tflops: float | None
+) -> None:
     from ggm_image.data.token_cache import TokenCache
     from ggm_image.training.config import GeneratorConfig, load_config
     from ggm_image.training.forecast import forecast, lines
@@ -77,7 +81,7 @@ def _forecast(config: Path, data: Path, overrides: tuple[str, ...], device: str,
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
-    cost = forecast(settings, device=device, processes=processes)
+    cost = forecast(settings, device=device, devices=devices, nodes=nodes, rate=tflops and tflops * 1e12)
     epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
     click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
 

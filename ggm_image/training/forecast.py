@@ -1,18 +1,25 @@
 """What a run will cost, before it is started: parameters, arithmetic, memory, time.
 
+With P parameters, R of them outside of the blocks, B in a block, and W processes, a process holds
+
 | part | bytes |
 | --- | --- |
-| weights, gradients, AdamW's two moments, moving average | 20 a parameter: all five in float32 |
-| activations | what a forward pass keeps for the backward pass, counted on tensors without numbers |
+| one process, ddp | 20 P: weights, gradients, AdamW's two moments, moving average, all in float32 |
+| fsdp | 20 P / W, and what is put together for use: 4 (2 R + 3 B), weights of two blocks, gradients of one |
+| activations | what a forward pass of its rows keeps for the backward pass, counted on tensors without numbers |
+
+and sends, in a step, 8 P (W - 1) / W bytes (ddp: gradients are summed and handed back) or 4 P (W - 1) / W times 1 + 2 a
+piece (fsdp: weights are fetched twice for each piece of `train.accumulate`, gradients summed once).
 
 Compiled blocks keep less than is counted here. The working space of single kernels, the data and the libraries come on
-top. Operations are those of the matrix products, a backward pass costing two forward ones. Time
-assumes that a step reaches `SHARE` of the rate of a large matrix product, which is measured.
+top. Operations are those of the matrix products, a backward pass costing two forward ones, and a third with
+`train.activation_checkpointing`. Time assumes that a step reaches `SHARE` of the rate of a large matrix product, which
+is measured, and that nothing is sent while something is computed, at the rate of `LINKS`, which is not.
 """
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,11 +27,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ggm_image.network import Transformer
 from ggm_image.schedule import random_training_state
 from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.generator import Criterion
 
 SHARE = 0.5
 """Of the product rate: what `tools/bench_train.py` asks of this package; it says what a machine really reaches."""
 BYTES_A_PARAMETER = 20
 PRODUCT_SIDE = 2048
+LINKS = (100e9, 25e9)
+"""Assumed bytes a second that each process can send: within a machine, and between machines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,45 +43,72 @@ class Forecast:
 
     Attributes:
         parameters: of the network.
-        step_flops: floating-point operations of one optimizer step.
-        state_bytes: weights, gradients, optimizer and moving average.
-        activation_bytes: of one step's batch.
+        step_flops: floating-point operations of one optimizer step, in all processes together.
+        state_bytes: weights, gradients, optimizer and moving average, in a process.
+        activation_bytes: of the rows that a process works on at a time.
+        sent_bytes: what a process sends in a step.
         step_seconds: at the machine's rate.
         steps: optimizer steps until the run ends, by ``train.steps`` or by time.
+        batch_size: pictures in a step.
+        processes: how many.
     """
 
     parameters: int
     step_flops: float
     state_bytes: int
     activation_bytes: int
+    sent_bytes: float
     step_seconds: float
     steps: int
+    batch_size: int
+    processes: int
 
     @property
     def seconds(self) -> float:
         return self.steps * self.step_seconds
 
 
-def forecast(config: GeneratorConfig, *, device: str = "cpu", processes: int = 1) -> Forecast:
-    """What training as ``config`` says will cost on ``device``; takes seconds, and little memory."""
+def forecast(
+    config: GeneratorConfig, *, device: str = "cpu", devices: int = 1, nodes: int = 1, rate: float | None = None
+) -> Forecast:
+    """What training as ``config`` says will cost; takes seconds, and little memory.
+
+    Args:
+        config: the run.
+        device: whose rate is measured.
+        devices: processes a machine.
+        nodes: machines.
+        rate: operations a second of a matrix product on one device, where it is not to be measured.
+    """
     train, height_width = config.train, config.network.grid
-    sites = height_width[0] * height_width[1]
+    sites, processes = height_width[0] * height_width[1], devices * nodes
     queried = mean_queried(*height_width)
     with torch.device("meta"):
         network = Transformer(config.network)
     parameters = sum(p.numel() for p in network.parameters())
-    flops = 3.0 * train.batch_size * network.flops(sites, round(queried))
-    seconds = flops / (SHARE * product_rate(torch.device(device)))
+    block = sum(p.numel() for p in network.blocks[0].parameters())
+    sharded = train.strategy == "fsdp" and processes > 1
+    state, sent = BYTES_A_PARAMETER * parameters, 8.0 * parameters
+    if sharded:
+        rest = parameters - config.network.depth * block
+        state = math.ceil(state / processes) + 4 * (2 * rest + 3 * block)
+        sent = 4.0 * parameters * (1 + 2 * train.accumulate)
+    sent *= (processes - 1) / processes
+    flops = (4.0 if train.activation_checkpointing else 3.0) * train.batch_size * network.flops(sites, round(queried))
+    seconds = flops / (SHARE * (rate or product_rate(torch.device(device))) * processes) + sent / LINKS[nodes > 1]
     steps = train.steps
     if train.max_minutes is not None:
         steps = min(steps, max(1, int(60 * train.max_minutes / seconds)))
     return Forecast(
         parameters=parameters,
         step_flops=flops,
-        state_bytes=BYTES_A_PARAMETER * parameters,
-        activation_bytes=activation_bytes(config),
+        state_bytes=state,
+        activation_bytes=activation_bytes(config, math.ceil(train.batch_size / (processes * train.accumulate))),
+        sent_bytes=sent,
         step_seconds=seconds,
         steps=steps,
+        batch_size=train.batch_size,
+        processes=processes,
     )
 
 
@@ -81,10 +118,27 @@ def mean_queried(height: int, width: int, draws: int = 200) -> float:
     return sum(len(random_training_state(1, height, width, generator=generator).sites) for _ in range(draws)) / draws
 
 
-def activation_bytes(config: GeneratorConfig) -> int:
-    """Bytes that a forward pass of a whole batch, all sites queried, keeps for its backward pass."""
+def activation_bytes(config: GeneratorConfig, rows: int | None = None) -> int:
+    """Bytes that a forward pass, all sites queried, keeps for its backward pass.
+
+    Args:
+        config: the run.
+        rows: pictures at a time; ``train.batch_size`` by default.
+    """
+    rows = config.train.batch_size if rows is None else rows
+    kept = _of_rows(config, rows)
+    if not config.train.activation_checkpointing:
+        return kept
+    # what goes into each block, and one block that is computed again
+    network, half = config.network, config.train.precision.startswith("bf16")
+    sizes = [_of_rows(replace(config, network=replace(network, depth=depth)), rows) for depth in (1, 2)]
+    stream = rows * network.grid[0] * network.grid[1] * network.width * (2 if half else 4)
+    return kept - (network.depth - 1) * (sizes[1] - sizes[0]) + network.depth * stream
+
+
+def _of_rows(config: GeneratorConfig, rows: int) -> int:
     one, two = _kept(config, 1), _kept(config, 2)
-    return one + (two - one) * (config.train.batch_size - 1)
+    return one + (two - one) * (rows - 1)
 
 
 def _kept(config: GeneratorConfig, rows: int) -> int:
@@ -105,10 +159,12 @@ def _kept(config: GeneratorConfig, rows: int) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), hooks:
         network.to_empty(device="cpu")
-        tokens = torch.zeros(rows, sites, dtype=torch.int64)
+        noise = torch.ones(config.network.codebook_size)
+        criterion = Criterion(network, config.objective, noise)
+        tokens, levels = torch.zeros(rows, sites, dtype=torch.int64), torch.ones(rows, sites)
+        uniforms = [torch.zeros(rows, sites, 3)] if config.objective.name == "binary-sampled" else []
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = network(tokens, torch.ones(rows, sites), torch.arange(sites))
-            logits.log_softmax(-1).exp().sum()  # the loss works on a few tensors of the logits' size
+            criterion(tokens, levels, torch.arange(sites), torch.zeros(rows).long(), tokens, levels, *uniforms)
         weights = {p.untyped_storage()._cdata for p in network.parameters()}
         return sum(size for place, size in kept.items() if place not in weights)
 
@@ -136,13 +192,17 @@ def lines(cost: Forecast) -> list[str]:
     gib = 1 << 30
     days, rest = divmod(cost.seconds, 86_400)
     duration = f"{days:.0f} days " * (days >= 1) + f"{rest / 3600:.1f} h" if cost.seconds >= 5400 else ""
+    several = cost.processes > 1
     return [
         f"parameters   {cost.parameters / 1e6:,.1f} million",
-        f"a step       {cost.step_flops / 1e12:,.3g} TFLOP, about {_digits(cost.step_seconds)} s",
-        f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB: "
+        f"a step       {cost.step_flops / 1e12:,.3g} TFLOP, about {_digits(cost.step_seconds)} s, "
+        f"{cost.batch_size / cost.step_seconds:,.3g} pictures/s"
+        + f"; each of {cost.processes} processes sends {cost.sent_bytes / 1e9:,.3g} GB"
+        * several,
+        f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB{' a process' * several}: "
         f"{cost.state_bytes / gib:,.2f} weights, optimizer and average, {cost.activation_bytes / gib:,.2f} activations",
         f"the run      {cost.steps:,} steps, about {duration or f'{cost.seconds / 60:.0f} min'}, "
-        f"at {SHARE:.0%} of this machine's rate of matrix products",
+        f"at {SHARE:.0%} of the rate of matrix products",
     ]
 
 

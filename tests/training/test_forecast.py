@@ -1,5 +1,6 @@
 """What a run will cost: counted without numbers, held against real tensors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,18 @@ from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.schedule import random_training_state
 from ggm_image.training import forecast as module
 from ggm_image.training.config import GeneratorConfig, TrainConfig
+from ggm_image.training.generator import Criterion
 from tests.training.test_generator import CONFIG, write_cache
 
 SIZES = NetworkConfig(codebook_size=40, classes=2, grid=[4, 5], width=32, depth=3, heads=2)
 CONFIGURATION = GeneratorConfig(network=SIZES, train=TrainConfig(batch_size=6, precision="32-true", steps=50))
 
 
-def really_kept(rows: int) -> int:
+def really_kept(rows: int, *, recompute: bool = False) -> int:
     """Bytes of the tensors that autograd holds after a real forward pass, weights not counted."""
     network = Transformer(SIZES)
+    network.recompute = recompute
+    criterion = Criterion(network, CONFIGURATION.objective, torch.full((40,), 1 / 40))
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -27,7 +31,8 @@ def really_kept(rows: int) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         tokens = torch.zeros(rows, 20, dtype=torch.int64)
-        total = network(tokens, torch.ones(rows, 20), torch.arange(20)).log_softmax(-1).exp().sum()
+        levels = torch.ones(rows, 20)
+        total = criterion(tokens, levels, torch.arange(20), torch.zeros(rows).long(), tokens, levels)
     weights = {p.data_ptr() for p in network.parameters()}
     size = sum(size for place, size in kept.items() if place not in weights)
     total.backward()  # everything was alive until now
@@ -37,6 +42,36 @@ def really_kept(rows: int) -> int:
 def test_activations_are_those_that_autograd_keeps() -> None:
     """Of a whole batch, from two small ones. Seen to fail with shared storages counted each time."""
     assert module.activation_bytes(CONFIGURATION) == pytest.approx(really_kept(6), rel=0.05)
+
+
+def test_what_is_recomputed_is_not_kept() -> None:
+    """All but the inner of the blocks; of these, one input each, and one block at a time."""
+    train = replace(CONFIGURATION.train, activation_checkpointing=True)
+    predicted = module.activation_bytes(replace(CONFIGURATION, train=train))
+    outside = really_kept(6, recompute=True)  # inputs of blocks are held by other means than autograd's
+    block = (really_kept(6) - outside) / SIZES.depth
+    inputs = SIZES.depth * 6 * 20 * SIZES.width * 4
+    assert predicted == pytest.approx(outside + inputs + block, rel=0.05)
+
+
+def test_several_processes() -> None:
+    """Rows, state and traffic are divided. Seen to fail with the rows of all processes counted in each."""
+    network = Transformer(SIZES)
+    parameters = sum(p.numel() for p in network.parameters())
+    block = sum(p.numel() for p in network.blocks[0].parameters())
+    one = module.forecast(CONFIGURATION, rate=1e9)
+    two = module.forecast(CONFIGURATION, devices=2, rate=1e9)
+    assert (one.sent_bytes, two.sent_bytes) == (0, 4 * parameters)
+    assert two.activation_bytes == module.activation_bytes(CONFIGURATION, 3)
+    assert two.state_bytes == one.state_bytes == 20 * parameters
+    assert two.step_seconds == pytest.approx(one.step_seconds / 2 + two.sent_bytes / module.LINKS[0])
+    train = replace(CONFIGURATION.train, strategy="fsdp", accumulate=3)
+    sharded = module.forecast(replace(CONFIGURATION, train=train), devices=1, nodes=2, rate=1e9)
+    rest = parameters - SIZES.depth * block
+    assert sharded.state_bytes == 10 * parameters + 4 * (2 * rest + 3 * block)
+    assert sharded.activation_bytes == module.activation_bytes(CONFIGURATION, 1)
+    assert sharded.sent_bytes == 4 * parameters * 7 / 2
+    assert sharded.step_seconds == pytest.approx(one.step_seconds / 2 + sharded.sent_bytes / module.LINKS[1])
 
 
 def test_the_sums() -> None:
