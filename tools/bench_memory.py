@@ -73,7 +73,6 @@ def peak_of_a_step(trainer: GeneratorTrainer) -> int:
 def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, float]:
     """Bytes predicted and measured, of this process."""
     fabric = make_fabric(device, config.train.precision, devices=devices, strategy=config.train.strategy)
-    fabric.launch()
     crew = Crew(fabric)
     with TemporaryDirectory() as folder:
         warm = make_trainer(tiny(config), Path(folder), device, crew)

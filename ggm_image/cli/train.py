@@ -115,7 +115,7 @@ def train_tokenizer(
     resume: bool,
     device: str | None,
 ) -> None:
-    """Train a VQGAN tokenizer on pictures, as CONFIG says.
+    """Train a VQGAN tokenizer on pictures, as CONFIG says, in one process.
 
     CONFIG is a YAML file, for example configs/tokenizer_cifar10.yaml; any of its entries can be changed with
     KEY=VALUE. RUN gets config.yaml, log.csv, pictures, checkpoints, and the tokenizer in RUN/tokenizer.

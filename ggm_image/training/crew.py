@@ -26,7 +26,7 @@ PAUSE = 2.0
 
 
 def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> Fabric:
-    """Fabric on one device, or on ``devices`` of each of ``nodes`` machines.
+    """Fabric, launched, on one device, or on ``devices`` of each of ``nodes`` machines.
 
     Args:
         device: auto, cpu, cuda, cuda:1, mps; without a number if there are several processes.
@@ -48,7 +48,9 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
         if index and not index.isdigit():
             raise ValueError(f"device index {index!r}")
         picked = [int(index)] if index else devices
-        return Fabric(accelerator=name, devices=picked, num_nodes=nodes, strategy=chosen, precision=precision)
+        fabric = Fabric(accelerator=name, devices=picked, num_nodes=nodes, strategy=chosen, precision=precision)
+        fabric.launch()  # starts the other processes, where that is ours to do, and meets them
+        return fabric
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError("device is not usable", f"{device}: {error}", "try --device cpu") from error
     except Exception as error:

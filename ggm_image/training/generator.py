@@ -117,7 +117,6 @@ def train_generator(
             nodes=machines[1],
             strategy=settings.train.strategy,
         )
-        fabric.launch()
     crew = Crew(fabric)
     with crew.together():
         cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world)
@@ -431,8 +430,9 @@ class GeneratorTrainer:
         finally:
             if log is not None:
                 log.close()
-        if self.crew.first:
-            plot_at_the_end(self.out)
+        with self.crew.together():
+            if self.crew.first:
+                plot_at_the_end(self.out)
         if self.progress < 1:
             self.say(f"saved at step {self.step}; run the same command with --resume to go on")
             if not self.crew.first:
@@ -443,8 +443,8 @@ class GeneratorTrainer:
 
     def _loop(self, log: Log | None, stop: Stop) -> None:
         train = self.config.train
-        logged_step, logged, saved = self.step, self.clock.seconds, self.clock.seconds
-        stopping = False
+        stopping, logged = self.crew.agree(stop.wanted, self.clock.seconds)
+        logged_step, saved = self.step, logged
         while self.progress < 1 and not stopping:
             values = self.train_step()
             stopping, now = self.crew.agree(stop.wanted, self.clock.seconds)
@@ -464,7 +464,7 @@ class GeneratorTrainer:
                 self._sample()
             if due and not done:
                 self.save()
-                saved = self.clock.seconds if self.crew.world == 1 else now
+                _, saved = self.crew.agree(stop.wanted, self.clock.seconds)
 
     def _write(self, log: Log | None, row: Mapping[str, float]) -> None:
         with self.crew.together():

@@ -1,8 +1,10 @@
 """Runs of several processes: forks of one that has imported everything, told what torchrun would tell them.
 
     python -m tests.training.crews JOBS.json RESULTS.json
+    torchrun ... -m tests.training.crews once ACCIDENT train ...
 
-A job is a name, a number of processes, arguments of ``ggm-image train``, and what goes wrong in it.
+A job is a name, a number of processes, arguments of ``ggm-image train``, and what goes wrong in it. Under torchrun it
+goes wrong once: not after a restart.
 """
 
 import errno
@@ -70,6 +72,18 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
+def torchrun(rank: int, world: int) -> dict[str, Any]:
+    """What torchrun tells a process, on one machine."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    return {**told, "TORCHELASTIC_RUN_ID": "none"}
+
+
+def srun(rank: int, world: int) -> dict[str, Any]:
+    """What srun tells a process, one on each machine."""
+    told = {"NTASKS": world, "NNODES": world, "NTASKS_PER_NODE": 1, "PROCID": rank, "NODEID": rank, "LOCALID": 0}
+    return {f"SLURM_{name}": value for name, value in {**told, "JOB_ID": 1, "JOB_NAME": "train"}.items()}
+
+
 def fork(rank: int, world: int, port: int, job: dict[str, Any], log: Path) -> int:
     """Start one process of a job; its number."""
     sys.stdout.flush()
@@ -82,9 +96,9 @@ def fork(rank: int, world: int, port: int, job: dict[str, Any], log: Path) -> in
         os.dup2(file, 1)
         os.dup2(file, 2)
         if world > 1:
-            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            told = (srun if job["launcher"] == "srun" else torchrun)(rank, world)
             os.environ |= {name: str(value) for name, value in told.items()}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         torch.set_num_threads(1)
         ACCIDENTS[job.get("accident", "")]()
         code = main(job["arguments"])
@@ -115,6 +129,10 @@ def run_job(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "once":
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            ACCIDENTS[sys.argv[2]]()
+        raise SystemExit(main(sys.argv[3:]))
     jobs, results = Path(sys.argv[1]), Path(sys.argv[2])
     found = {job["name"]: run_job(job, results.parent) for job in json.loads(jobs.read_text())}
     results.write_text(json.dumps(found))

@@ -54,6 +54,8 @@ def test_overrides_and_round_trip(yaml: Path, tmp_path: Path) -> None:
         ("objective.masked=-0.1", r"objective.masked must lie in \[0, 1\]"),
         ("objective.lattice=1.5", r"objective.lattice must lie in \[0, 1\]"),
         ("train.precision=fp8", "train.precision must be one of"),
+        ("train.strategy=deepspeed", "train.strategy must be one of auto, ddp, fsdp"),
+        ("train.accumulate=0", "train.accumulate must be positive"),
         ("network.width=33", "network.width must be a multiple"),
         ("network=3", "network must hold keys"),
         ("train.steps", "written key=value"),

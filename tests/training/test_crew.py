@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ JOBS: dict[str, tuple[int, str, tuple[str, ...], str]] = {
     # name: processes, folder of the run, arguments, accident
     "one": (1, "one", (), ""),
     "ddp": (2, "ddp", (), ""),
+    "srun": (2, "srun", (), ""),
     "ddp of three": (3, "ddp3", (), ""),
     "fsdp": (2, "fsdp", FSDP, ""),
     "accumulated": (1, "accumulated", ("train.accumulate=4",), ""),
@@ -74,6 +76,7 @@ def results(place: Path) -> dict[str, dict[str, Any]]:
             "name": name,
             "world": world,
             "accident": accident,
+            "launcher": "srun" if name == "srun" else "torchrun",
             "arguments": ["train", str(place / "c.yaml"), "--out", str(place / folder), *common, *more],
         }
         for name, (world, folder, more, accident) in JOBS.items()
@@ -92,18 +95,23 @@ def rows(folder: Path) -> list[tuple[int, float, float, float]]:
     return [(int(row["step"]), *(float(row[name]) for name in names)) for row in log_of(folder) if row["loss"]]
 
 
+def assert_same_weights(found: Path, expected: Path) -> None:
+    a, b = (whole(load_checkpoint(folder)) for folder in (found, expected))
+    assert a["step"] == b["step"] == 12
+    for part in ("network", "ema"):
+        for name, value in b[part].items():
+            torch.testing.assert_close(a[part][name], value, rtol=1e-4, atol=2e-6, msg=name)
+
+
 def assert_same_run(found: Path, expected: Path) -> None:
     """The same curve and, at the end, the same weights, averages and moments, but for the order of sums."""
     assert [row[0] for row in rows(found)] == [row[0] for row in rows(expected)]
     for ours, theirs in zip(rows(found), rows(expected), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
+    assert_same_weights(found, expected)
     a, b = (whole(load_checkpoint(folder)) for folder in (found, expected))
-    assert a["step"] == b["step"] == 12
     assert a["order"] == b["order"]
     assert torch.equal(a["generator"], b["generator"])
-    for part in ("network", "ema"):
-        for name, value in b[part].items():
-            torch.testing.assert_close(a[part][name], value, rtol=1e-4, atol=2e-6, msg=name)
     for number, state in b["optimizer"]["state"].items():
         ours = a["optimizer"]["state"][number]
         assert float(ours["step"]) == float(state["step"]) == 12
@@ -114,6 +122,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     "name",
     [
         "ddp",
+        "srun",
         "ddp of three",
         "fsdp",
         "accumulated",
@@ -185,9 +194,54 @@ def test_a_process_that_is_killed_ends_the_others_and_costs_nothing(
     assert "error: another process of the run has ended" in result["texts"][0].strip().splitlines()[-1]
     assert "Traceback" not in result["texts"][0]
     assert results["after the kill"]["codes"] == [0, 0], results["after the kill"]["texts"]
-    a, b = (whole(load_checkpoint(place / name)) for name in ("kill", "ddp"))
-    for name, value in b["ema"].items():
-        torch.testing.assert_close(a["ema"][name], value, rtol=0, atol=0, msg=name)
+    assert_same_weights(place / "kill", place / "ddp")
+
+
+def torchrun(place: Path, out: str, *arguments: str, options: tuple[str, ...] = (), accident: str = "") -> list[str]:
+    """A command that trains in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    train = ["train", str(place / "c.yaml"), "--data", str(place / "tokens"), "--out", str(place / out)]
+    more = ["--device", "cpu", "train.validate_every=0", *arguments]
+    return [*launcher, "-m", "tests.training.crews", "once", accident, *train, *more]
+
+
+def test_torchrun_starts_again_from_the_last_checkpoint(results: dict[str, dict[str, Any]], place: Path) -> None:
+    """One of two sharded processes is killed; torchrun ends the other and starts both again."""
+    more = ("--auto-resume", "train.checkpoint_minutes=0", *FSDP)
+    command = torchrun(place, "restarted", *more, options=("--max-restarts", "1"), accident="kill")
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
+    assert_same_weights(place / "restarted", place / "fsdp")
+
+
+def test_it_can_start_its_own_processes(results: dict[str, dict[str, Any]], place: Path) -> None:
+    """And one line ends them."""
+    train = ["train", str(place / "c.yaml"), "--data", str(place / "tokens"), "--out", str(place / "own")]
+    command = [sys.executable, "-m", "ggm_image.cli.main", *train, "--device", "cpu", "--devices", "2"]
+    more = ["train.validate_every=0", "train.log_every=4"]
+    done = subprocess.run([*command, *more], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("model: ") == 1
+    assert done.stderr.count("step 12/12") == 1
+    assert_same_weights(place / "own", place / "ddp")
+
+
+def test_a_signal_to_torchrun_saves_and_ends(results: dict[str, dict[str, Any]], place: Path) -> None:
+    command = torchrun(place, "ended", "train.steps=1000000")
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        said = ""
+        while "step 4/" not in said:
+            line = running.stderr.readline()
+            assert line, said
+            said += line
+        running.send_signal(signal.SIGTERM)
+        said += running.stderr.read()
+    step = load_checkpoint(place / "ended")["step"]
+    assert said.count(f"saved at step {step}; run the same command with --resume") == 1
+    assert step >= 4
+    assert (place / "ended" / "model" / "model.safetensors").is_file()
 
 
 def test_only_the_first_process_speaks(results: dict[str, dict[str, Any]]) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ggm_image.errors import UserError
-from ggm_image.training import engine
+from ggm_image.training import engine, shards
+from ggm_image.training.crew import Crew, make_fabric
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -85,6 +86,32 @@ def test_the_previous_checkpoint_serves_where_the_latest_is_damaged(tmp_path: Pa
     latest.write_bytes(latest.read_bytes()[:100])
     assert engine.load_checkpoint(tmp_path)["step"] == 1
     (tmp_path / engine.PREVIOUS).write_bytes(b"")
+    with pytest.raises(UserError, match="checkpoint cannot be read"):
+        engine.load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_may_be_a_file_now_and_a_folder_then(tmp_path: Path) -> None:
+    """Latest and previous, whichever form each has, and never two of one name."""
+    crew = Crew(make_fabric("cpu", "32-true"))
+    for step, save in enumerate(
+        [engine.save_checkpoint, engine.save_sharded_checkpoint] * 2 + [engine.save_checkpoint]
+    ):
+        state = {"step": step, "x": torch.ones(3)}
+        save(tmp_path, state) if save is engine.save_checkpoint else save(tmp_path, state, crew)
+        assert engine.load_checkpoint(tmp_path)["step"] == step
+        assert len(list(tmp_path.iterdir())) == min(2, step + 1)
+    (tmp_path / engine.CHECKPOINT).write_bytes(b"")
+    assert engine.load_checkpoint(tmp_path)["step"] == step - 1
+
+
+def test_a_sharded_checkpoint_without_a_part_is_not_read(tmp_path: Path) -> None:
+    """Seen to fail with as many parts read as there are."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for rank in range(3):
+        shards.save_part(folder, {"step": 1}, rank, 3)
+    assert engine.load_checkpoint(tmp_path) == {"step": 1}
+    (folder / shards.part_name(2, 3)).unlink()
     with pytest.raises(UserError, match="checkpoint cannot be read"):
         engine.load_checkpoint(tmp_path)
 
