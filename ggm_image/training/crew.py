@@ -111,7 +111,7 @@ def is_first() -> bool:
 
 @contextmanager
 def first_speaks() -> Iterator[None]:
-    """Before the processes have met: an error that all of them find is said once, by the first."""
+    """Where processes cannot agree on who has failed: an error that all of them find is said once, by the first."""
     try:
         yield
     except UserError:

@@ -215,8 +215,9 @@ def load_checkpoint(folder: Path, crew: Crew | None = None) -> dict[str, Any]:
         if failures:
             print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
         return state
-    if failures:
-        raise UserError("checkpoint cannot be read", "; ".join(failures), "start a new run in another folder")
+    if failures or has_checkpoint(folder):
+        why = "; ".join(failures) or "another process has found damage"
+        raise UserError("checkpoint cannot be read", why, "start a new run in another folder")
     raise UserError("nothing to resume: no checkpoint", folder, "leave out --resume, or name the run's folder")
 
 
@@ -227,7 +228,7 @@ def _read(path: Path, rank: int, world: int) -> dict[str, Any]:
         count = len(list(path.glob("part-*.pt")))
         files = [path / part_name(k, count) for k in range(count)]
         assert files, "no parts"
-    for file in files[rank % len(files) :: world]:
+    for file in files[rank::world]:
         # torch reads a flipped bit without a word, though the sums are in the file
         with zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:

@@ -120,8 +120,8 @@ def train_generator(
     crew = Crew(fabric)
     with crew.together():
         cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world)
-    again = bool(resume) and has_checkpoint(out)
-    checkpoint = load_checkpoint(out, crew) if again else None
+    with first_speaks():
+        checkpoint = load_checkpoint(out, crew) if resume and has_checkpoint(out) else None
     with crew.together():
         if crew.first:
             out.mkdir(parents=True, exist_ok=True)
