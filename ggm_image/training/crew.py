@@ -6,6 +6,7 @@ be decided together, on the CPU, goes through a gloo group of our own: it never 
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -185,6 +186,7 @@ class Crew:
         except RuntimeError as error:
             if self.world == 1 or "gloo" not in str(error):
                 raise
-            why = str(error).split("] ")[-1].splitlines()[0]
+            found = re.search(r"connection [a-z ]+", str(error), re.IGNORECASE)
+            why = found[0].strip() if found else "connection lost"
             fix = "see what it said; go on from the last checkpoint with --resume"
             raise UserError("another process of the run has ended", why, fix) from error
