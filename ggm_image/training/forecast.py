@@ -82,7 +82,7 @@ def forecast(
     """
     train, height_width = config.train, config.network.grid
     sites, processes = height_width[0] * height_width[1], devices * nodes
-    queried = mean_queried(*height_width)
+    queried = mean_queried(*height_width, config.objective.cosine)
     with torch.device("meta"):
         network = Transformer(config.network)
     parameters = sum(p.numel() for p in network.parameters())
@@ -112,10 +112,11 @@ def forecast(
     )
 
 
-def mean_queried(height: int, width: int, draws: int = 200) -> float:
-    """Mean number of queried sites of a training step."""
+def mean_queried(height: int, width: int, cosine: float, draws: int = 200) -> float:
+    """Mean number of queried sites of a training step, of which the share ``cosine`` queries any number."""
     generator = torch.Generator().manual_seed(0)
-    return sum(len(random_training_state(1, height, width, generator=generator).sites) for _ in range(draws)) / draws
+    states = (random_training_state(1, height, width, generator=generator, cosine=cosine) for _ in range(draws))
+    return sum(len(state.sites) for state in states) / draws
 
 
 def activation_bytes(config: GeneratorConfig, rows: int | None = None) -> int:

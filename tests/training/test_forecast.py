@@ -80,7 +80,7 @@ def test_the_sums() -> None:
     network = Transformer(SIZES)
     assert cost.parameters == sum(p.numel() for p in network.parameters())
     assert cost.state_bytes == 20 * cost.parameters
-    queried = round(module.mean_queried(4, 5))
+    queried = round(module.mean_queried(4, 5, 0.4))
     assert cost.step_flops == 3 * 6 * network.flops(20, queried)
     assert cost.steps == 50
     assert cost.seconds == pytest.approx(50 * cost.step_seconds)
@@ -93,8 +93,9 @@ def test_the_sums() -> None:
 
 def test_mean_queried_is_that_of_training() -> None:
     generator = torch.Generator().manual_seed(5)
-    found = [len(random_training_state(1, 8, 8, generator=generator).sites) for _ in range(2000)]
-    assert module.mean_queried(8, 8) == pytest.approx(sum(found) / len(found), rel=0.1)
+    for cosine in (0.4, 1.0):
+        found = [len(random_training_state(1, 8, 8, generator=generator, cosine=cosine).sites) for _ in range(2000)]
+        assert module.mean_queried(8, 8, cosine) == pytest.approx(sum(found) / len(found), rel=0.1)
 
 
 def test_a_dry_run_says_the_cost_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
