@@ -3,8 +3,9 @@
 Every picture ends as 8-bit RGB, by the same rules on every machine:
 orientation from EXIF applied; grey repeated to three channels; transparent parts composited on white;
 16 bits a channel scaled to 8 (v / 257, rounded), never clipped; CMYK and palettes by Pillow's conversion;
-the first frame of an animation. JPEG and PNG are decoded by torchvision where it gives exactly that,
-everything else by Pillow.
+the first frame of an animation. JPEG and PNG of 16 bits are decoded by torchvision where it gives exactly that,
+everything else by Pillow. torchvision's decoder of PNG ends the process at the first damaged byte: it is given
+nothing that Pillow has not read to the end.
 """
 
 import functools
@@ -12,6 +13,8 @@ import io
 import math
 import os
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ _BROKEN = (
     EOFError,
     OverflowError,
     Image.DecompressionBombError,
+    zlib.error,
 )
 
 PREPROCESSING: dict[str, Any] = {
@@ -128,13 +132,37 @@ def _decode(data: bytearray) -> Tensor:
     # Pillow reads the header alone here: format, mode, and a refusal of decompression bombs.
     with Image.open(io.BytesIO(data)) as image:
         deep_png = data[:8] == _PNG_SIGNATURE and data[24] == 16
-        plain = image.mode in ("RGB", "L") and not image.has_transparency_data
-        decode = _torchvision_decode() if image.format in ("JPEG", "MPO", "PNG") and (plain or deep_png) else None
+        plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+        decode = _torchvision_decode() if plain_jpeg or deep_png else None
         if decode is None:
             return rgb_pixels(image)
+        if deep_png:
+            image.load()
+            data = _sound_png(data)
     mode = "UNCHANGED" if deep_png else "RGB"
     pixels = decode(torch.frombuffer(data, dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
     return _deep_to_rgb(pixels) if pixels.dtype != torch.uint8 else pixels
+
+
+def _sound_png(data: bytearray) -> bytearray:
+    """Its pixels and what they need, with the right sums; ValueError where they do not unpack to their end."""
+    kept, packed, place = bytearray(_PNG_SIGNATURE), b"", len(_PNG_SIGNATURE)
+    while place + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
+            content = bytes(data[place + 8 : place + 8 + length])
+            packed += content if kind == b"IDAT" else b""
+            kept += struct.pack(">I4s", len(content), kind) + content
+            kept += struct.pack(">I", zlib.crc32(kind + content))
+        place += length + 12
+        if kind == b"IEND":
+            break
+    whole = zlib.decompressobj()
+    width, height = struct.unpack(">II", data[16:24])
+    whole.decompress(packed, height * (8 * width + 2) + 64)  # of four channels, interlaced
+    if not whole.eof or kept[-8:-4] != b"IEND":
+        raise ValueError("its pixels are cut off")
+    return kept
 
 
 def _deep_to_rgb(pixels: Tensor) -> Tensor:

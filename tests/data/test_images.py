@@ -172,6 +172,19 @@ def test_a_broken_picture_is_named(name: str, tmp_path: Path) -> None:
     assert "csrc" not in str(caught.value)
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("place", [60, 90, -20])
+def test_a_damaged_png_does_not_end_the_process(depth: int, place: int) -> None:
+    """Seen to fail with a segmentation fault: torchvision 0.29 dies of what libpng calls an error."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise if depth == 8 else noise[..., 0].astype(np.uint16) * 257)
+    data = bytearray(packed(picture))
+    assert data[24] == depth
+    data[place] ^= 8
+    with pytest.raises(UserError, match="picture cannot be read"):
+        load_image(data)
+
+
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # 300 million pixels, of which nothing but the header is ever read.
     data = bytearray(packed(Image.new("L", (4, 4))))
