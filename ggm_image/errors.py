@@ -1,5 +1,16 @@
 """The one error that a user can cause and can mend."""
 
+LONGEST = 400
+"""Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
+
+
+def printable(text: object) -> str:
+    """Text on one line and without control characters, which could write over a terminal; cut where it is very long."""
+    line = " ".join(str(text).split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST - 80]} ... {line[-60:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
 
 class UserError(ValueError):
     """What is wrong, what was found, and how to mend it, in one line.
@@ -13,7 +24,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, what: str, got: object, fix: str) -> None:
-        super().__init__(" ".join(f"{what} ({got}); {fix}".split()))
+        super().__init__(f"{printable(what)} ({printable(got)}); {printable(fix)}")
         self.what, self.got, self.fix = what, got, fix
 
 

@@ -5,6 +5,7 @@ Commands are imported when they are run, so that ``--help`` answers at once.
 
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from ggm_image.errors import Elsewhere, UserError
+from ggm_image.errors import Elsewhere, UserError, printable
 
 COMMANDS = {
     "encode": ("ggm_image.cli.data:encode", "Encode pictures into a token cache."),
@@ -109,6 +110,8 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
         argv: the arguments after the program's name; those of the process by default.
         name: the program's name in its help.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         result = command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -122,7 +125,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
         if code is None:
             raise
         if line:
-            print(" ".join(line.split()), file=sys.stderr)
+            print(line, file=sys.stderr)
         return code
 
 
@@ -138,11 +141,12 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
         return 1, ""
     if isinstance(error, OSError):
         fix = _FIXES.get(error.errno or 0, "check the path and the disk")
-        return 2, f"error: {error.strerror or error} ({error.filename or 'no file named'}); {fix}"
+        named = printable(error.filename or "no file named")
+        return 2, f"error: {printable(error.strerror or error)} ({named}); {fix}"
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return 130, "interrupted"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        why = str(error).split(". ")[0] or "the machine has too little"
+        why = printable(str(error).split(". ")[0] or "the machine has too little")
         return 2, f"error: out of memory ({why}); use a smaller batch or picture, or another --device"
     if isinstance(error, click.ClickException):
         return 2, f"error: {_usage(error)}"
@@ -155,15 +159,15 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         known = [name for p in context.command.params for name in p.opts] if context else []
         near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
-        return f"no such option ({error.option_name}); {f'did you mean {near[0]}?' if near else see}"
+        return f"no such option ({printable(error.option_name)}); {f'did you mean {near[0]}?' if near else see}"
     if isinstance(error, click.MissingParameter):
         kind = error.param_type or (error.param.param_type_name if error.param else "parameter")
         return f"{kind} is missing ({_hint(error)}); {see}"
     if isinstance(error, click.BadParameter):
-        return f"{error.message.rstrip('.')} ({_hint(error)}); {see}"
+        return f"{printable(error.message.rstrip('.'))} ({_hint(error)}); {see}"
     if isinstance(error, click.BadOptionUsage):
-        return f"option is used wrongly ({error.option_name}: {error.message.rstrip('.')}); {see}"
-    message = error.format_message().rstrip(".")
+        return f"option is used wrongly ({printable(error.option_name)}: {printable(error.message.rstrip('.'))}); {see}"
+    message = printable(error.format_message().rstrip("."))
     return f"{message[:1].lower()}{message[1:]} ({context.command_path if context else 'usage'}); {see}"
 
 
