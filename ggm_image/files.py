@@ -1,10 +1,12 @@
 """Files that are either whole or not there: atomic writes, hashes, progress."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -133,9 +135,9 @@ def write_together(path: str | os.PathLike[str], write: Callable[[Path], Any]) -
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` atomically, in UTF-8."""
+    """Write ``text`` atomically, in UTF-8; of names that are no UTF-8, JSON reads the bytes back that Python has."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -152,7 +154,7 @@ def create_json(path: str | os.PathLike[str], value: Any) -> bool:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -167,6 +169,21 @@ def create_json(path: str | os.PathLike[str], value: Any) -> bool:
         return True
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless ``path`` is a regular file: a pipe is waited for without end, a device can be endless."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def read_plain(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file; OSError for anything else, see `check_plain`."""
+    check_plain(path)
+    return Path(path).read_bytes()
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

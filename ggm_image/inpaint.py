@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ggm_image.canvas import Extension, extend, place_under
 from ggm_image.errors import UserError
+from ggm_image.files import check_plain
 
 THRESHOLD = 128
 """A mask's pixel is painted anew from this grey value on; without a mask, a pixel less opaque than this."""
@@ -84,6 +85,7 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
         return ImageOps.exif_transpose(source)
     path = Path(source)
     try:
+        check_plain(path)
         with Image.open(path) as opened:
             # a phone's MPO file holds previews beside the picture
             if getattr(opened, "is_animated", False) and opened.format != "MPO":

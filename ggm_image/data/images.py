@@ -16,7 +16,6 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from ggm_image.data.sources import PictureFiles, find_pictures
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path
+from ggm_image.files import atomic_path, read_plain
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BROKEN = (
@@ -109,7 +108,7 @@ def load_image(source: str | os.PathLike[str] | bytes | bytearray, *, name: str 
     else:
         name = name or str(source)
         try:
-            data = bytearray(Path(source).read_bytes())
+            data = bytearray(read_plain(source))
         except OSError as error:
             raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the path") from error
     try:
