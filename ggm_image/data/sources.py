@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ggm_image.errors import UserError
+from ggm_image.files import check_plain, read_plain
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg",
@@ -102,11 +103,11 @@ def find_pictures(path: str | os.PathLike[str], *, scratch: str | os.PathLike[st
         if shards and not pictures:
             return _open_tars(shards, str(path), scratch)
         names, labels, classes = _classify(pictures, str(path))
-        return PictureFiles(str(path), names, labels, classes, lambda k: (path / names[k]).read_bytes())
+        return PictureFiles(str(path), names, labels, classes, lambda k: read_plain(path / names[k]))
     if not path.exists():
         raise UserError("source of pictures does not exist", path, "check the path")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return PictureFiles(str(path), [path.name], [-1], [], lambda _: path.read_bytes())
+        return PictureFiles(str(path), [path.name], [-1], [], lambda _: read_plain(path))
     return _open_tars([path], str(path), scratch)
 
 
@@ -202,10 +203,14 @@ def _index_tar(
                 hidden = any(part.startswith(".") for part in name.parts)
                 if name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
                     index[name] = everything[member.linkname if member.islnk() else member.name]
+            # tarfile takes a header that it cannot read for the end, and all behind it would be lost without a word
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"damaged at byte {archive.offset}")
     except BaseException as error:
         if file is not None:
             file.close()
-        if not isinstance(error, _DAMAGE):
+        if isinstance(error, UserError) or not isinstance(error, (*_DAMAGE, ValueError)):
             raise
         raise UserError(
             "source is neither a folder, a picture nor a whole tar archive",
@@ -217,6 +222,7 @@ def _index_tar(
 
 def _open_plain(path: Path, scratch: str | os.PathLike[str] | None) -> IO[bytes]:
     """The archive uncompressed: the file itself, or its content in a nameless temporary file."""
+    check_plain(path)
     with open(path, "rb") as file:
         head = file.read(6)
     opener = next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
