@@ -43,7 +43,11 @@ class Extension:
         sides: dict[str, int] = {}
         for part in text.split(","):
             side, _, pixels = (word.strip() for word in part.partition("="))
-            if side not in ("left", "top", "right", "bottom") or side in sides or not pixels.isdecimal():
+            if (
+                side not in ("left", "top", "right", "bottom")
+                or side in sides
+                or not (pixels.isdecimal() and len(pixels) < 10)
+            ):
                 fix = "write sides and pixels, for example left=32,top=16"
                 raise UserError("sides to extend are left, top, right and bottom, each once", repr(part), fix)
             sides[side] = int(pixels)

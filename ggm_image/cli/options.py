@@ -54,7 +54,7 @@ def resolve_device(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+    if kind not in ("cpu", "cuda", "mps") or (number and not (number.isdecimal() and len(number) < 4)):
         near = nearest(kind, ["cpu", "cuda", "mps"]) or "cpu, cuda, cuda:N or mps"
         raise UserError("no such device", device, f"use {near}")
     if kind == "cuda":
