@@ -81,7 +81,7 @@ class Manifest:
             raise UserError("not a token cache: it has no manifest.json", folder, remedy)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError("manifest cannot be read", f"{path}: {error}", remedy) from error
         known = {f.name for f in fields(cls)}
         required = known - _OPTIONAL_FIELDS
@@ -94,6 +94,9 @@ class Manifest:
                 values["format_version"],
                 "encode it again",
             )
+        wrong = _what_is_wrong(values)
+        if wrong:
+            raise UserError("manifest is not that of a token cache", f"{path}: {wrong}", remedy)
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def request(self) -> dict[str, Any]:
@@ -144,6 +147,46 @@ class Manifest:
         """The source item (count,) of every row: the row's own number unless pictures were skipped."""
         end = max((items.stop for items in self.items_by_shard()), default=0)
         return np.delete(np.arange(end), [entry["item"] for entry in self.skipped()])
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "tokenizer_name": str, "tokenizer_sha256": str, "codebook_size": int, "grid": list, "image_size": int,
+    "class_names": list, "preprocessing": dict, "source": dict, "items": int, "tokenizer_source": str,
+    "shard_size": int, "made_with": dict, "parts": int, "count": int, "complete": bool, "shards": list,
+}  # fmt: skip
+_SHARD_KINDS: dict[str, type] = {"file": str, "count": int, "sha256": str, "skipped": list}
+
+
+def _what_is_wrong(values: dict[str, Any]) -> str:
+    """The first entry of a manifest that cannot be; empty where there is none."""
+    for name, kind in _KINDS.items():
+        if name in values and not _is(values[name], kind):
+            return f"{name} is {values[name]!r:.100}"
+    grid, names, items = values["grid"], values["class_names"], values["items"]
+    if len(grid) != 2 or not all(_is(n, int) and 1 <= n <= 1 << 16 for n in grid):
+        return f"grid is {grid!r:.100}"
+    if not all(_is(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
+        return f"class_names are {names!r:.100}"
+    parts = values.get("parts", 0)
+    if not 0 <= items < 1 << 40 or values.get("shard_size", 1) < 1 or not 0 <= parts < 1 << 32:
+        return f"items are {items}, shard_size is {values.get('shard_size')}, parts are {parts}"
+    kinds = {**_SHARD_KINDS, "items": int} if parts else _SHARD_KINDS
+    for number, shard in enumerate(values["shards"]):
+        if not _is(shard, dict) or not all(_is(shard.get(name), kind) for name, kind in kinds.items()):
+            return f"shard {number} is {shard!r:.100}"
+        left_out, most = shard["skipped"], shard["items"] if parts else items
+        if not all(_is(e, dict) and _is(e.get("item"), int) and 0 <= e["item"] < most for e in left_out):
+            return f"shard {number} skipped {left_out!r:.100}"
+        if not 0 <= shard["count"] <= most - len(left_out):
+            return f"shard {number} has {shard['count']} of {most} items"
+    if values["count"] != (total := sum(shard["count"] for shard in values["shards"])):
+        return f"count is {values['count']}, the shards hold {total}"
+    return ""
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value from JSON is of a kind; true and false are no numbers."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def shard_file(shard: int) -> str:
