@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from yaml import YAMLError
 
+from ggm_image.config_files import read_yaml
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file, write_text
 from ggm_image.network import NetworkConfig, Transformer
@@ -72,7 +72,8 @@ class NetworkFolder:
         if not path.is_file():
             raise UserError(f"a model is a folder with {CONFIG} and {WEIGHTS}", f"no {path}", "give a model folder")
         try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            written = read_yaml(path, "must describe a model", f"keep the {CONFIG} that came with the weights")
+            config: Any = OmegaConf.to_container(written, resolve=True)
             if config["format_version"] != FORMAT_VERSION:
                 raise UserError(
                     f"{path} must have format version {FORMAT_VERSION}",
@@ -91,7 +92,15 @@ class NetworkFolder:
                 presets={str(k): dict(v) for k, v in config["presets"].items()},
                 config=config,
             )
-        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (
+            OmegaConfBaseException,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 f"{path} must describe a model",
                 f"{type(error).__name__}: {error}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ggm_image.errors import UserError
+from ggm_image.files import check_plain
 from ggm_image.tokenizers import diffusers_vq, maskgit
 from ggm_image.tokenizers.checkpoints import open_weights
 from ggm_image.tokenizers.families import FAMILIES
@@ -98,7 +99,7 @@ def _yaml_of(weights: Path) -> Path | None:
     if twin.is_file():
         return twin
     for place in (weights.parent, weights.parent / "configs", weights.parent.parent / "configs"):
-        found = [file for file in sorted(place.glob("*.yaml")) if _model_entry(file) is not None]
+        found = [file for file in sorted(place.glob("*.yaml")) if file.is_file() and _model_entry(file) is not None]
         if len(found) == 1:
             return found[0]
     return None
@@ -109,11 +110,12 @@ def _load_yaml(path: Path) -> Any:
 
     try:
         return yaml.safe_load(_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} must be YAML", str(error), "copy it again") from error
 
 
 def _text(path: Path) -> str:
+    check_plain(path)
     if path.stat().st_size > _MAX_CONFIG:
         raise UserError(f"{path} must be a config", f"{path.stat().st_size} bytes", "give the config itself")
     try:

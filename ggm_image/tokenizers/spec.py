@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ggm_image.config_files import read_yaml
 from ggm_image.downloads import cache_dir
 from ggm_image.errors import UserError
 from ggm_image.tokenizers.base import Architecture
 from ggm_image.tokenizers.families import FAMILIES
 
 WEIGHTS = "model.safetensors"
-_WRONG = (AttributeError, LookupError, TypeError, ValueError)
+_WRONG = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +92,13 @@ class TokenizerSpec:
         """
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
 
         path = folder / "config.yaml"
         if not path.is_file():
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
         try:
-            entries: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+            written = read_yaml(path, "must describe a tokenizer", "compare it with tokenizers/cifar10-f4/config.yaml")
+            entries: Any = OmegaConf.to_container(written, resolve=True)
             weights, family = entries["weights"], str(entries.get("family") or "taming")
             return TokenizerSpec(
                 folder=folder,
@@ -117,7 +118,7 @@ class TokenizerSpec:
             )
         except UserError:
             raise
-        except (*_WRONG, OmegaConfBaseException, YAMLError) as error:
+        except (*_WRONG, OmegaConfBaseException) as error:
             raise UserError(
                 f"{path} must describe a tokenizer",
                 f"{type(error).__name__}: {error}",
