@@ -47,6 +47,7 @@ from ggm_image.signal_map import signal_probability
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
 
+MOST_PICTURES = 100_000_000
 KERNEL_BATCH = {"cpu": 16, "cuda": 256}
 PAINT_BATCH = {"cpu": 4, "cuda": 16}
 """Rows of one network call for samples, and for the few answers of `Model.inpaint`; padded where there are fewer."""
@@ -107,7 +108,7 @@ class Model:
         text = str(name_or_index).strip().lower()
         if text in names:
             return names.index(text)
-        if text.isdigit() and int(text) < len(names):
+        if text.isdecimal() and len(text) < 10 and int(text) < len(names):
             return int(text)
         if not names:
             raise UserError("the model has no classes", f"got {name_or_index!r}", "leave out the class")
@@ -123,6 +124,9 @@ class Model:
         """
         if n < 1:
             raise UserError("the number of pictures must be at least 1", f"got {n}", "ask for one or more")
+        if n > MOST_PICTURES:
+            fix = "draw them in several runs, each with a --seed of its own"
+            raise UserError(f"the number of pictures must be at most {MOST_PICTURES:,}", f"got {n}", fix)
         if classes is None:
             return [(first + k) % max(1, len(self.class_names)) for k in range(n)]
         if isinstance(classes, str | int):

@@ -8,6 +8,19 @@ from typing import Any
 from ggm_image.errors import UserError
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "sweeps": (1, 10_000),
+    "block": (1, 1 << 30),
+    "guidance": (-1000, 1000),
+    "temperature": (1e-6, 1e6),
+    "top_k": (1, 1 << 30),
+    "top_p": (1e-9, 1),
+    "revise_share": (0, 1),
+    "confidence_noise": (0, 1e6),
+}
+"""What can be drawn with; NaN lies in none of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to draw.
@@ -40,9 +53,17 @@ class Settings:
     def __post_init__(self) -> None:
         if self.order not in ("schedule", "signal"):
             raise UserError("order must be schedule or signal", f"got {self.order!r}", "choose one of the two")
-        for name in ("sweeps", "block"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1", f"got {getattr(self, name)}", "give a positive number")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in ("top_k", "top_p"):
+                continue
+            whole = name in ("sweeps", "block", "top_k")
+            number = isinstance(value, int) or (not whole and isinstance(value, float))
+            if isinstance(value, bool) or not number or not low <= value <= high:
+                kind = "a whole number" if whole else "a number"
+                raise UserError(
+                    f"{name} must be {kind} in [{low:g}, {high:g}]", f"got {value!r}", "choose one of these"
+                )
 
     @staticmethod
     def of(entries: dict[str, Any]) -> "Settings":

@@ -28,6 +28,17 @@ SMALL_GRID = 256
 SITE_WAVES = 4
 """Frequencies of the absolute coordinates for each axis."""
 
+_MOST = {
+    "codebook_size": 1 << 16,
+    "width": 1 << 16,
+    "depth": 1000,
+    "heads": 1 << 12,
+    "condition_width": 1 << 16,
+    "mlp_ratio": 64,
+    "theta": 1e12,
+}
+"""Beyond these a number is a mistake; the first is what token caches can hold."""
+
 Sites = Int64[Tensor, " k"] | Int64[Tensor, "b k"]
 """Queried sites: the same ones for the whole batch, or each picture's own."""
 
@@ -61,12 +72,18 @@ class NetworkConfig:
     tied_head: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("codebook_size", "width", "depth", "heads", "condition_width", "mlp_ratio", "theta"):
+        for name, most in _MOST.items():
             if not getattr(self, name) > 0:
                 raise UserError(f"network.{name} must be positive", getattr(self, name), "give a larger number")
+            if getattr(self, name) > most:
+                raise UserError(
+                    f"network.{name} must be at most {most:,}", getattr(self, name), "give a smaller number"
+                )
         if self.classes < 0:
             raise UserError("network.classes must not be negative", self.classes, "0 is a model without classes")
-        if len(self.grid) != 2 or min(self.grid) < 1:
+        if self.classes > 1 << 24:
+            raise UserError("network.classes must be at most 2^24", self.classes, "give a smaller number")
+        if len(self.grid) != 2 or min(self.grid) < 1 or max(self.grid) > 4096:
             raise UserError("network.grid must be [rows, columns]", list(self.grid), "write for example [16, 16]")
         if self.width % (4 * self.heads):
             raise UserError(

@@ -5,6 +5,7 @@ key or a value of the wrong type is an error that names the nearest right key.
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ggm_image.config_files import read_yaml
 from ggm_image.errors import UserError
 from ggm_image.files import write_text
 from ggm_image.network import NetworkConfig
+from ggm_image.objective import LOSSES
 
 C = TypeVar("C")
 
@@ -49,6 +52,9 @@ class DataConfig:
     val: str = ""
     holdout: int = 1000
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "data", natural=("holdout",))
+
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
@@ -74,9 +80,8 @@ class ObjectiveConfig:
     lattice: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("masked", "cosine", "lattice"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, f"objective.{name} must lie in [0, 1]", value)
+        check_choice("objective.name", self.name, LOSSES)
+        check_numbers(self, "objective", positive=("contrast",), shares=("keep", "masked", "cosine", "lattice"))
 
 
 @dataclass(kw_only=True)
@@ -136,29 +141,21 @@ class TrainConfig:
     weights_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "learning_rate", "clip", "log_every", "validate_pictures"):
-            _check(getattr(self, name) > 0, f"train.{name} must be positive", getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"):
-            _check(getattr(self, name) >= 0, f"train.{name} must not be negative", getattr(self, name))
-        for name in ("final_share", "ema_decay", "class_dropout"):
-            _check(0 <= getattr(self, name) <= 1, f"train.{name} must lie in [0, 1]", getattr(self, name))
-        _check(
-            self.max_minutes is None or self.max_minutes > 0,
-            "train.max_minutes must be positive",
-            self.max_minutes,
+        check_numbers(
+            self,
+            "train",
+            positive=("steps", "batch_size", "accumulate", "learning_rate", "clip", "log_every", "validate_pictures"),
+            natural=("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"),
+            shares=("final_share", "ema_decay", "class_dropout"),
         )
         _check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "train.betas are two in [0, 1)",
             self.betas,
         )
-        for name, allowed in (
-            ("precision", PRECISIONS),
-            ("weights_dtype", WEIGHTS_DTYPES),
-            ("strategy", STRATEGIES),
-        ):
-            value = getattr(self, name)
-            _check(value in allowed, f"train.{name} must be one of {', '.join(allowed)}", value)
+        check_choice("train.precision", self.precision, PRECISIONS)
+        check_choice("train.weights_dtype", self.weights_dtype, WEIGHTS_DTYPES)
+        check_choice("train.strategy", self.strategy, STRATEGIES)
 
 
 PRECISIONS = ("bf16-mixed", "32-true")
@@ -197,10 +194,7 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
     path = Path(path)
     if not path.is_file():
         raise UserError("config file does not exist", path, "give a YAML file, for example configs/cifar10.yaml")
-    try:
-        written = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError("config file must be YAML", f"{path}: {error}", "compare it with those in configs/") from error
+    written = read_yaml(path, "must be YAML", "compare it with those in configs/")
     if not isinstance(written, DictConfig):
         raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
     changes = OmegaConf.create({})
@@ -210,18 +204,22 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
             raise UserError("overrides are written key=value", repr(override), "for example train.steps=1000")
         try:
             changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError) as error:
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
             raise UserError("override cannot be read", f"{override!r}: {error}", "write key=value") from error
     known = _known_keys(schema)
-    for part in (written, changes):
-        _check_keys(part, schema, "", known)
-    return build_config(schema, OmegaConf.merge(written, changes))
+    try:
+        for part in (written, changes):
+            _check_keys(part, schema, "", known)
+        merged = OmegaConf.merge(written, changes)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError("config is not valid", f"{path}: {error}", "compare it with those in configs/") from error
+    return build_config(schema, merged)
 
 
 def build_config(schema: type[C], values: Any) -> C:
     """An instance of the config dataclass ``schema`` from nested values; errors as of `load_config`."""
-    _check_keys(OmegaConf.create(values), schema, "", _known_keys(schema))
     try:
+        _check_keys(OmegaConf.create(values), schema, "", _known_keys(schema))
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, UserError):
@@ -268,6 +266,46 @@ def _check_keys(node: Any, schema: Any, prefix: str, known: list[str]) -> None:
             if not isinstance(node.get(key), DictConfig):
                 raise UserError(f"config key {full} must hold keys", node.get(key), f"write {full}.KEY=VALUE")
             _check_keys(node[key], hints[key], f"{full}.", known)
+
+
+MOST_SEED = 1 << 40
+"""Seeds are multiplied and added to where torch takes 64 bits."""
+_MOST = {"batch_size": 1 << 20, "seed": MOST_SEED}
+
+
+def check_numbers(
+    config: Any,
+    prefix: str,
+    *,
+    positive: Sequence[str] = (),
+    natural: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """Check the numbers of a config dataclass: they must be finite, and lie where their kind does.
+
+    ``max_minutes``, ``batch_size`` and ``seed`` are known here, where there are such.
+
+    Raises:
+        UserError: the first that does not.
+    """
+    for name in positive:
+        value = getattr(config, name)
+        _check(math.isfinite(value) and value > 0, f"{prefix}.{name} must be positive", value)
+    for name in natural:
+        value = getattr(config, name)
+        _check(math.isfinite(value) and value >= 0, f"{prefix}.{name} must not be negative", value)
+    for name in shares:
+        _check(0 <= getattr(config, name) <= 1, f"{prefix}.{name} must lie in [0, 1]", getattr(config, name))
+    for name, most in _MOST.items():
+        value = getattr(config, name, 0)
+        _check(0 <= value <= most, f"{prefix}.{name} must lie in [0, {most:,}]", value)
+    minutes = getattr(config, "max_minutes", None)
+    _check(minutes is None or minutes > 0, f"{prefix}.max_minutes must be positive", minutes)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise UserError unless a config's entry is one of a few words."""
+    _check(value in allowed, f"{name} must be one of {', '.join(allowed)}", value)
 
 
 def _check(good: bool, what: str, got: object) -> None:

@@ -24,7 +24,7 @@ from ggm_image.files import remove_temporaries, sha256_file, write_text
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.codebook import CodebookEMA
-from ggm_image.training.config import load_config, plain, save_config
+from ggm_image.training.config import PRECISIONS, check_choice, check_numbers, load_config, plain, save_config
 from ggm_image.training.engine import (
     Clock,
     DataOrder,
@@ -74,6 +74,15 @@ class TokenizerLoss:
     discriminator_layers: int = 2
     discriminator_rate: float = 2e-4
 
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            "loss",
+            positive=("discriminator_width", "discriminator_layers", "discriminator_rate"),
+            natural=("l1", "l2", "commitment", "perceptual", "adversarial", "matching"),
+            shares=("adversarial_start",),
+        )
+
 
 @dataclass(kw_only=True)
 class TokenizerTrain:
@@ -108,6 +117,17 @@ class TokenizerTrain:
     compile: bool = True
     seed: int = 0
     weights_dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            "train",
+            positive=("steps", "batch_size", "learning_rate", "restart_every", "log_every"),
+            natural=("warmup_steps", "sample_every", "checkpoint_minutes"),
+            shares=("final_share", "ema_decay", "codebook_decay", "restart_until"),
+        )
+        check_choice("train.precision", self.precision, PRECISIONS)
+        check_choice("train.weights_dtype", self.weights_dtype, ("float16", "float32", "bfloat16"))
 
 
 @dataclass(kw_only=True)
