@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ _NAMES = {"nll": "held-out NLL, nats a token", "psnr": "PSNR, dB", "dead": "dead
 _SIDE = ("step", "minutes")
 _SMOOTHED = ("loss", "gradient_norm", "pixel", "perceptual", "adversarial", "discriminator", "matching")
 _COLUMNS = 3
+_MOST_COLUMNS, _LARGEST = 40, 1e100
 
 Series = dict[str, tuple[list[int], list[float]]]
 
@@ -37,13 +39,27 @@ def read_log(folder: str | os.PathLike[str]) -> Series:
                 for name, value in row.items():
                     if value and name not in _SIDE:
                         steps, values = found.setdefault(name, ([], []))
-                        steps.append(int(row["step"]))
+                        steps.append(_step(row["step"]))
                         values.append(float(value))
-    except (KeyError, ValueError, TypeError, csv.Error) as error:  # a line that is being written at this moment
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        csv.Error,
+    ) as error:  # a line that is being written at this moment
         raise UserError("log.csv must be that of a run", f"{path}: {error}", "try again, or restore it") from error
+    if len(found) > _MOST_COLUMNS:
+        raise UserError("log.csv must be that of a run", f"{path}: {len(found)} columns", "restore it")
     if not found:
         raise UserError("the run has logged nothing yet", path, "wait for the first train.log_every steps")
     return found
+
+
+def _step(text: str) -> int:
+    if len(text) > 15:
+        raise ValueError(f"a step of {len(text)} digits")
+    return int(text)
 
 
 def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -96,13 +112,15 @@ def _panels(series: Series) -> dict[str, Series]:
 
 def _panel(axes: Any, title: str, lines: Mapping[str, tuple[list[int], list[float]]]) -> None:
     for name, (steps, values) in lines.items():
+        # what is not finite is a gap; matplotlib cannot span what is almost infinite
+        values = [value if abs(value) < _LARGEST else math.nan for value in values]
         style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 10 else {}
         if name in _SMOOTHED and len(steps) >= 20:
             axes.plot(steps, values, linewidth=0.6, alpha=0.35, color="C0")
             axes.plot(steps, _smooth(values), linewidth=1.6, color="C0")
         else:
             axes.plot(steps, values, linewidth=1.4, label=name, **style)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
