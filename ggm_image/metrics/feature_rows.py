@@ -147,7 +147,11 @@ def open_features(folder: str | os.PathLike[str]) -> Features:
     dtype = row_type(record["protocol"]["features"]["dimension"])
     if rows_of_file(path, dtype) != n or whole_chunks(path, record["chunks"], dtype) != record["chunks"]:
         raise UserError("saved features are damaged", path, "make them again from their pictures")
-    return Features(map_rows(path, dtype, n), record, folder, n)
+    found = Features(map_rows(path, dtype, n), record, folder, n)
+    if n and found.labels.max() >= max(1, len(found.class_names)):
+        got = f"{folder}: {found.labels.max()} of {len(found.class_names)}"
+        raise UserError("saved features must be of known classes", got, "make them again from their pictures")
+    return found
 
 
 def are_features(folder: Path) -> bool:
@@ -163,13 +167,16 @@ def read_record(folder: Path) -> dict[str, Any]:
         whole = (
             record["format_version"] == FORMAT_VERSION
             and isinstance(protocol["class_names"], list)
+            and all(isinstance(name, str) for name in protocol["class_names"])
+            and isinstance(protocol["side"], dict)
             and isinstance(protocol["features"]["dimension"], int)
-            and {"side", "batch_size", "device"} <= set(protocol)
+            and {"name", "sha256"} <= set(protocol["features"])
+            and {"batch_size", "device"} <= set(protocol)
             and {"source", "versions"} <= set(record["notes"])
             and record["rows"] == (record["chunks"][-1]["rows"] if record["chunks"] else 0)
             and all(isinstance(chunk["rows"], int) for chunk in record["chunks"])
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         got = f"{path}: {type(error).__name__}: {error}"
         raise UserError("record of saved features cannot be read", got, "remove the folder") from error
     if not whole:

@@ -163,10 +163,11 @@ def _dimension(network: Callable[[Tensor], Tensor], path: Path, device: torch.de
         try:
             with torch.inference_mode():
                 features = network(torch.zeros(2, 3, side, side, dtype=torch.uint8, device=device))
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             failure = _line(error)
             continue
-        if isinstance(features, Tensor) and features.is_floating_point() and features.ndim == 2:
+        fits = isinstance(features, Tensor) and features.ndim == 2 and len(features) == 2 and features.shape[1]
+        if fits and features.is_floating_point():
             return features.shape[1]
         got = f"{features.dtype} {tuple(features.shape)}" if isinstance(features, Tensor) else type(features)
         failure = f"it gives {got}"

@@ -251,7 +251,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     return {"sha256": sha256_file(path), **(content if isinstance(content, dict) else {})}
 
