@@ -3,13 +3,17 @@
 Commands are imported when they are run, so that ``--help`` answers at once.
 """
 
+import contextlib
 import difflib
 import errno
 import io
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
@@ -102,16 +106,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(cli, argv, name="ggm-image")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a cluster takes the machine back, and gives some seconds for what must be removed or written."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
 def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C.
+    """Run a command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Training turns both signals into a checkpoint and ends with 130.
 
     Args:
         command: of ``ggm-image``, or of a script in ``tools/``.
         argv: the arguments after the program's name; those of the process by default.
         name: the program's name in its help.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    before: Any = None
+    with contextlib.suppress(ValueError):  # not in the main thread: there signals are somebody else's
+        before = signal.signal(signal.SIGTERM, _terminate)
     try:
         result = command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -127,6 +145,9 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
         if line:
             print(line, file=sys.stderr)
         return code
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _explain(error: BaseException) -> tuple[int | None, str]:
@@ -143,6 +164,8 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
         fix = _FIXES.get(error.errno or 0, "check the path and the disk")
         named = printable(error.filename or "no file named")
         return 2, f"error: {printable(error.strerror or error)} ({named}); {fix}"
+    if isinstance(error, Terminated):
+        return 143, "terminated"
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return 130, "interrupted"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
