@@ -162,7 +162,11 @@ class TokenizerTrainer:
 
         self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
         torch.manual_seed(config.train.seed)
-        self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()
+        try:
+            self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()
+        except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+            what, fix = "architecture must be one of a VQGAN", "compare it with those in configs/"
+            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
         self.model.quantize.requires_grad_(False)
         self.model.decoder.give_pre_end = True  # the last layer is apart: its gradient norms weigh the GAN
         self.codebook = CodebookEMA(
@@ -260,7 +264,7 @@ class TokenizerTrainer:
         gradient, weights = self._weighted_gradient(terms, reconstruction)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([reconstruction, loss.commitment * commitment], [gradient, torch.ones_like(commitment)])
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         self.optimizer.step()
         logs = {name: term.detach() for name, term in terms.items()} | weights
         if adversarial:
@@ -448,7 +452,9 @@ def _loop(
             mirrored = torch.rand(len(images), generator=trainer.generator) < 0.5
             images[mirrored] = images[mirrored].flip(-1)
         logs = trainer.train_step(images.to(trainer.device))
-        if not math.isfinite(logs["pixel"]):
+        # psnr is infinite where a picture is met exactly; what follows from the others would be saved at the next turn
+        found = [trainer.gradient_norm, *(value for name, value in logs.items() if name != "psnr")]
+        if not all(map(math.isfinite, found)):
             kept = f"go on from {out} with --resume" if has_checkpoint(out) else "start again"
             raise UserError("the loss is not finite", f"step {trainer.step}", f"{kept} and a lower train.learning_rate")
         step = trainer.step
