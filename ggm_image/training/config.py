@@ -204,14 +204,14 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
             raise UserError("overrides are written key=value", repr(override), "for example train.steps=1000")
         try:
             changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
             raise UserError("override cannot be read", f"{override!r}: {error}", "write key=value") from error
     known = _known_keys(schema)
     try:
         for part in (written, changes):
             _check_keys(part, schema, "", known)
         merged = OmegaConf.merge(written, changes)
-    except (OmegaConfBaseException, RecursionError) as error:
+    except (OmegaConfBaseException, TypeError, RecursionError) as error:
         raise UserError("config is not valid", f"{path}: {error}", "compare it with those in configs/") from error
     return build_config(schema, merged)
 
@@ -221,10 +221,11 @@ def build_config(schema: type[C], values: Any) -> C:
     try:
         _check_keys(OmegaConf.create(values), schema, "", _known_keys(schema))
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        what = f"config key {error.full_key} has the wrong type" if error.full_key else "config is not valid"
+        key = getattr(error, "full_key", None)
+        what = f"config key {key} has the wrong type" if key else "config is not valid"
         raise UserError(what, str(error).splitlines()[0], "compare it with the files in configs/") from error
     assert isinstance(result, schema)
     return result
@@ -270,7 +271,10 @@ def _check_keys(node: Any, schema: Any, prefix: str, known: list[str]) -> None:
 
 MOST_SEED = 1 << 40
 """Seeds are multiplied and added to where torch takes 64 bits."""
-_MOST = {"batch_size": 1 << 20, "seed": MOST_SEED}
+_MOST = {
+    "batch_size": 1 << 20, "seed": MOST_SEED, "weight_decay": 1000, "discriminator_width": 1 << 12,
+    "discriminator_layers": 8,
+}  # fmt: skip
 
 
 def check_numbers(
@@ -283,7 +287,7 @@ def check_numbers(
 ) -> None:
     """Check the numbers of a config dataclass: they must be finite, and lie where their kind does.
 
-    ``max_minutes``, ``batch_size`` and ``seed`` are known here, where there are such.
+    Those of `_MOST` and ``max_minutes`` are checked wherever there are such.
 
     Raises:
         UserError: the first that does not.
