@@ -82,6 +82,8 @@ class NetworkFolder:
                 )
             network = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetworkConfig), config["network"]))
             assert isinstance(network, NetworkConfig)
+            if not isinstance(config["class_names"], list) or len(config["class_names"]) != network.classes:
+                raise ValueError(f"class_names are not the names of {network.classes} classes")
             return NetworkFolder(
                 folder=folder,
                 network=network,
@@ -92,6 +94,8 @@ class NetworkFolder:
                 presets={str(k): dict(v) for k, v in config["presets"].items()},
                 config=config,
             )
+        except UserError:
+            raise
         except (
             OmegaConfBaseException,
             KeyError,
