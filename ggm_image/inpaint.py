@@ -10,6 +10,8 @@ of the token grid, ``l`` = rows * columns sites.
 """
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,12 @@ from ggm_image.files import check_plain
 
 THRESHOLD = 128
 """A mask's pixel is painted anew from this grey value on; without a mask, a pixel less opaque than this."""
+
+_DAMAGE = (
+    SyntaxError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError, RuntimeError,
+    Image.DecompressionBombError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow raises of damaged files, besides OSError."""
 
 Picture = Image.Image | str | os.PathLike[str]
 Mask = Picture | np.ndarray | Tensor
@@ -100,7 +108,7 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
     except OSError as error:
         why = f"{path}: {error.strerror or error}"
         raise UserError(f"{what} cannot be opened", why, "check the file") from error
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{what} cannot be read", f"{path}: {error}", "replace the file") from error
 
 

@@ -36,7 +36,11 @@ _BROKEN = (
     RuntimeError,
     EOFError,
     OverflowError,
+    TypeError,
+    AttributeError,
+    LookupError,
     Image.DecompressionBombError,
+    struct.error,
     zlib.error,
 )
 
