@@ -1,4 +1,4 @@
-"""YAML files of others and of ours, read as data: whatever is in one, it is a table of values or one line of an error."""
+"""YAML files of others and of ours, read as data: in the end there is a table of values, or one line of an error."""
 
 from pathlib import Path
 from typing import Any

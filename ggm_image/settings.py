@@ -7,7 +7,6 @@ from typing import Any
 
 from ggm_image.errors import UserError
 
-
 _RANGES: dict[str, tuple[float, float]] = {
     "sweeps": (1, 10_000),
     "block": (1, 1 << 30),
