@@ -203,7 +203,7 @@ def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -
 @MODEL
 @TOKENIZER
 @click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers.")
+@click.option("-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many answers.")
 @click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
 @click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")
 @click.option("--extend", metavar="SIDE=PX,...", help="Paint beyond the picture, e.g. left=32,top=16.")
