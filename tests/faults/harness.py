@@ -24,6 +24,8 @@ from ggm_image.cli.main import main
 
 TIMING = ("images_per_second", "minutes")
 """Columns of log.csv that say how fast a machine was."""
+GRACE = 30
+"""Seconds between SIGTERM and SIGKILL, as SLURM gives them."""
 LOG_EVERY = 5
 """Steps between rows that every run writes; there is one more at each checkpoint, the moment of which is chance."""
 
@@ -36,11 +38,13 @@ class Story:
         runs: how often it was started.
         kills: how many of these runs were killed before they ended.
         seconds: of the shortest run that was left alone.
+        grace: seconds from a signal to the end, at most.
     """
 
     runs: int = 0
     kills: int = 0
     seconds: float = 0.0
+    grace: float = 0.0
     codes: list[int] = field(default_factory=list)
 
 
@@ -96,7 +100,8 @@ def run_killed(
         last = story.kills >= kills
         child = start(arguments(story.runs > 0), log)
         story.runs += 1
-        deadline = time.monotonic() + (600 if last else rng.uniform(0, seconds))
+        earliest = 0.05 if number != signal.SIGKILL else 0  # before a command has begun, nobody listens to signals
+        deadline = time.monotonic() + (600 if last else rng.uniform(earliest, max(earliest, seconds)))
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -107,7 +112,12 @@ def run_killed(
                 raise AssertionError(f"exit code {code} of {arguments(story.runs > 1)}: see {log.read_text()[-2000:]}")
             time.sleep(0.002)
         os.kill(child, number)
-        os.waitpid(child, 0)
+        sent = time.monotonic()
+        _, status = os.waitpid(child, 0)
+        story.grace = max(story.grace, time.monotonic() - sent)
+        code = os.waitstatus_to_exitcode(status)
+        assert number == signal.SIGKILL or code in (0, 130, 143), f"exit code {code}: {log.read_text()[-2000:]}"
+        assert story.grace < GRACE, f"{story.grace:.1f} s from the signal to the end"
         story.kills += 1
         check()
 

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def prepare(root: Path) -> dict[str, Command]:
     }
 
 
-def kill_often(command: Command, root: Path, *, kills: int, seed: int) -> Story:
+def kill_often(command: Command, root: Path, *, kills: int, seed: int, number: int = signal.SIGKILL) -> Story:
     """Run undisturbed, then again with ``kills`` kills; the outputs must agree, and every kill leave whole files.
 
     Raises:
@@ -122,9 +123,12 @@ def kill_often(command: Command, root: Path, *, kills: int, seed: int) -> Story:
     def check() -> None:
         if out.exists():
             assert_whole(out)
+            left = [str(path) for path in out.rglob(".*.tmp*")]
+            assert number == signal.SIGKILL or not left, f"temporary files are left: {left}"
 
+    rng = random.Random(seed)
     story = run_killed(
-        arguments, root / "killed.log", kills=kills, seconds=seconds, rng=random.Random(seed), check=check
+        arguments, root / "killed.log", kills=kills, seconds=seconds, rng=rng, check=check, number=number
     )
     story.seconds = seconds
     expected, found = digests(root / "whole", skip=command.skip), digests(out, skip=command.skip)

@@ -1,0 +1,52 @@
+"""Hostile and odd inputs against every command: done, or one line that helps; never a traceback or half a file.
+
+Of each theme every `STRIDE`-th case is run here; ``python -m tests.faults.corpus`` runs them all.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from ggm_image.training import engine, generator, tokenizer
+from tests.faults import corpus
+from tests.faults.corpus import THEMES, Case, judge, make_world
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.xdist_group("corpus"),
+]
+STRIDE = 7
+LEAST = 500
+"""Cases that a run of the tests tries at the least."""
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Case]]:
+    return corpus.cases(make_world(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without curves, which have a theme of their own, and write no logs of TensorBoard."""
+    for trainer in (generator, tokenizer):
+        monkeypatch.setattr(trainer, "plot_at_the_end", lambda folder: None)
+    monkeypatch.setattr(engine.Log, "_open_board", staticmethod(lambda folder, step: None))
+
+
+def test_there_are_enough_and_each_is_different(cases: dict[str, list[Case]]) -> None:
+    assert set(cases) == set(THEMES)
+    for theme, some in cases.items():
+        names = [case.name for case in some]
+        assert len(set(names)) == len(names), theme
+    assert sum(len(some[::STRIDE]) for some in cases.values()) >= LEAST
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_input_ends_well(theme: str, cases: dict[str, list[Case]], tmp_path: Path) -> None:
+    """Seen to fail on more than three hundred of its inputs: assets/promises/README.md lists what they found."""
+    wrong = []
+    for number, case in enumerate(cases[theme][::STRIDE]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        wrong += [f"{case.name}: {complaint}" for complaint in judge(case, folder)]
+    assert not wrong, "\n".join(wrong)
