@@ -64,7 +64,11 @@ class Tokenizer(nn.Module):
             )
         if not torch.isfinite(images).all():
             raise UserError("images must be finite", "got NaN or infinity", "check what made them")
-        return self.latent_indices(images)
+        try:
+            return self.latent_indices(images)
+        except ValueError as error:  # a norm that has one value to take the mean of
+            size = f"{shape[2]} x {shape[3]}: {error}"
+            raise UserError(f"images are too small for tokenizer {self.name}", size, "enlarge them") from error
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:

@@ -46,6 +46,8 @@ class DDConfig:
 
     def __post_init__(self) -> None:
         check_depth(self.ch_mult, self.num_res_blocks)
+        if min(self.ch, self.z_channels) < 1:
+            raise ValueError(f"ch and z_channels must be positive, got {self.ch} and {self.z_channels}")
         if self.attn_type not in ("vanilla", "none"):
             raise ValueError(f"attn_type must be vanilla or none, got {self.attn_type}")
         if self.attn_type == "none" and self.attn_resolutions:
@@ -59,6 +61,10 @@ class VQGANConfig:
     n_embed: int = 1024
     embed_dim: int = 256
     ddconfig: DDConfig = field(default_factory=DDConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.n_embed, self.embed_dim) < 1:
+            raise ValueError(f"n_embed and embed_dim must be positive, got {self.n_embed} and {self.embed_dim}")
 
     @property
     def codebook_size(self) -> int:

@@ -221,7 +221,9 @@ def build_config(schema: type[C], values: Any) -> C:
     try:
         _check_keys(OmegaConf.create(values), schema, "", _known_keys(schema))
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-    except (OmegaConfBaseException, TypeError) as error:
+    except UserError:
+        raise
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         key = getattr(error, "full_key", None)
