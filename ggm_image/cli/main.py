@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(cli, argv, name="ggm-image")
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """SIGTERM: a cluster takes the machine back, and gives some seconds for what must be removed or written."""
 
 
