@@ -21,7 +21,7 @@ from ggm_image.errors import UserError
 @click.argument("src")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="Known name, folder or checkpoint.")
-@click.option("--image-size", type=click.IntRange(1), help="Side in pixels; the tokenizer's own by default.")
+@click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
 @click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM, codebook use; draw pictures.")
@@ -33,7 +33,7 @@ from ggm_image.errors import UserError
     help="Pictures that it decodes.",
 )
 @click.option("--features", metavar="NAME", help="Also report the rFID: inception, clip, timm:NAME or a FILE.pt.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 16), default=64, show_default=True, help="Pictures a pass.")
 @click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
 @click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number.")
@@ -196,7 +196,7 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
 @click.argument("tokens", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Grids a pass.")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 16), default=64, show_default=True, help="Grids a pass.")
 @device_option
 @click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; decoding draws nothing.")
 @json_option
