@@ -161,6 +161,7 @@ class TokenizerTrainer:
         from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 
         self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
+        self.gradient_norm = 0.0
         torch.manual_seed(config.train.seed)
         try:
             self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()

@@ -123,6 +123,16 @@ def test_loss_that_is_not_finite_stops_the_run(
     assert not (tmp_path / "run" / "tokenizer").exists()
 
 
+def test_a_gradient_that_is_not_finite_is_never_saved(
+    config: Path, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every term is finite; what the step has made of the weights is not."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, most: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="not finite"):
+        train_tokenizer(config, class_folder, tmp_path / "run", overrides=["train.checkpoint_minutes=0"])
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "match"),
     [
