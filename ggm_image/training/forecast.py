@@ -80,9 +80,9 @@ def forecast(
         nodes: machines.
         rate: operations a second of a matrix product on one device, where it is not to be measured.
     """
-    train, height_width = config.train, config.network.grid
-    sites, processes = height_width[0] * height_width[1], devices * nodes
-    queried = mean_queried(*height_width, config.objective.cosine)
+    train, (height, width) = config.train, config.network.grid
+    sites, processes = height * width, devices * nodes
+    queried = mean_queried(height, width, config.objective.cosine)
     with torch.device("meta"):
         network = Transformer(config.network)
     parameters = sum(p.numel() for p in network.parameters())
