@@ -27,7 +27,7 @@ from ggm_image.training import generator
 from ggm_image.training.generator import GeneratorTrainer
 from ggm_image.training.shards import own
 
-LIMIT = 120.0
+LIMIT = 240.0
 """Seconds after which a run counts as hanging."""
 
 

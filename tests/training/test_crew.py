@@ -216,7 +216,7 @@ def test_torchrun_starts_again_from_the_last_checkpoint(results: dict[str, dict[
     """One of two sharded processes is killed; torchrun ends the other and starts both again."""
     more = ("--auto-resume", "train.checkpoint_minutes=0", *FSDP)
     command = torchrun(place, "restarted", *more, options=("--max-restarts", "1"), accident="kill")
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
     assert_same_weights(place / "restarted", place / "fsdp")
@@ -227,7 +227,7 @@ def test_it_can_start_its_own_processes(results: dict[str, dict[str, Any]], plac
     train = ["train", str(place / "c.yaml"), "--data", str(place / "tokens"), "--out", str(place / "own")]
     command = [sys.executable, "-m", "ggm_image.cli.main", *train, "--device", "cpu", "--devices", "2"]
     more = ["train.validate_every=0", "train.log_every=4"]
-    done = subprocess.run([*command, *more], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *more], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("model: ") == 1
     assert done.stderr.count("step 12/12") == 1
