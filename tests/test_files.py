@@ -51,7 +51,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path, error: type[BaseException]
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_file_that_others_write_too(there: bool, tmp_path: Path) -> None:
-    """Another process tidies up while we write; it has written the file, or not. Seen to fail with `atomic_path`."""
+    """Another process tidies up while we write; it has written the file, or not."""
     path, turns = tmp_path / "a.png", []
 
     def write(temporary: Path) -> None:

@@ -384,7 +384,11 @@ def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple
     if path.parent != folder or not path.is_file():
         raise UserError("shard of the token cache is missing", path, _REMEDY)
     maps = _map_arrays(path, {"tokens": ("U16", [n, *manifest.grid]), "labels": ("I32", [n])})
-    return maps["tokens"], maps["labels"]
+    labels, classes = maps["labels"], len(manifest.class_names)
+    if n and not -1 <= labels.min() <= labels.max() < classes:
+        got = f"{path}: {labels.min()} to {labels.max()}"
+        raise UserError(f"labels must lie in [0, {classes}), or be -1", got, _REMEDY)
+    return maps["tokens"], labels
 
 
 def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[str, np.ndarray]:
@@ -404,6 +408,6 @@ def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[st
                 raise ValueError(f"{name} is cut off")
             place = 8 + length + offset
             maps[name] = np.memmap(path, dtype, "r", place, tuple(shape)) if shape[0] else np.empty(shape, dtype)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError("shard of the token cache cannot be read", f"{path}: {error}", _REMEDY) from error
     return maps

@@ -76,7 +76,7 @@ def _has_cls(path: str) -> bool:
     try:
         with tarfile.open(path) as archive:
             return any(_split(member.name)[1] == "cls" for member in islice(archive, _PEEKED))
-    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error):
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, lzma.LZMAError, zlib.error):
         return False  # whoever reads it in earnest says what is wrong with it
 
 

@@ -66,11 +66,20 @@ def test_a_flipped_bit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda m: m.update(count=21), "counts must agree"),
+        (lambda m: m.update(count=21), "count is 21, the shards hold 22"),
         (lambda m: m.update(items=25), "in one row or be skipped|counts must agree|every shard"),
-        (lambda m: m["shards"].pop(), "name every shard"),
-        (lambda m: m["shards"].append(m["shards"][0]), "name every shard"),
-        (lambda m: m["shards"].__setitem__(1, m["shards"][0]), "hold its own items"),
+        (lambda m: m.update(count=m["count"] - m["shards"].pop()["count"]), "name every shard"),
+        (
+            lambda m: m.update(count=m["count"] + m["shards"][0]["count"], shards=[*m["shards"], m["shards"][0]]),
+            "name every shard",
+        ),
+        (
+            lambda m: m.update(
+                count=m["count"] - m["shards"][1]["count"] + m["shards"][0]["count"],
+                shards=[m["shards"][0], m["shards"][0], *m["shards"][2:]],
+            ),
+            "hold its own items",
+        ),
         (lambda m: m["shards"].reverse(), "hold its own items|in one row or be skipped"),
         (lambda m: m["shards"][1].update(skipped=[]), "in one row or be skipped"),
         (lambda m: m["shards"][1]["skipped"][0].update(item=0), "hold its own items"),
@@ -84,11 +93,11 @@ def test_a_manifest_that_does_not_add_up(folder: Path, change: Callable[[dict[st
 
 
 def test_tokens_and_labels_out_of_range(folder: Path) -> None:
-    rewrite(folder, 1, lambda arrays: arrays["labels"].__setitem__(0, 3))
-    with pytest.raises(UserError, match=r"labels must lie in \[0, 3\).*tokens-00001"):
-        verify(folder)
     rewrite(folder, 0, lambda arrays: arrays["tokens"].__setitem__((0, 0, 0), 256))
     with pytest.raises(UserError, match=r"tokens must lie in \[0, 256\) .*tokens-00000.*max 256"):
+        verify(folder)
+    rewrite(folder, 1, lambda arrays: arrays["labels"].__setitem__(0, 3))
+    with pytest.raises(UserError, match=r"labels must lie in \[0, 3\).*tokens-00001"):
         verify(folder)
 
 

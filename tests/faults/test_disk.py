@@ -14,7 +14,14 @@ from tests.faults.stories import NAMES, Command, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
-ROOM = {"encode": 24_000, "train": 400_000, "train-tokenizer": 1_500_000, "sample": 40_000, "fid": 16_000}
+ROOM = {
+    "encode": 24_000,
+    "encode-shards": 24_000,
+    "train": 400_000,
+    "train-tokenizer": 1_500_000,
+    "sample": 40_000,
+    "fid": 16_000,
+}
 """Bytes that are left: enough to begin, not to end."""
 
 

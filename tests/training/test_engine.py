@@ -105,7 +105,7 @@ def test_a_checkpoint_may_be_a_file_now_and_a_folder_then(tmp_path: Path) -> Non
 
 
 def test_a_sharded_checkpoint_without_a_part_is_not_read(tmp_path: Path) -> None:
-    """Seen to fail with as many parts read as there are."""
+    """The name of each part says how many there must be."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     for rank in range(3):

@@ -55,7 +55,7 @@ def test_what_is_recomputed_is_not_kept() -> None:
 
 
 def test_several_processes() -> None:
-    """Rows, state and traffic are divided. Seen to fail with the rows of all processes counted in each."""
+    """Rows, state and traffic are divided."""
     network = Transformer(SIZES)
     parameters = sum(p.numel() for p in network.parameters())
     block = sum(p.numel() for p in network.blocks[0].parameters())

@@ -17,7 +17,7 @@ def test_rows_are_runs_as_chunk_has_them() -> None:
 
 
 def test_any_run_of_rows_can_be_read_from_any_parts(tmp_path: Path) -> None:
-    """Seen to fail with the rows of the part before the first one counted."""
+    """Of the parts, the rows that are asked for and no others."""
     value = torch.arange(14).view(7, 2)
     for world in (1, 2, 3, 5, 9):
         bounds = [shards.rows_of(7, rank, world) for rank in range(world)]
