@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import re
 import signal
 import subprocess
 import tarfile
@@ -28,8 +29,10 @@ ATTEMPTS = 4  # at each archive that comes over a network or from a command
 PAUSE = 1.0  # seconds before the second attempt; twice as long before each later one
 TIMEOUT = 60.0  # seconds without an answer or without a byte
 CHUNK = 1 << 20
+MOST_PLACES = 100_000  # that one pattern may mean
 BLOCK = tarfile.BLOCKSIZE
 _MAGIC: dict[bytes, Any] = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?$")
 _LASTING = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, MemoryError)
 """What another attempt would meet again."""
 
@@ -48,13 +51,54 @@ def is_stream(place: str) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The places that a pattern with braces means, as a shell would write them out: ``{000..127}``, ``{a,b}``."""
+    """The places that a pattern with braces means, as a shell would write them out: ``{000..127}``, ``{a,b}``.
+
+    Raises:
+        UserError: they are more than `MOST_PLACES`.
+    """
     from braceexpand import braceexpand
 
     try:
+        if _how_many(pattern) > MOST_PLACES:
+            raise UserError(
+                f"a pattern may mean at most {MOST_PLACES:,} archives", pattern, "mend it, or give a folder"
+            )
         return list(braceexpand(pattern, escape=False))
+    except UserError:
+        raise
     except ValueError:  # a brace without its fellow
         return [pattern]
+    except RecursionError as error:
+        raise UserError("a pattern has too many braces in each other", pattern, "mend it") from error
+
+
+def _how_many(pattern: str) -> int:
+    """How many places a pattern means at the most: braceexpand takes memory for a whole range at once."""
+    count, depth, start = 1, 0, 0
+    for position, character in enumerate(pattern):
+        if character == "{":
+            start = position + 1 if depth == 0 else start
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                count *= _how_many_in(pattern[start:position])
+    return count
+
+
+def _how_many_in(braces: str) -> int:
+    if ends := _RANGE.match(braces):
+        return abs(int(ends[2]) - int(ends[1])) // (int(ends[3] or 1) or 1) + 1
+    if re.match(r"[A-Za-z]\.\.[A-Za-z](\.\.|$)", braces):
+        return 52
+    parts, depth = [""], 0
+    for character in braces:
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return sum(map(_how_many, parts))
 
 
 def members(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
