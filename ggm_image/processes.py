@@ -28,7 +28,7 @@ def share(asked: str | None = None) -> tuple[int, int]:
     rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not rank and not world_size:
         return 0, 1
-    numbers = rank.isdecimal() and world_size.isdecimal()
+    numbers = all(text.isdecimal() and len(text) < 10 for text in (rank, world_size))
     if not numbers or not int(rank) < int(world_size):
         raise UserError(
             "RANK must be a number from 0 to WORLD_SIZE - 1",
