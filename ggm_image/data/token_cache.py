@@ -7,6 +7,8 @@ interrupted run goes on after the shards that are finished. Reading maps the fil
 
 import contextlib
 import json
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -381,7 +383,7 @@ _DTYPES: dict[str, Any] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "U8":
 
 def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     path, n = folder / str(shard["file"]), shard["count"]
-    if path.parent != folder or not path.is_file():
+    if path.parent != folder or not os.path.isfile(path):  # Path's raises where a name is too long
         raise UserError("shard of the token cache is missing", path, _REMEDY)
     maps = _map_arrays(path, {"tokens": ("U16", [n, *manifest.grid]), "labels": ("I32", [n])})
     labels, classes = maps["labels"], len(manifest.class_names)
@@ -404,8 +406,10 @@ def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[st
             if (entry["dtype"], entry["shape"]) != (kind, shape):
                 raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}, the manifest says {kind} {shape}")
             offset, end = entry["data_offsets"]
-            if end - offset != int(np.prod(shape)) * dtype.itemsize or 8 + length + end > path.stat().st_size:
+            if end - offset != math.prod(shape) * dtype.itemsize or 8 + length + end > path.stat().st_size:
                 raise ValueError(f"{name} is cut off")
+            if offset < 0:
+                raise ValueError(f"{name} begins before the data")
             place = 8 + length + offset
             maps[name] = np.memmap(path, dtype, "r", place, tuple(shape)) if shape[0] else np.empty(shape, dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
