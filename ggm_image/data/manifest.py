@@ -17,6 +17,7 @@ from ggm_image.errors import UserError
 
 FORMAT_VERSION = 1
 SHARD_SIZE = 10_000
+MOST_SHARDS = 1_000_000
 _PROGRESS_FIELDS = ("count", "complete", "shards", "made_with")
 _OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts"}
 
@@ -71,6 +72,9 @@ class Manifest:
             raise UserError("codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits")
         if self.shard_size < 1:
             raise UserError("shard size must be at least 1", self.shard_size, "use the default of 10000")
+        if self.shards_in_all > MOST_SHARDS:
+            fix = "use fewer parts, or a larger shard size"
+            raise UserError(f"a token cache must have at most {MOST_SHARDS:,} shards", self.shards_in_all, fix)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":
