@@ -99,15 +99,20 @@ class Model:
         return self.grid[0] * self.tokenizer.downscale, self.grid[1] * self.tokenizer.downscale
 
     def label(self, name_or_index: str | int) -> int:
-        """The label of a class name (any case) or index.
+        """The label of a class name (in any case, unless that is another's name) or index.
+
+        Of names that are numbers themselves, text is a name before it is an index; an int is always an index.
 
         Raises:
             UserError: if there is none; names the nearest ones.
         """
         names = [name.lower() for name in self.class_names]
         text = str(name_or_index).strip().lower()
-        if text in names:
-            return names.index(text)
+        if isinstance(name_or_index, str):
+            if name_or_index in self.class_names:
+                return self.class_names.index(name_or_index)
+            if text in names:
+                return names.index(text)
         if text.isdecimal() and len(text) < 10 and int(text) < len(names):
             return int(text)
         if not names:
