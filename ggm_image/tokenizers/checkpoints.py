@@ -211,7 +211,7 @@ def _legacy_tensors(file: BinaryIO, file_size: int) -> dict[str, StoredTensor]:
     keys, used = Machine({}, {}).run(data[position:])
     position += used
     for key in keys if isinstance(keys, list) else []:
-        if key not in declared:
+        if not isinstance(key, str) or key not in declared:
             raise _not_weights("a storage that no tensor uses", f"after {len(places)} others")
         dtype, numel = declared[key]
         file.seek(position)
@@ -247,7 +247,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
         return Inert("tensor of an unknown storage")
     if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 16):
         raise _not_weights("a tensor without proper sizes and strides", type(size).__name__)
-    if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (offset, *size, *stride)):
         raise _not_weights("a tensor with sizes that are no counts", f"{len(size)} dimensions")
     numel = 1
     for n in size:
