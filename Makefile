@@ -31,8 +31,9 @@ soak: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.corpus
 	GGM_IMAGE_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_crew.py -k starts_again
 
+# Those that need no pictures; tools/bench_encode*.py say what they need.
 bench: $(VENV)/.installed
-	@set -e; for script in tools/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for name in sample train memory inpaint; do echo "== $$name"; $(BIN)/python tools/bench_$$name.py; done
 
 clean:
 	rm -rf $(VENV) build dist samples .pytest_cache .mypy_cache .ruff_cache

@@ -84,7 +84,7 @@ def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path), default=Path("configs/cifar10.yaml"))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--seconds", "budget", default=20.0, show_default=True, help="How long to measure.")
 @device_option
