@@ -16,6 +16,7 @@
 | `cosine S` | share of steps that query any number of sites, by a cosine law |
 | `lattice S` | share of steps that query a block of a schedule, and not a random set |
 | `marginal noise` | noise from the data's own frequencies of codes |
+| `tied head` | the token embedding is the head's weights, and starts small |
 | `learned positions` | a learned vector a site in place of rotary angles and waves |
 
 `nll` is the held-out -log P(x_t at a site | rest) under the heat bath, the mean over levels 0.1 to 1; `masked` the same
@@ -186,6 +187,7 @@ ROWS: dict[str, tuple[type[GeneratorTrainer], list[str]]] = {
     "lattice 0.5": (GeneratorTrainer, ["objective.lattice=0.5"]),
     "lattice 1": (GeneratorTrainer, ["objective.lattice=1"]),
     "marginal noise": (MarginalTrainer, []),
+    "tied head": (GeneratorTrainer, ["network.tied_head=true"]),
     "learned positions": (LearnedTrainer, []),
 }
 

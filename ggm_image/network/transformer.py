@@ -219,14 +219,16 @@ class Transformer(nn.Module):
                 branch.weight.mul_(1 / math.sqrt(2 * self.config.depth))
             nn.init.zeros_(block.table)
             block.table[2::3] = 1.0  # the gates
-        nn.init.normal_(self.tokens.weight, std=0.02)
+        # A head of its own leaves the embedding free to outweigh what the first blocks add; a tied one, whose products
+        # are the logits, must start small, and is moved by the frequencies of the codes before it means anything.
+        nn.init.normal_(self.tokens.weight, std=0.02 if self.head is None else 1.0)
+        nn.init.trunc_normal_(self.site.weight, std=0.002 if self.head is None else 0.3)
         nn.init.normal_(self.classes.weight, std=1.0)
         nn.init.zeros_(self.level[-1].weight)  # type: ignore[arg-type]
-        nn.init.trunc_normal_(self.site.weight, std=0.002)
         nn.init.zeros_(self.condition.weight)
         nn.init.zeros_(self.head_bias)
         if self.head is not None:
-            nn.init.normal_(self.head, std=0.002)
+            nn.init.normal_(self.head, std=0.02)
 
     def forward(
         self,

@@ -139,9 +139,11 @@ def test_compiled_is_eager_and_one_graph_serves_all_blocks() -> None:
     assert not dynamo.utils.counters["graph_break"]
 
 
-def test_initial_logits_are_small_and_classless() -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_initial_logits_are_small_and_classless(tied: bool) -> None:
     torch.manual_seed(0)
-    network = Transformer(NetworkConfig(codebook_size=V, classes=C, grid=[3, 4], width=64, depth=3, heads=2))
+    sizes = {"codebook_size": V, "classes": C, "grid": [3, 4], "width": 64, "depth": 3, "heads": 2}
+    network = Transformer(NetworkConfig(**sizes, tied_head=tied))
     tokens, levels, labels = make_batch()
     logits = network(tokens, levels, SITES, labels)
     assert logits.abs().max() < 1
