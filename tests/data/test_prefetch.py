@@ -55,3 +55,20 @@ def test_an_error_of_the_reader_comes_out_after_what_was_read(ahead: int) -> Non
     assert [next(groups)[0], next(groups)[0]] == [list(range(5)), list(range(5, 10))]
     with pytest.raises(UserError, match="not whole"):
         next(groups)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])
+def test_a_thread_that_dies_ends_the_work_and_leaves_no_other(ahead: int, error: type[BaseException]) -> None:
+    """Never a hang, and never a group without the pictures that the thread had."""
+
+    def dying(entry: int) -> torch.Tensor | UserError:
+        if entry == 7:
+            raise error("no more")
+        return picture(entry)
+
+    groups = decoded(iter(range(100)), dying, 5, workers=3, ahead=ahead)
+    assert next(groups)[0] == list(range(5))
+    with pytest.raises(error, match="no more"):
+        next(groups)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("read", "decode"))]

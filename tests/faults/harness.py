@@ -6,6 +6,7 @@ than in the imports.
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -48,8 +49,8 @@ class Story:
     codes: list[int] = field(default_factory=list)
 
 
-def start(arguments: list[str], log: Path) -> int:
-    """Fork a process that runs ``ggm-image ARGUMENTS``; its number."""
+def start(arguments: list[str], log: Path, *, hours_back: int = 0) -> int:
+    """Fork a process that runs ``ggm-image ARGUMENTS``; its number. With ``hours_back`` its date falls all the time."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -61,10 +62,22 @@ def start(arguments: list[str], log: Path) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         torch.set_num_threads(1)
+        if hours_back:
+            _set_date_back(hours_back)
         code = main(arguments)
     finally:
         os._exit(code)
     return 0
+
+
+def _set_date_back(hours: int) -> None:
+    """The date of this process starts some hours ago, and each look at it is a second before the last."""
+    looks, now = itertools.count(), time.time()
+
+    def date() -> float:
+        return now - 3600 * hours - next(looks)
+
+    time.time, time.time_ns = date, lambda: int(1e9 * date())
 
 
 def run(arguments: list[str], log: Path) -> tuple[int, float]:
@@ -86,6 +99,8 @@ def run_killed(
 ) -> Story:
     """Start the command, kill it at a random moment and look at what is there, ``kills`` times; then let it end.
 
+    Every run's date is before that of the run before it, so that all files are from the future.
+
     Args:
         arguments: those of the first run (False) and of all later ones (True).
         log: where the command's output goes.
@@ -98,7 +113,7 @@ def run_killed(
     story = Story()
     while True:
         last = story.kills >= kills
-        child = start(arguments(story.runs > 0), log)
+        child = start(arguments(story.runs > 0), log, hours_back=story.runs)
         story.runs += 1
         earliest = 0.05 if number != signal.SIGKILL else 0  # before a command has begun, nobody listens to signals
         deadline = time.monotonic() + (600 if last else rng.uniform(earliest, max(earliest, seconds)))

@@ -1,5 +1,6 @@
 """What every run needs: averages, rates, order, checkpoints, logs."""
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -33,6 +34,16 @@ def test_average_starts_fast_and_ends_slow() -> None:
     assert float(average.state["weight"]) == pytest.approx(1 - 2 / 11)
     average.update(layer, 10_000)
     assert float(average.state["weight"]) == pytest.approx(1 - 2 / 11 * 0.9)
+
+
+def test_the_seconds_of_a_run_never_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail with the machine's date as the timer."""
+    jumps = itertools.count(1_000_000, -3600)
+    monkeypatch.setattr("time.time", lambda: float(next(jumps)))
+    clock = engine.Clock(before=10.0)
+    seconds = [clock.seconds for _ in range(5)]
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 10
 
 
 def test_only_matrices_decay() -> None:
