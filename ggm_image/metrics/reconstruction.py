@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ggm_image.data.encode import Prefetch, decode_batch, default_workers
+from ggm_image.data.encode import Prefetch, decode_batch, default_workers, fitting_batch
 from ggm_image.data.images import ImageSource, image_grid, save_png
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
@@ -45,7 +45,7 @@ def report(
     tokenizer: Tokenizer,
     *,
     device: str | torch.device = "cpu",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     images: int = 5000,
     seed: int = 0,
     workers: int | None = None,
@@ -61,7 +61,7 @@ def report(
         cache: their tokens.
         tokenizer: the one that made them, on ``device``.
         device: where the tokenizer is.
-        batch_size: pictures a forward pass.
+        batch_size: pictures a forward pass; `fitting_batch` by default.
         images: at most so many rows, drawn without replacement, are decoded; codebook use is over all rows.
         seed: of that draw.
         workers: decoding threads; one a core by default.
@@ -72,6 +72,7 @@ def report(
         What ``report.json`` holds.
     """
     manifest = cache.manifest
+    batch_size = fitting_batch(device, manifest.image_size) if batch_size is None else batch_size
     generator = torch.Generator().manual_seed(seed)
     # The first rows of a permutation, so that the picture shows a part of what is measured.
     rows = torch.randperm(len(cache), generator=generator)[:images]

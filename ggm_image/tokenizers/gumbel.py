@@ -40,7 +40,9 @@ class GumbelVQGAN(VQGAN):
 
     def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         # Picture by picture: logits are 8192 numbers a cell, 32 MiB for one picture of 256 x 256.
-        return torch.cat([self.quantize.proj(z).argmax(dim=1) for z in self.latents(images).split(1)])
+        latents = self.latents(images).float()
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.cat([self.quantize.proj(z).argmax(dim=1) for z in latents.split(1)])
 
     def codes(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n e gh gw"]:
         return F.embedding(tokens, self.quantize.embed.weight).permute(0, 3, 1, 2)

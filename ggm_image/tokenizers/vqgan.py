@@ -90,12 +90,14 @@ class Codebook(nn.Module):
     def nearest(self, z: Float[Tensor, "m e"]) -> Int[Tensor, " m"]:
         """argmin over j of |z - e_j|^2, the lower index on a tie.
 
-        The expression and its order of additions are taming's, so that the indices are too.
+        The expression and its order of additions are taming's, so that the indices are too; in float32, as bfloat16
+        cannot tell near codes apart.
         """
         codes = self.codes()
-        squares = codes.square().sum(dim=1)
         rows = max(1, DISTANCES_IN_MEMORY // len(codes))
-        found = [self.distances(part, codes, squares).argmin(dim=1) for part in z.split(rows)]
+        with torch.autocast(z.device.type, enabled=False):
+            squares = codes.square().sum(dim=1)
+            found = [self.distances(part, codes, squares).argmin(dim=1) for part in z.split(rows)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=z.device)
 
     def codes(self) -> Float[Tensor, "v e"]:

@@ -13,6 +13,7 @@ from ggm_image.data.encode import check_image_size, decode, encode
 from ggm_image.data.images import load_image, open_source, to_model
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
+from ggm_image.tokenizers.registry import load_tokenizer
 from tests.conftest import MeanTokenizer, pack
 
 
@@ -49,6 +50,27 @@ def test_the_cache_depends_neither_on_batch_size_nor_on_threads(
     encode(class_folder, tmp_path / "b", tokenizer, shard_size=7, batch_size=batch_size, workers=workers)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert set(tokenizer.batches) == {batch_size}
+
+
+def test_half_precision_is_noted_and_does_not_mix(class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail with a manifest that says nothing of it."""
+    tokenizer = load_tokenizer("cifar10-f4")
+    exact = encode(class_folder, tmp_path / "exact", tokenizer, image_size=32)
+    half = encode(class_folder, tmp_path / "half", tokenizer, image_size=32, precision="bf16")
+    same = (exact.tokens(range(12)) == half.tokens(range(12))).float().mean()
+    assert 0.9 < same < 1
+    assert "precision" not in exact.manifest.preprocessing
+    assert half.manifest.preprocessing["precision"] == "bf16"
+    assert next(tokenizer.parameters()).is_contiguous(), "the caller's tokenizer was changed"
+    with pytest.raises(UserError, match="another request"):
+        encode(class_folder, tmp_path / "half", tokenizer, image_size=32)
+    with pytest.raises(UserError, match="fp32 or bf16"):
+        encode(class_folder, tmp_path / "other", tokenizer, image_size=32, precision="fp16")
+
+
+def test_a_batch_fits_the_device_and_the_pictures() -> None:
+    assert [module.fitting_batch("cpu", size) for size in (8, 32, 64, 256, 1024)] == [64, 64, 16, 1, 1]
+    assert module.fitting_batch("cuda", 256) == 64
 
 
 def test_tar_and_folder_give_the_same_shards(class_folder: Path, tmp_path: Path) -> None:

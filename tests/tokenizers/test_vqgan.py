@@ -48,6 +48,16 @@ def test_first_code_wins_a_tie() -> None:
     assert book.nearest(torch.empty(0, 2)).tolist() == []
 
 
+def test_codes_are_compared_in_full_precision() -> None:
+    """Seen to fail with the products in bfloat16."""
+    book = Codebook(256, 8)
+    torch.nn.init.normal_(book.embedding.weight)
+    z = torch.randn(500, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = book.nearest(z)
+    assert torch.equal(found, book.nearest(z))
+
+
 def test_codes_survive_a_round_trip_through_latents(tokenizer: VQGAN) -> None:
     tokens = torch.arange(32).view(2, 4, 4)
     z = tokenizer.codes(tokens)
