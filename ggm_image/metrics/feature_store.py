@@ -187,6 +187,7 @@ class FeatureStore:
             with self._explained():
                 self._join(self.folder)
         assert self._record is not None
+        self._tidy(self.folder)
         return Features(map_rows(self.folder / ROWS, self.type, self.n), self._record, self.folder, self.reused)
 
     def _join(self, folder: Path) -> None:
@@ -222,10 +223,14 @@ class FeatureStore:
             "chunks": chunks,
         }
         write_together(folder / RECORD, lambda path: write_json(path, self._record))
-        for path in folder.glob(PARTS):
-            if int(path.name.split("-")[1]) < self.n:
-                path.unlink(missing_ok=True)
-        remove_temporaries(folder)
+
+    def _tidy(self, folder: Path) -> None:
+        """Remove parts that are joined; this process or a killed one may have made one since they were."""
+        with suppress(OSError):  # a folder that is only read
+            for path in folder.glob(PARTS):
+                if int(path.name.split("-")[1]) < self.n:
+                    path.unlink(missing_ok=True)
+            remove_temporaries(folder)
 
     def _chunk(self, folder: Path, rows: range) -> bytes:
         """Rows of a step: joined before, in a part, or half and half."""

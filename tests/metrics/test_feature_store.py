@@ -72,6 +72,16 @@ def test_rows(tmp_path: Path) -> None:
     assert [path.name for path in sorted(only(tmp_path).iterdir())] == ["features.json", "features.npy"]
 
 
+def test_a_part_made_after_all_were_joined_is_removed(tmp_path: Path) -> None:
+    """By a process that was killed then. Seen to fail where only the process that joins the parts removes them."""
+    run(NoisePictures(N), tmp_path)
+    before = {path.name for path in only(tmp_path).iterdir()}
+    for name in ("rows-000000008-000000016.part", ".features.npy.0123abcd.tmp"):
+        (only(tmp_path) / name).write_bytes(b"late")
+    run(NoisePictures(N), tmp_path)
+    assert {path.name for path in only(tmp_path).iterdir()} == before
+
+
 @pytest.mark.parametrize("at", [0, 1, 8, 9, 30, 36])
 def test_an_interrupted_run_is_gone_on_with(at: int, tmp_path: Path, whole: tuple[bytes, dict]) -> None:
     """The same bytes, and no row is made twice that was finished; what a killed process leaves is removed."""
