@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Int64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
 
-from ggm_image.canvas import Extension, extend, place_under
+from ggm_image.canvas import Extension, extend, place_under, upright
 from ggm_image.errors import UserError
 from ggm_image.files import check_plain
 
@@ -90,7 +90,7 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
         UserError: the file is missing, no picture, cut off or too large to be one.
     """
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
+        return upright(source)
     path = Path(source)
     try:
         check_plain(path)
@@ -99,7 +99,7 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
             if getattr(opened, "is_animated", False) and opened.format != "MPO":
                 got = f"{path}: {opened.n_frames} frames"
                 raise UserError(f"{what} must be a single picture", got, "save one frame of it")
-            return ImageOps.exif_transpose(opened)
+            return upright(opened)
     except UnidentifiedImageError as error:
         why = f"{path}: not in any format that Pillow knows"
         raise UserError(f"{what} cannot be read", why, "give a picture file") from error

@@ -25,6 +25,9 @@ from ggm_image.schedule import Schedule
 SHOWN_SIDE = 256
 """Pictures are enlarged by a whole factor until their shorter side has so many pixels."""
 
+MOST_SHOWN = 4096
+"""Pictures whose longer side has more pixels are made smaller."""
+
 NOISE_COLOUR = (230, 30, 30)
 
 
@@ -87,7 +90,11 @@ def heat_map(picture: Image.Image, probability: Float[Tensor, "rows columns"], c
     original = picture.convert("RGB").crop((0, 0, probability.shape[1] * cell, probability.shape[0] * cell))
     scale = max(1, -(-SHOWN_SIDE // min(original.size)))
     size = original.width * scale, original.height * scale
-    original = original.resize(size, Image.Resampling.NEAREST)
+    if max(size) > MOST_SHOWN:
+        original.thumbnail((MOST_SHOWN, MOST_SHOWN))
+        size = original.size
+    else:
+        original = original.resize(size, Image.Resampling.NEAREST)
     opacity = ((1 - probability).clamp(0, 1) * 217).round().to(torch.uint8).cpu().numpy()  # 85 % at most
     over = Image.fromarray(opacity).resize(size, Image.Resampling.NEAREST)
     tinted = Image.composite(Image.new("RGB", size, NOISE_COLOUR), original.convert("L").convert("RGB"), over)

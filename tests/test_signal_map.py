@@ -83,6 +83,12 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
         judge(torch.full((1, SITES), CODES), level=0.5)
 
 
+def test_heat_map_of_a_large_picture_is_made_smaller() -> None:
+    """Seen to fail: 1.1 GB for a photograph of 86 megapixels, and 130 megapixels for a strip of 4 x 8,000."""
+    assert heat_map(Image.new("RGB", (8192, 40)), torch.ones(10, 2048), 4).size == (4096 + 8 + 4096, 20)
+    assert heat_map(Image.new("RGB", (4, 8000)), torch.ones(2000, 1), 4).size == (2 + 8 + 2, 4096)
+
+
 def test_heat_map_is_red_where_the_signal_is_weak() -> None:
     picture = Image.new("RGB", (11, 8), (100, 100, 100))  # three columns beyond the last cell
     sheet = np.asarray(heat_map(picture, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), 4))

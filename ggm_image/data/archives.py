@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from ggm_image.downloads import is_offline
 from ggm_image.errors import UserError
+from ggm_image.files import check_plain
 
 ATTEMPTS = 4  # at each archive that comes over a network or from a command
 PAUSE = 1.0  # seconds before the second attempt; twice as long before each later one
@@ -215,6 +216,7 @@ def _open(place: str) -> Iterator[_Readable]:
         with _address(place) as file:
             yield file
     else:
+        check_plain(place)
         with open(place, "rb") as file:
             yield file
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ggm_image.canvas import MAX_SIDE
 from ggm_image.data.images import (
     PREPROCESSING,
     ImageSource,
@@ -351,6 +352,8 @@ def decode(
 def check_image_size(tokenizer: Tokenizer, image_size: int | None) -> int:
     """What was asked for, else the tokenizer's own; UserError if it does not fit the tokenizer's cells."""
     size = tokenizer.image_size if image_size is None else image_size
+    if size > MAX_SIDE:
+        raise UserError(f"image size must be at most {MAX_SIDE} pixels", size, "give a smaller --image-size")
     if size < tokenizer.downscale or size % tokenizer.downscale:
         raise UserError(
             f"image size must be a multiple of {tokenizer.downscale} pixels for tokenizer {tokenizer.name}",

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ggm_image.canvas import upright
 from ggm_image.data.sources import PictureFiles, find_pictures
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path, read_plain
@@ -184,7 +185,7 @@ def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     Raises:
         UserError: floating-point pixels, or integers beyond 16 bits.
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode == "F":
         raise UserError("pixels must be integers", "floating-point picture", "convert it to 8 bits a channel first")
     if image.mode.startswith("I"):  # 16 bits a pixel, for some formats held in 32

@@ -48,6 +48,8 @@ class DDConfig:
         check_depth(self.ch_mult, self.num_res_blocks)
         if min(self.ch, self.z_channels) < 1:
             raise ValueError(f"ch and z_channels must be positive, got {self.ch} and {self.z_channels}")
+        if (self.in_channels, self.out_ch) != (3, 3):
+            raise ValueError(f"pictures have 3 channels, got in_channels {self.in_channels} and out_ch {self.out_ch}")
         if self.attn_type not in ("vanilla", "none"):
             raise ValueError(f"attn_type must be vanilla or none, got {self.attn_type}")
         if self.attn_type == "none" and self.attn_resolutions:

@@ -278,7 +278,7 @@ class Stop:
 
 
 class Log:
-    """``log.csv`` (and TensorBoard, where it is installed): one row whenever something was measured.
+    """``log.csv`` (and TensorBoard, where it is installed and can write): one row whenever something was measured.
 
     Args:
         folder: of the run.
@@ -304,7 +304,10 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return None
-        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        try:
+            return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
+            return None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row; columns without a value stay empty."""

@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +105,9 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
         read(tmp_path / "a.tar")
     with pytest.raises(UserError, match=r"cannot be opened .*No such file"):
         read(tmp_path / "nowhere.tar")
+    os.mkfifo(tmp_path / "pipe.tar")  # seen to wait for a writer without end
+    with pytest.raises(UserError, match="Not a regular file"):
+        read(tmp_path / "pipe.tar")
 
 
 # Seen to fail without a look at the command's exit code.

@@ -16,6 +16,7 @@ from ggm_image.data.images import (
     load_image,
     open_source,
     preprocess,
+    rgb_pixels,
     save_png,
     to_model,
     to_pil,
@@ -129,6 +130,15 @@ def test_exif_orientation_is_applied(kind: str) -> None:
     assert pixels.shape == (3, 32, 16)
     assert pixels[:, :12].min() > 240
     assert pixels[:, 20:].max() < 15
+
+
+def test_exif_that_cannot_be_read_turns_nothing() -> None:
+    """Seen to fail: Pillow reads it when the file is opened, and again, with an error, in a copy of the picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "JPEG")
+    data = buffer.getvalue()
+    picture = Image.open(io.BytesIO(data[:2] + b"\xff\xe1\0\x10Exif\0\0" + bytes(8) + data[2:]))
+    assert rgb_pixels(picture.copy()).shape == (3, 4, 4)
 
 
 def test_animation_gives_its_first_frame() -> None:

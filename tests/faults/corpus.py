@@ -200,7 +200,9 @@ def judge(case: Case, folder: Path) -> list[str]:
         complaints.append(f"temporary files are left: {left}")
     if code:
         complaints += _complaints_of_refusal(lines)
-        if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        diverged = any("diverged" in line for line in lines)  # a run that began; its log says how it went
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        if changed and not diverged:
             complaints.append(f"files were changed: {changed[:3]}")
     return complaints
 

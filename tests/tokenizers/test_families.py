@@ -131,6 +131,8 @@ def test_diffusers_models_of_another_kind_are_refused(entries: dict[str, Any], t
         {"sample_size": float("inf")},
         {"sample_size": [256]},
         {"down_block_types": 3},
+        {"out_channels": 0},
+        {"in_channels": 4},
     ],
 )
 def test_absurd_configs_end_in_one_line(entries: dict[str, Any], tmp_path: Path) -> None:

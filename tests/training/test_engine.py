@@ -157,6 +157,16 @@ def test_log_drops_what_a_cut_run_had_beyond_its_checkpoint(tmp_path: Path) -> N
         log.write(13, {"los": 1.0})
 
 
+def test_log_in_a_folder_that_tensorboard_cannot_name(tmp_path: Path) -> None:
+    """Seen to fail: a traceback, for a name that is not UTF-8."""
+    folder = tmp_path / os.fsdecode(b"a\xff")
+    folder.mkdir()
+    log = engine.Log(folder, ["loss"], 0)
+    log.write(5, {"loss": 0.5})
+    log.close()
+    assert (folder / "log.csv").read_text().splitlines() == ["step,loss", "5,0.5"]
+
+
 def test_signals_are_read_between_steps_and_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with engine.Stop() as stop:
