@@ -16,6 +16,7 @@
 | `cosine S` | share of steps that query any number of sites, by a cosine law |
 | `lattice S` | share of steps that query a block of a schedule, and not a random set |
 | `marginal noise` | noise from the data's own frequencies of codes |
+| `random start` | no embedding knows which codes look alike |
 | `tied head` | the token embedding is the head's weights, and starts small |
 | `learned positions` | a learned vector a site in place of rotary angles and waves |
 
@@ -187,6 +188,7 @@ ROWS: dict[str, tuple[type[GeneratorTrainer], list[str]]] = {
     "lattice 0.5": (GeneratorTrainer, ["objective.lattice=0.5"]),
     "lattice 1": (GeneratorTrainer, ["objective.lattice=1"]),
     "marginal noise": (MarginalTrainer, []),
+    "random start": (GeneratorTrainer, ["train.start_from_codes=false"]),
     "tied head": (GeneratorTrainer, ["network.tied_head=true"]),
     "learned positions": (LearnedTrainer, []),
 }

@@ -9,6 +9,7 @@ tokenizer on an idle CPU, and still holds where other programs disturb the clock
 """
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
@@ -18,7 +19,14 @@ from pathlib import Path
 import torch
 
 from ggm_image import load_tokenizer
-from ggm_image.data.encode import check_image_size, default_workers, encode, exact_arithmetic
+from ggm_image.data.encode import (
+    PRECISIONS,
+    check_image_size,
+    default_workers,
+    encode,
+    exact_arithmetic,
+    fitting_batch,
+)
 from ggm_image.data.images import ImageSource, open_source, preprocess, to_model
 from ggm_image.tokenizers.base import Tokenizer
 
@@ -28,9 +36,10 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def bare_cost(tokenizer: Tokenizer, batch: torch.Tensor, repeats: int, device: str) -> tuple[float, float]:
+def bare_cost(tokenizer: Tokenizer, batch: torch.Tensor, repeats: int, half: bool) -> tuple[float, float]:
     """Seconds and processor seconds a picture of the forward pass alone, on floats on the device already."""
-    with exact_arithmetic():
+    device = batch.device.type
+    with exact_arithmetic(), torch.autocast(device, torch.bfloat16, enabled=half):
         tokenizer.encode(batch)
         synchronize(device)
         start, used = time.perf_counter(), time.process_time()
@@ -47,7 +56,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--images", type=int, default=2048, help="pictures a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help="as `ggm-image encode` by default")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of both; bf16 is in channels-last")
     parser.add_argument("--bare", default="", metavar="N,N,...", help="batch sizes to try for the forward pass alone")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--workers", type=int, default=default_workers())
@@ -55,24 +65,29 @@ def main() -> None:
     options = parser.parse_args()
 
     whole = open_source(options.source)
+    tokenizer = load_tokenizer(options.tokenizer, device=options.device)
+    size = check_image_size(tokenizer, options.image_size)
+    options.batch_size = options.batch_size or fitting_batch(options.device, size)
     n = min(options.images, len(whole)) // options.batch_size * options.batch_size
     if n == 0:
         parser.error(f"SRC must hold at least one batch of {options.batch_size} pictures, got {len(whole)}")
     source = ImageSource(whole.description, whole.names[:n], whole.labels[:n], whole.class_names, whole.read)
-    tokenizer = load_tokenizer(options.tokenizer, device=options.device)
-    size = check_image_size(tokenizer, options.image_size)
     bare_sizes = [int(number) for number in options.bare.split(",") if number] or [options.batch_size]
     pictures = [preprocess(source[k], size) for k in range(min(n, max(bare_sizes)))]
     batch = to_model(torch.stack(pictures)).to(options.device)
+    half, bare_tokenizer = options.precision == "bf16", tokenizer
+    if half:
+        bare_tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
+        batch = batch.contiguous(memory_format=torch.channels_last)
     clock = 0 if options.device.startswith("cuda") else 1
-    tried = {k: bare_cost(tokenizer, batch[:k], max(1, n // k), options.device)[clock] for k in bare_sizes}
+    tried = {k: bare_cost(bare_tokenizer, batch[:k], max(1, n // k), half)[clock] for k in bare_sizes}
     best = min(tried, key=tried.__getitem__)
     batch = batch[:best]
 
     rounds = []
     for _ in range(options.rounds):
         # Bare, files, bare: what else the machine does meanwhile falls on both alike.
-        before = bare_cost(tokenizer, batch, max(1, n // best), options.device)
+        before = bare_cost(bare_tokenizer, batch, max(1, n // best), half)
         with tempfile.TemporaryDirectory() as folder:
             start, used = time.perf_counter(), time.process_time()
             encode(
@@ -83,9 +98,10 @@ def main() -> None:
                 batch_size=options.batch_size,
                 device=options.device,
                 workers=options.workers,
+                precision=options.precision,
             )
             files = (time.perf_counter() - start) / n, (time.process_time() - used) / n
-        after = bare_cost(tokenizer, batch, max(1, n // best), options.device)
+        after = bare_cost(bare_tokenizer, batch, max(1, n // best), half)
         bare = [(b + a) / 2 for b, a in zip(before, after, strict=True)]
         rounds.append(
             {
@@ -102,6 +118,7 @@ def main() -> None:
         "bare_batch_size": best,
         "bare_seconds": tried,
         "image_size": size,
+        "precision": options.precision,
         "workers": options.workers,
         "threads": torch.get_num_threads(),
         "device": options.device,

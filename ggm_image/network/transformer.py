@@ -230,6 +230,31 @@ class Transformer(nn.Module):
         if self.head is not None:
             nn.init.normal_(self.head, std=0.02)
 
+    @torch.no_grad()
+    def start_from_codes(
+        self, vectors: Float[Tensor, "v e"], generator: torch.Generator, *, share: float = 0.9
+    ) -> None:
+        """Let codes that look alike start alike, in the embedding and in the head.
+
+        What is learnt of one code then serves its neighbours from the first step on. Rows keep their size: a random
+        projection of the standardised vectors takes the place of ``share`` of each, the rest stays noise.
+
+        Args:
+            vectors: (v, e) the tokenizer's codes, `Tokenizer.code_vectors`.
+            generator: of the projections.
+            share: correlation in [0, 1] of a row with its projected code.
+        """
+        vectors = vectors.detach().float().cpu()
+        deviation, mean = torch.std_mean(vectors, dim=0)
+        varied = deviation > 1e-6 * deviation.max()  # a column that is the same for all codes says nothing
+        if not varied.any():
+            return
+        codes = ((vectors - mean) / deviation)[:, varied] / math.sqrt(int(varied.sum()))  # (v, e')
+        for weight in (self.tokens.weight[:-1], self.head):
+            if weight is not None:
+                projection = torch.randn(codes.shape[1], self.config.width, generator=generator)
+                weight.copy_(math.sqrt(1 - share**2) * weight + share * weight.std() * (codes @ projection))
+
     def forward(
         self,
         tokens: Int64[Tensor, "b l"],

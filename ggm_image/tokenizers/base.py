@@ -36,6 +36,10 @@ class Tokenizer(nn.Module):
     def latent_images(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         raise NotImplementedError
 
+    def code_vectors(self) -> Float[Tensor, "v e"]:
+        """The codes as the decoder gets them: near ones look alike."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         """Indices of the nearest codes.

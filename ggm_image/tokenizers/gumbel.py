@@ -44,6 +44,9 @@ class GumbelVQGAN(VQGAN):
         with torch.autocast(images.device.type, enabled=False):
             return torch.cat([self.quantize.proj(z).argmax(dim=1) for z in latents.split(1)])
 
+    def code_vectors(self) -> Float[Tensor, "v e"]:
+        return self.quantize.embed.weight
+
     def codes(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n e gh gw"]:
         return F.embedding(tokens, self.quantize.embed.weight).permute(0, 3, 1, 2)
 

@@ -158,6 +158,9 @@ class MaskGitVQGAN(Tokenizer):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantize = AddmmCodebook(config.num_embeddings, config.z_channels)
 
+    def code_vectors(self) -> Float[Tensor, "v e"]:
+        return self.quantize.codes()
+
     def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         z = self.encoder((images + 1) / 2).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
         return self.quantize.nearest(z.reshape(-1, z.shape[-1])).view(z.shape[:-1])

@@ -148,6 +148,9 @@ class VQGAN(Tokenizer):
     def codes(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n e gh gw"]:
         return F.embedding(tokens, self.quantize.codes()).permute(0, 3, 1, 2)
 
+    def code_vectors(self) -> Float[Tensor, "v e"]:
+        return self.quantize.codes()
+
     def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         z = self.latents(images).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
         return self.quantize.nearest(z.reshape(-1, z.shape[-1])).view(z.shape[:-1])

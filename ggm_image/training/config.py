@@ -107,6 +107,7 @@ class TrainConfig:
         class_dropout: share of pictures trained without their class, for guidance.
         precision: bf16-mixed or 32-true.
         compile: compile the blocks and the loss with torch.compile (a minute or two at the start).
+        start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
         seed: of initial weights, data order and noise.
         log_every: steps between lines of log.csv.
         validate_every: steps between held-out measurements; 0 for the end alone.
@@ -132,6 +133,7 @@ class TrainConfig:
     class_dropout: float = 0.1
     precision: str = "bf16-mixed"
     compile: bool = True
+    start_from_codes: bool = True
     seed: int = 0
     log_every: int = 20
     validate_every: int = 1000

@@ -15,6 +15,7 @@ from ggm_image.errors import UserError
 from ggm_image.glauber import add_noise, heat_bath
 from ggm_image.network import Transformer
 from ggm_image.sampler import sample_signal
+from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
 
 VALIDATION_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -111,6 +112,19 @@ def _nll(
     return -(level * clean + (1 - level) * (log_q * noise).sum(2))
 
 
+def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
+    """The tokenizer that made a token cache.
+
+    Raises:
+        UserError: it is not at hand, or the one of that name is another.
+    """
+    tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=device)
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        what = f"{manifest.tokenizer_name} here is not the one the pictures were encoded with"
+        raise UserError(what, tokenizer.sha256[:12], "encode them again")
+    return tokenizer
+
+
 def draw_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, pictures: int = 16) -> str:
     """Draw a few pictures, one class after the other, and write them as one PNG.
 
@@ -126,11 +140,9 @@ def draw_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int
     """
     device = network.site.weight.device
     try:
-        tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=str(device))
+        tokenizer = own_tokenizer(manifest, str(device))
     except (UserError, OSError) as error:
         return f"no sample grid: {error}"
-    if tokenizer.sha256 != manifest.tokenizer_sha256:
-        return f"no sample grid: {manifest.tokenizer_name} here is not the one the pictures were encoded with"
     height, width = manifest.grid
     classes = network.config.classes
     labels = torch.arange(pictures, device=device) % classes if classes else None

@@ -155,6 +155,32 @@ def test_initial_logits_are_small_and_classless(tied: bool) -> None:
     assert unused == {"classes.weight", "level.0.weight", "level.0.bias"}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_codes_that_look_alike_start_alike(tied: bool) -> None:
+    """In the embedding and in the head; rows keep their size. Seen to fail with columns that are not standardised."""
+    torch.manual_seed(0)
+    network = Transformer(NetworkConfig(codebook_size=200, classes=C, grid=[3, 4], width=64, heads=2, tied_head=tied))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    vectors = torch.randn(200, 6) * torch.tensor([1.0, 1, 1, 100, 1, 0]) + 3
+    network.start_from_codes(vectors, torch.Generator().manual_seed(0))
+    alike = torch.pdist(vectors[:, :5] / vectors[:, :5].std(0))
+    for weight, name in ((network.tokens.weight[:-1], "tokens.weight"), (network.head, "head")):
+        if weight is not None:
+            weight = weight.detach()
+            assert torch.corrcoef(torch.stack([alike, torch.pdist(weight)]))[0, 1] > 0.6
+            assert float(weight.std() / before[name][:200].std()) == pytest.approx(1, abs=0.15)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"tokens.weight"} if tied else changed == {"tokens.weight", "head"}
+    assert torch.equal(network.tokens.weight[-1], before["tokens.weight"][-1]), "the mask is no code"
+
+
+def test_codes_that_are_all_the_same_change_nothing() -> None:
+    network = Transformer(NetworkConfig(codebook_size=V, classes=C, grid=[3, 4], width=64, heads=2))
+    before = network.tokens.weight.clone()
+    network.start_from_codes(torch.ones(V, 4), torch.Generator())
+    assert torch.equal(network.tokens.weight, before)
+
+
 def test_the_published_size() -> None:
     network = Transformer(NetworkConfig())
     assert 8_500_000 < sum(p.numel() for p in network.parameters()) <= 9_500_000

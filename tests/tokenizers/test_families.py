@@ -43,7 +43,10 @@ def test_family_and_sizes_are_told_apart(name: str, tmp_path: Path) -> None:
     family, make = LAYOUTS[name]
     spec = find_tokenizer(make(tmp_path))
     assert (spec.family, spec.downscale, spec.image_size, spec.grid) == (family, 4, 256, 64)
-    assert len(load_spec(spec).sha256) == 64
+    tokenizer = load_spec(spec)
+    assert len(tokenizer.sha256) == 64
+    width = spec.architecture.get("embed_dim") or spec.architecture["z_channels"]
+    assert tokenizer.code_vectors().shape == (spec.codebook_size, width)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name][0] in ("taming", "gumbel")])

@@ -5,17 +5,21 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ggm_image.data.token_cache import Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
+from ggm_image.files import sha256_file
 from ggm_image.model_files import find_model, load_network
+from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.engine import CHECKPOINT
 from ggm_image.training.evaluation import TokenSet, held_out_nll
 from ggm_image.training.generator import GeneratorTrainer, load_tokens, train_generator
+from tests.models import tiny_tokenizer_folder
 
 V = 16
 CONFIG = """
@@ -129,6 +133,45 @@ def test_a_cut_run_goes_on_bit_for_bit(
         [{k: v for k, v in row.items() if k not in timed} for row in log_of(tmp_path / n)] for n in ("whole", "cut")
     )
     assert a == b
+
+
+def test_embeddings_start_from_the_tokenizers_codes(config: Path, tmp_path: Path) -> None:
+    """Where it is at hand, in another way for every seed, and never in place of a checkpoint's."""
+    tokenizer = tiny_tokenizer_folder(tmp_path / "tokenizer")
+    manifest = Manifest.read(write_cache(tmp_path / "tokens"))
+    manifest.tokenizer_source, manifest.codebook_size = str(tokenizer), 32
+    manifest.tokenizer_sha256 = sha256_file(tokenizer / "model.safetensors")
+    settings = load_config(GeneratorConfig, config, ["network.codebook_size=32"])
+    said: list[str] = []
+
+    def start(out: str = "run", **changes: Any) -> torch.Tensor:
+        for name, value in changes.items():
+            setattr(settings.train, name, value)
+        training = TokenSet(torch.zeros(8, 9, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+        trainer = GeneratorTrainer(
+            settings, manifest, training, training, tmp_path / out, device="cpu", report=said.append
+        )
+        return trainer.network.tokens.weight.detach()[:-1]
+
+    distances = torch.pdist(load_tokenizer(tokenizer).code_vectors().detach())
+
+    def likeness(weight: torch.Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([distances, torch.pdist(weight)]))[0, 1])
+
+    first = start()
+    assert likeness(first) > 0.6
+    assert torch.equal(first, start())
+    assert not torch.equal(first, start(seed=1))
+    assert likeness(start(start_from_codes=False)) < 0.3
+    assert not said
+    manifest.tokenizer_sha256 = "ab" * 32
+    assert likeness(start(start_from_codes=True)) < 0.3
+    assert said == [said[0]]
+    assert "all codes start at random" in said[0]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CHECKPOINT).touch()
+    start()
+    assert len(said) == 1, "a run that is gone on with was told how it starts"
 
 
 def test_a_tiny_set_is_learnt(run: Callable[..., Path], tmp_path: Path) -> None:
