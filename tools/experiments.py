@@ -70,8 +70,11 @@ class Results:
                 for future in as_completed(waiting):
                     self.add({"task": waiting[future], **future.result()})
                     advance(1)
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(error, Exception):  # Ctrl-C or SIGTERM: nobody waits for what runs
+                    for worker in multiprocessing.active_children():
+                        worker.terminate()
                 raise
 
 

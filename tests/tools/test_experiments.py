@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 TOOLS = Path(__file__).parents[2] / "tools"
 SCRIPT = """
 import os, time
@@ -24,16 +26,18 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
-    """Seen to fail: after kill -9 the workers went on with their tasks, beside those of the next run."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, number: signal.Signals) -> None:
+    """Seen to fail: after kill -9 the workers went on with their tasks, beside those of the next run; and after Ctrl-C
+    the process waited for them."""
     (tmp_path / "sleepers.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": f"{TOOLS}{os.pathsep}{TOOLS.parent}", "OMP_NUM_THREADS": "1"}
     parent = subprocess.Popen([sys.executable, "sleepers.py"], cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 100
     while len(workers := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    parent.send_signal(number)
+    parent.wait(timeout=30)
     assert len(workers) == 2
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
