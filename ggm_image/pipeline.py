@@ -27,7 +27,7 @@ import ggm_image
 from ggm_image.canvas import Extension, Window, match_border, plan_windows, window_side
 from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
 from ggm_image.errors import UserError
-from ggm_image.files import progress_bar
+from ggm_image.files import progress, progress_bar
 from ggm_image.inpaint import (
     Mask,
     Picture,
@@ -429,7 +429,8 @@ class Model:
         label = torch.tensor([self.null_label if classes is None else self.label(classes)])
         sides = [window_side(side, side, cell) for side in pixels.shape[1:]]
         total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
-        for window in plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell):
+        windows = plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell)
+        for window in progress(windows, total=len(windows), unit="window", label="signal"):
             rows, columns = window.slices
             tokens = self.encode(pixels[None, :, rows, columns])
             inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
