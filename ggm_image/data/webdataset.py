@@ -25,6 +25,7 @@ from ggm_image.data.images import load_image
 from ggm_image.data.sources import IMAGE_SUFFIXES, is_tar
 from ggm_image.data.streams import ClassIndex, PictureStream, Sample
 from ggm_image.errors import UserError
+from ggm_image.files import check_plain
 
 _PICTURES = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _PEEKED = 64  # files at the start of an archive that are looked at
@@ -74,6 +75,7 @@ def is_webdataset(source: str) -> bool:
 
 def _has_cls(path: str) -> bool:
     try:
+        check_plain(path)
         with tarfile.open(path) as archive:
             return any(_split(member.name)[1] == "cls" for member in islice(archive, _PEEKED))
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, lzma.LZMAError, zlib.error):

@@ -457,7 +457,8 @@ def _loop(
         found = [trainer.gradient_norm, *(value for name, value in logs.items() if name != "psnr")]
         if not all(map(math.isfinite, found)):
             kept = f"go on from {out} with --resume" if has_checkpoint(out) else "start again"
-            raise UserError("the loss is not finite", f"step {trainer.step}", f"{kept} and a lower train.learning_rate")
+            fix = f"{kept}, with a lower train.learning_rate"
+            raise UserError("the loss is not finite", f"step {trainer.step}", fix)
         step = trainer.step
         if step % train.log_every == 0:
             values = logs | {

@@ -1,5 +1,6 @@
 """WebDataset: which files are a sample, what its class is, and what is no sample."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,13 @@ def test_what_is_taken_for_webdataset(class_folder: Path, flat_folder: Path, tmp
         assert isinstance(open_pictures(str(source)), ImageSource), source
     with pytest.raises(UserError, match="leave --classes out"):
         open_pictures(str(class_folder), class_names=["a"])
+
+
+def test_a_pipe_among_archives_is_not_waited_for(tmp_path: Path) -> None:
+    """Seen to wait without end, to see whether it holds classes."""
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(OSError, match="Not a regular file"):
+        open_pictures(str(tmp_path))
 
 
 # Seen to fail with the whole addresses as names: a set that has moved was another request.

@@ -200,7 +200,7 @@ def judge(case: Case, folder: Path) -> list[str]:
         complaints.append(f"temporary files are left: {left}")
     if code:
         complaints += _complaints_of_refusal(lines)
-        diverged = any("diverged" in line for line in lines)  # a run that began; its log says how it went
+        diverged = any("diverged" in line or "is not finite" in line for line in lines)  # a run that has begun
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         if changed and not diverged:
             complaints.append(f"files were changed: {changed[:3]}")
