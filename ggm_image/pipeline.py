@@ -252,6 +252,7 @@ class Model:
                 revise_share=settings.revise_share,
                 block=block,
                 confidence_noise=settings.confidence_noise,
+                first_order=settings.first_order,
                 **common,
             )
 

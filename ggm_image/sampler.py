@@ -11,7 +11,7 @@ an exact denoiser in a test.
 `sample` follows arXiv 2405.17035: from x_T ~ pi, for t = T-1..0, draw the sites of step t from the heat bath
 at their levels before step t. With an exact denoiser, one site a step and final level 0 it is exact.
 `sample_signal` is ours: one sweep of MaskGIT's decoding (arXiv 2202.04200), whose confidence is the signal
-logit, then revision of the tokens that look like noise. It is not exact.
+logit, or of a fixed order, then revision of the tokens that look like noise. It is not exact.
 
 Every random number is a uniform drawn before the first step, on the CPU, in a fixed order per image, so
 that image k of a list of generators depends on its own generator alone.
@@ -29,7 +29,8 @@ from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.glauber import check_tokens, checked_noise, draw_codes, heat_bath_unchecked, uniform_noise
-from ggm_image.schedule import Schedule
+from ggm_image.schedule import Schedule, order_sites
+from ggm_image.settings import FIRST_ORDERS
 
 Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Callback = Callable[[int, Tensor], None]
@@ -97,6 +98,7 @@ def sample_signal(
     revise_share: float = 0.25,
     block: int | None = None,
     confidence_noise: float = 4.5,
+    first_order: str = "signal",
     labels: Int[Tensor, " b"] | None = None,
     known: Int[Tensor, "b l"] | None = None,
     noise: Float[Tensor, " v"] | None = None,
@@ -108,7 +110,8 @@ def sample_signal(
 
     Call n = 1..calls queries every unplaced site (mask id, level 0), draws its token a ~ p0, and places the
     sites of highest log p0(a) - log noise(a) + confidence_noise (1 - n/calls) Gumbel, so that
-    floor(U cos(pi/2 n/calls)) of the U unknown sites are left: with uniform noise, MaskGIT's decoding. Then
+    floor(U cos(pi/2 n/calls)) of the U unknown sites are left: with uniform noise, MaskGIT's decoding. Or, by the
+    same law, the next sites of a fixed order are queried and placed: "halton" is arXiv 2503.17076's. Then
     a revision call masks the next spread (Bayer) block, all else at level 1, and draws anew the
     `revise_share` of it whose old token has the lowest signal logit. Not exact: the choice of sites looks at
     the tokens.
@@ -121,6 +124,8 @@ def sample_signal(
         revise_share: share of a block in [0, 1] that is drawn anew, at least one site.
         block: sites queried in a revision call; a quarter of the grid where None.
         confidence_noise: Gumbel noise on the confidence at the start; it falls linearly to 0.
+        first_order: which sites the first sweep places first: "signal", or an order of `order_sites`, "halton" or
+            "bayer".
         callback: called as callback(calls left, tokens); unplaced sites hold the mask id V.
 
     Returns:
@@ -135,11 +140,17 @@ def sample_signal(
         raise UserError("the share to revise must lie in [0, 1]", revise_share, "e.g. 0.25")
     if not confidence_noise >= 0:
         raise UserError("the confidence noise must not be negative", confidence_noise, "0 turns it off")
+    if first_order not in FIRST_ORDERS:
+        raise UserError("the first order is none", first_order, f"choose one of {', '.join(FIRST_ORDERS)}")
+    order = None if first_order == "signal" else order_sites(height, width, first_order)  # type: ignore[arg-type]
     block = max(1, height * width // 4) if block is None else block
     spread = Schedule.round_robin(height, width, sweeps=1, block=block)
 
     def draw(job: _Job, unknown: Tensor) -> Tensor:
-        x = _place_by_signal(job, int(unknown.sum()), calls, confidence_noise, revise_calls)
+        if order is None:
+            x = _place_by_signal(job, int(unknown.sum()), calls, confidence_noise, revise_calls)
+        else:
+            x = _place_in_order(job, order[unknown[order]], calls, revise_calls)
         return _revise(job, x, spread.restricted(unknown).blocks, revise_calls, revise_share)
 
     job = _job(denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device)
@@ -361,6 +372,26 @@ def _place_by_signal(
         x = x.scatter(1, sites.gather(1, placed), tokens.gather(1, placed))
         levels = levels.scatter(1, sites.gather(1, placed), 1.0)
         sites = sites.gather(1, rest)
+        job.report(calls - 1 - n + calls_after, x)
+    return x
+
+
+def _place_in_order(job: _Job, order: Int[Tensor, " u"], calls: int, calls_after: int) -> Int[Tensor, "b l"]:
+    """One sweep over the unknown sites in a fixed order: query the next of them and place them all."""
+    unknown = len(order)
+    calls = min(calls, unknown)
+    uniforms = job.uniforms(job.sites_total)
+    x = torch.full((job.batch, job.sites_total), job.codebook_size, device=job.device)
+    if job.known is not None:
+        x = torch.where(job.known < 0, x, job.known)
+    job.report(calls + calls_after, x)
+    placed = 0
+    for n in range(calls):
+        until = unknown - _left_masked(unknown, unknown - placed, n, calls)
+        block = order[placed:until].to(job.device)
+        log_probs = torch.log_softmax(job.query(x, (x != job.codebook_size).float(), block).to(job.noise.dtype), dim=-1)
+        x[:, block] = draw_codes(log_probs, uniforms[:, block]).to(job.device)
+        placed = until
         job.report(calls - 1 - n + calls_after, x)
     return x
 

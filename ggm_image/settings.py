@@ -7,6 +7,8 @@ from typing import Any
 
 from ggm_image.errors import UserError
 
+FIRST_ORDERS = ("signal", "halton", "bayer")
+
 _RANGES: dict[str, tuple[float, float]] = {
     "sweeps": (1, 10_000),
     "block": (1, 1 << 30),
@@ -35,6 +37,7 @@ class Settings:
         temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
         revise_share: of a block, drawn anew in a revision call of "signal".
         confidence_noise: Gumbel noise on the choice of sites of "signal", annealed to 0.
+        first_order: of the first sweep of "signal": signal, or a fixed order, halton or bayer.
     """
 
     order: str = "signal"
@@ -48,10 +51,14 @@ class Settings:
     top_p: float | None = None
     revise_share: float = 0.25
     confidence_noise: float = 4.5
+    first_order: str = "signal"
 
     def __post_init__(self) -> None:
         if self.order not in ("schedule", "signal"):
             raise UserError("order must be schedule or signal", f"got {self.order!r}", "choose one of the two")
+        if self.first_order not in FIRST_ORDERS:
+            got, fix = f"got {self.first_order!r}", f"choose one of {', '.join(FIRST_ORDERS)}"
+            raise UserError("first_order is none", got, fix)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is None and name in ("top_k", "top_p"):

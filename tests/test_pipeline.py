@@ -30,6 +30,7 @@ FAST = Settings(order="signal", sweeps=1, block=4)
     [
         FAST,
         Settings(order="signal", sweeps=2, block=4),
+        Settings(order="signal", sweeps=2, block=4, first_order="halton"),
         Settings(order="schedule", sweeps=2, block=4),
         Settings(order="schedule", sweeps=1, block=4, guidance=2.0, temperature=0.8, top_k=10, top_p=0.9),
     ],

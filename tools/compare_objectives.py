@@ -4,7 +4,7 @@
 
 | method | training | drawing |
 | --- | --- | --- |
-| `ggm` | binary, with expectations (this package's default) | fixed blocks or most signal first, 1 to 4 sweeps |
+| `ggm` | binary, with expectations (the default) | fixed blocks, most signal or Halton order first, 1 to 4 sweeps |
 | `literal` | binary-sampled: the paper's single draw | fixed blocks, 1 to 4 sweeps |
 | `maskgit` | masked diffusion | most confident first, one sweep |
 | `halton` | the same network | Halton order, one sweep |
@@ -98,7 +98,9 @@ def candidates(method: str, calls: int, sites: int) -> list[Row]:
                     continue
                 found.append({"order": "schedule", "sweeps": sweeps, "block": block, "temperature": temperature})
                 if method == "ggm" and sweeps <= 2:
-                    found += [{**found[-1], "order": "signal", "confidence_noise": noise} for noise in (4.5, 2.0)]
+                    by_signal = {**found[-1], "order": "signal"}
+                    found += [{**by_signal, "confidence_noise": noise} for noise in (4.5, 2.0)]
+                    found.append({**by_signal, "first_order": "halton"})
         elif method in ("maskgit", "halton"):
             if calls <= sites:
                 noises = ({"confidence_noise": noise} for noise in (8.0, 4.5, 2.0)) if method == "maskgit" else ({},)
@@ -137,7 +139,8 @@ def draw(
             calls=calls // sweeps,
             revise_calls=calls - calls // sweeps,
             block=settings.get("block"),
-            confidence_noise=settings["confidence_noise"],
+            confidence_noise=settings.get("confidence_noise", 0.0),
+            first_order=settings.get("first_order", "signal"),
             **common,
         )
     shared |= {"generators": generators, "temperature": temperature}
@@ -260,7 +263,8 @@ def shown(settings: Row) -> str:
     """Settings on one line."""
     parts = [f"T {settings['temperature']:g}"]
     if "order" in settings:
-        parts.insert(0, f"{settings['order']} {settings['sweeps']} x {settings['block']}")
+        order = settings.get("first_order", settings["order"])
+        parts.insert(0, f"{order} {settings['sweeps']} x {settings['block']}")
     parts += [f"noise {settings['confidence_noise']:g}"] if "confidence_noise" in settings else []
     parts += [f"{settings['curve']} from {settings['first_level']:g}"] if "curve" in settings else []
     return ", ".join(parts)

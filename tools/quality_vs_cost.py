@@ -55,7 +55,11 @@ def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
     default, found = asdict(Settings()), []
     for values in itertools.product(*grid.values()):
         settings = Settings.of(dict(zip(grid, values, strict=True)))
-        idle = ["curve", "site_order"] if settings.order == "signal" else ["confidence_noise", "revise_share"]
+        idle = (
+            ["curve", "site_order"]
+            if settings.order == "signal"
+            else ["confidence_noise", "revise_share", "first_order"]
+        )
         if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
             idle += ["curve", "revise_share"]
         settings = replace(settings, **{name: default[name] for name in idle})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ggm_image.sampler import sample_signal
 from ggm_image.schedule import order_sites
 from tests.enumeration import (
     ExactDenoiser,
@@ -212,6 +213,17 @@ def test_halton_order_one_site_a_call_reproduces_the_joint(rivals):
     arguments["generators"] = seeded(DRAWS)
     statistic, freedom = chi_square(rivals.halton(denoiser, 1, None, **arguments), LAW, CODES)
     assert statistic > critical(freedom, 20)
+
+
+@pytest.mark.parametrize("calls", [1, 5, 16, 64, 100])
+def test_halton_is_our_sampler_without_revision(rivals, calls):
+    def network(tokens, levels, sites, labels):
+        return (tokens.sum(1)[:, None, None] * torch.arange(7) + sites[:, None] * torch.arange(7)).sin().double()
+
+    arguments = {"height": 8, "width": 8, "codebook_size": 7}
+    theirs = rivals.halton(network, calls, None, generators=seeded(5), **arguments)
+    ours = sample_signal(network, 5, calls=calls, first_order="halton", generator=seeded(5), **arguments)
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("calls", [1, 5, 16, 64, 100])
