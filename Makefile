@@ -27,9 +27,8 @@ lint: $(VENV)/.with-lint
 
 soak: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.soak --kills 50
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.shares
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.shares --kills 50
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.corpus
-	GGM_IMAGE_SOAK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_crew.py -k starts_again
 
 # Those that need no pictures; tools/bench_encode*.py say what they need.
 bench: $(VENV)/.installed

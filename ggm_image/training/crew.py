@@ -50,6 +50,7 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
             raise ValueError(f"device index {index!r}")
         picked = [int(index)] if index else devices
         fabric = Fabric(accelerator=name, devices=picked, num_nodes=nodes, strategy=chosen, precision=precision)
+        _meet_again(fabric)
         fabric.launch()  # starts the other processes, where that is ours to do, and meets them
         return fabric
     except (ValueError, RuntimeError, ImportError) as error:
@@ -58,6 +59,24 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
         if type(error).__name__ == "MisconfigurationException":
             raise UserError("device is not there", f"{device}: {error}", "try --device cpu") from error
         raise
+
+
+def _meet_again(fabric: Fabric) -> None:
+    """Started again by torchrun: meet at a place of this attempt's own.
+
+    All attempts share torchrun's store, and gloo finds the addresses there that processes of the last one have left.
+    """
+    attempt, world = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), fabric.world_size
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if attempt == "0" or world == 1 or not shared or not TorchElasticEnvironment.detect():
+        return
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False)
+    dist.init_process_group(
+        "nccl" if fabric.device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=world,
+    )
 
 
 def _strategy(name: str, processes: int) -> Strategy:

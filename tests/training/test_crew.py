@@ -212,9 +212,11 @@ def torchrun(place: Path, out: str, *arguments: str, options: tuple[str, ...] = 
     return [*launcher, "-m", "tests.training.crews", "once", accident, *train, *more]
 
 
-@pytest.mark.skipif("GGM_IMAGE_SOAK" not in os.environ, reason="gloo sometimes waits for ever after torchrun's restart")
 def test_torchrun_starts_again_from_the_last_checkpoint(results: dict[str, dict[str, Any]], place: Path) -> None:
-    """One of two sharded processes is killed; torchrun ends the other and starts both again."""
+    """One of two sharded processes is killed; torchrun ends the other and starts both again.
+
+    Seen to fail, three times out of five, where the second attempt meets at the place of the first.
+    """
     more = ("--auto-resume", "train.checkpoint_minutes=0", *FSDP)
     command = torchrun(place, "restarted", *more, options=("--max-restarts", "1"), accident="kill")
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
