@@ -253,9 +253,9 @@ def score(context: Row, task: Row) -> Row:
     return row
 
 
-def best_settings(results: Results, method: str, calls: int) -> Row | None:
-    """The settings of the least distance among those that were tuned."""
-    tuned = results.of(method=method, calls=calls, stage="tune")
+def best_settings(results: Results, method: str, calls: int, n: int) -> Row | None:
+    """The settings of the least distance among those that were tuned with ``n`` pictures."""
+    tuned = results.of(method=method, calls=calls, stage="tune", n=n)
     return min(tuned, key=lambda row: row["distance"])["task"]["settings"] if tuned else None
 
 
@@ -275,10 +275,10 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def tables(results: Results, calls: list[int]) -> str:
-    """Markdown: distances, the settings that made them, what was trained, and who is ahead."""
+def tables(results: Results, calls: list[int], n: int) -> str:
+    """Markdown: distances of ``n`` pictures, the settings that made them, what was trained, and who is ahead."""
     seeds = len({row["task"]["seed"] for row in results.of(stage="train")})
-    finals = {(m, c): results.of(stage="final", method=m, calls=c) for m in METHODS for c in calls}
+    finals = {(m, c): results.of(stage="final", method=m, calls=c, n=n) for m in METHODS for c in calls}
     means = {key: spread([row["distance"] for row in rows]) for key, rows in finals.items() if rows}
     methods = [m for m in METHODS if any(key[0] == m for key in means)]
     header = "| FD at network calls | " + " | ".join(map(str, calls)) + " |"
@@ -325,14 +325,14 @@ def tables(results: Results, calls: list[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(results: Results, calls: list[int], path: Path) -> None:
-    """Distance against calls, with the deviation over seeds."""
+def plot(results: Results, calls: list[int], n: int, path: Path) -> None:
+    """Distance of ``n`` pictures against calls, with the deviation over seeds."""
     from quality_vs_cost import pyplot
 
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(8.0, 4.2), layout="constrained")
     for method, marker in zip(METHODS, "osd^vP", strict=True):
-        found = {c: results.of(stage="final", method=method, calls=c) for c in calls}
+        found = {c: results.of(stage="final", method=method, calls=c, n=n) for c in calls}
         points = [(c, spread([row["distance"] for row in rows])) for c, rows in found.items() if rows]
         if points:
             axes.errorbar(
@@ -430,12 +430,12 @@ def main(
     finals = [
         drawing("final", method, seed, c, settings, seed, count)
         for method, seed, c in itertools.product(asked, range(seeds), budget)
-        if (settings := best_settings(results, method, c)) is not None
+        if (settings := best_settings(results, method, c, tune)) is not None
     ]
     go(finals, score, "draw")
-    write_text(out / "compare.md", tables(results, budget))
-    plot(results, budget, out / "compare.png")
-    click.echo(tables(results, budget))
+    write_text(out / "compare.md", tables(results, budget, count))
+    plot(results, budget, count, out / "compare.png")
+    click.echo(tables(results, budget, count))
 
 
 if __name__ == "__main__":

@@ -108,18 +108,20 @@ def test_the_whole_comparison_and_its_resumption(
 
 
 def test_chosen_settings_are_those_of_the_least_distance(compare: ModuleType, tmp_path: Path) -> None:
-    """Among those of the same method and calls. Seen to fail with max, and with the calls left out."""
+    """Among those of the same method, calls and pictures. Seen to fail with max, with the calls left out, and with
+    settings that were tuned with another number of pictures."""
     results = compare.Results(tmp_path / "results.json", {})
-    for method, calls, t, distance in [
-        ("ggm", 8, 1.0, 3.0),
-        ("ggm", 8, 0.8, 2.0),
-        ("ggm", 16, 0.7, 1.0),
-        ("halton", 8, 0.6, 0.5),
+    for method, calls, n, t, distance in [
+        ("ggm", 8, 100, 1.0, 3.0),
+        ("ggm", 8, 100, 0.8, 2.0),
+        ("ggm", 8, 200, 0.9, 1.5),
+        ("ggm", 16, 100, 0.7, 1.0),
+        ("halton", 8, 100, 0.6, 0.5),
     ]:
-        task = {"stage": "tune", "method": method, "calls": calls, "settings": {"temperature": t}}
+        task = {"stage": "tune", "method": method, "calls": calls, "n": n, "settings": {"temperature": t}}
         results.add({"task": task, "distance": distance})
-    assert compare.best_settings(results, "ggm", 8) == {"temperature": 0.8}
-    assert compare.best_settings(results, "sedd", 8) is None
+    assert compare.best_settings(results, "ggm", 8, 100) == {"temperature": 0.8}
+    assert compare.best_settings(results, "sedd", 8, 100) is None
     again = compare.Results(tmp_path / "results.json", {})
     assert again.rows == results.rows
     with pytest.raises(UserError, match="another protocol"):
