@@ -11,7 +11,7 @@ import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SCRIPT = """
-import os, time
+import os, signal, time
 from pathlib import Path
 from experiments import Results
 
@@ -21,6 +21,7 @@ def work(context, task):
     return {}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     results = Results(Path("results.json"), {})
     results.run([{"n": 0}, {"n": 1}], work, {"out": "."}, processes=2, label="sleep")
 """
