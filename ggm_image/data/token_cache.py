@@ -92,10 +92,13 @@ class TokenCacheWriter:
         ours, theirs = self.manifest.request(), before.request()
         different = [key for key in ours if ours[key] != theirs.get(key)]
         if different:
-            key = different[0]
+            key, was, now = different[0], theirs.get(different[0]), ours[different[0]]
+            if isinstance(was, dict) and isinstance(now, dict):  # the first of its entries that differs
+                entry = next(name for name in {**now, **was} if now.get(name) != was.get(name))
+                key, was, now = f"{key}.{entry}", was.get(entry), now.get(entry)
             raise UserError(
                 "output folder holds a token cache of another request",
-                f"{self.folder}: {key} is {theirs.get(key)!r:.200}, now {ours[key]!r:.200}",
+                f"{self.folder}: {key} is {was!r:.200}, now {now!r:.200}",
                 "choose another folder or remove this one",
             )
         self.manifest = before
