@@ -10,7 +10,6 @@ of its own, and the network always sees batches of one fixed size, padded, becau
 
 import difflib
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -241,14 +240,13 @@ class Model:
                 )
                 return sample(denoiser, schedule, len(generators), **common)
             unknown = sites if known is None else int((known[0] < 0).sum())
-            calls = max(1, math.ceil(unknown / block))
             return sample_signal(
                 denoiser,
                 len(generators),
                 height=height,
                 width=width,
-                calls=calls,
-                revise_calls=(settings.sweeps - 1) * calls,
+                calls=max(1, settings.first_calls(unknown)),
+                revise_calls=settings.later_calls(unknown),
                 revise_share=settings.revise_share,
                 block=block,
                 confidence_noise=settings.confidence_noise,

@@ -12,6 +12,7 @@ FIRST_ORDERS = ("signal", "halton", "bayer")
 _RANGES: dict[str, tuple[float, float]] = {
     "sweeps": (1, 10_000),
     "block": (1, 1 << 30),
+    "first_block": (1, 1 << 30),
     "guidance": (-1000, 1000),
     "temperature": (1e-6, 1e6),
     "top_k": (1, 1 << 30),
@@ -31,6 +32,7 @@ class Settings:
             the classifier trusts most are fixed first, those it trusts least are drawn anew in later sweeps).
         sweeps: S >= 1. For "signal" every sweep after the first revises.
         block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
+        first_block: of the first sweep of "signal"; None = `block`. Large blocks do for revising.
         curve: level curve of "schedule": sqrt, cosine, linear.
         site_order: which sites share a block: bayer, halton, random.
         guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
@@ -43,6 +45,7 @@ class Settings:
     order: str = "signal"
     sweeps: int = 1
     block: int = 8
+    first_block: int | None = None
     curve: str = "sqrt"
     site_order: str = "bayer"
     guidance: float = 1.0
@@ -61,9 +64,9 @@ class Settings:
             raise UserError("first_order is none", got, fix)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is None and name in ("top_k", "top_p"):
+            if value is None and name in ("first_block", "top_k", "top_p"):
                 continue
-            whole = name in ("sweeps", "block", "top_k")
+            whole = name in ("sweeps", "block", "first_block", "top_k")
             number = isinstance(value, int) or (not whole and isinstance(value, float))
             if isinstance(value, bool) or not number or not low <= value <= high:
                 kind = "a whole number" if whole else "a number"
@@ -87,4 +90,13 @@ class Settings:
 
     def calls(self, sites: int) -> int:
         """Network calls for a grid with so many unknown sites (guidance doubles the cost of each)."""
-        return self.sweeps * math.ceil(sites / self.block)
+        return self.first_calls(sites) + self.later_calls(sites)
+
+    def first_calls(self, sites: int) -> int:
+        """Network calls of the first sweep."""
+        first = self.first_block if self.order == "signal" else None
+        return math.ceil(sites / (first or self.block))
+
+    def later_calls(self, sites: int) -> int:
+        """Network calls of all sweeps after the first."""
+        return (self.sweeps - 1) * math.ceil(sites / self.block)

@@ -30,7 +30,7 @@ FAST = Settings(order="signal", sweeps=1, block=4)
     [
         FAST,
         Settings(order="signal", sweeps=2, block=4),
-        Settings(order="signal", sweeps=2, block=4, first_order="halton"),
+        Settings(order="signal", sweeps=2, block=8, first_block=3, first_order="halton"),
         Settings(order="schedule", sweeps=2, block=4),
         Settings(order="schedule", sweeps=1, block=4, guidance=2.0, temperature=0.8, top_k=10, top_p=0.9),
     ],
@@ -55,10 +55,15 @@ def test_number_of_network_calls_is_as_announced(model: Model, monkeypatch: pyte
     calls = []
     forward = Transformer.forward
     monkeypatch.setattr(Transformer, "forward", lambda self, *a: calls.append(1) or forward(self, *a))
-    for settings in (FAST, Settings(order="signal", sweeps=3, block=5), Settings(order="schedule", sweeps=2, block=3)):
+    for settings, expected in (
+        (FAST, 4),
+        (Settings(order="signal", sweeps=3, block=5), 12),
+        (Settings(order="signal", sweeps=3, block=8, first_block=3), 6 + 4),
+        (Settings(order="schedule", sweeps=2, block=3, first_block=16), 12),
+    ):
         calls.clear()
         model.sample_tokens([0], settings=settings)
-        assert len(calls) == settings.calls(16)
+        assert len(calls) == settings.calls(16) == expected
 
 
 def test_classes_by_name_and_index(model: Model) -> None:

@@ -4,7 +4,7 @@
 
 | method | training | drawing |
 | --- | --- | --- |
-| `ggm` | binary, with expectations (the default) | fixed blocks, most signal or Halton order first, 1 to 4 sweeps |
+| `ggm` | binary, with expectations (the default) | fixed blocks, or most signal or Halton order first, then revised |
 | `literal` | binary-sampled: the paper's single draw | fixed blocks, 1 to 4 sweeps |
 | `maskgit` | masked diffusion | most confident first, one sweep |
 | `halton` | the same network | Halton order, one sweep |
@@ -12,9 +12,10 @@
 | `sedd` | score entropy, uniform rates | all sites in every step |
 
 Every network trains `--minutes` on one thread of its own (of processor time, where there is no GPU). The settings of
-every sampler (`candidates`: temperature for all; block, sweeps, order, confidence noise, curve, first level where it
-has them) are tuned on the first seed with `--tune` pictures at every number of calls; the best is then drawn `-n`
-times with other random numbers on every seed. No guidance. FD is the Fréchet distance to REFERENCE; `bound` is an
+every sampler (`candidates`: temperature for all; block, sweeps, order, calls that revise, confidence noise, curve,
+first level where it has them) are tuned on the first seed at every number of calls: all with `--tune` pictures, the
+four best of those with `--tune-again` pictures; the best of these four is then drawn `-n` times with other random
+numbers on every seed. No guidance. FD is the Fréchet distance to REFERENCE; `bound` is an
 upper bound on the held-out -log p, nats a token: over random orders for networks that fill masked sites, by the score
 entropy for the others. A sweep has at most one call a site, so one-sweep methods stop there. Writes OUT/results.json
 (resumable), OUT/compare.md and OUT/compare.png.
@@ -83,6 +84,8 @@ TITLES = {
 }
 TEMPERATURES = (1.0, 0.8, 0.65)
 BATCH = 100
+FINALISTS = 4
+"""Settings of a method and a number of calls that are tuned with more pictures."""
 TUNING_SEED = 1_000_000
 """Of the pictures on which settings are chosen: figures are made of others."""
 
@@ -97,10 +100,13 @@ def candidates(method: str, calls: int, sites: int) -> list[Row]:
                 if block * calls != sites * sweeps or not 1 <= block <= sites // 2:
                     continue
                 found.append({"order": "schedule", "sweeps": sweeps, "block": block, "temperature": temperature})
-                if method == "ggm" and sweeps <= 2:
-                    by_signal = {**found[-1], "order": "signal"}
-                    found += [{**by_signal, "confidence_noise": noise} for noise in (4.5, 2.0)]
-                    found.append({**by_signal, "first_order": "halton"})
+            revisions = [(0, sites), *itertools.product((calls // 4, calls // 2), (sites // 4, sites // 2))]
+            for revise_calls, block in revisions if method == "ggm" else ():
+                if calls - revise_calls > sites:
+                    continue
+                revised = {"revise_calls": revise_calls, "block": block, "temperature": temperature}
+                found.append({"order": "signal", **revised, "confidence_noise": 4.5})
+                found.append({"order": "signal", **revised, "first_order": "halton"})
         elif method in ("maskgit", "halton"):
             if calls <= sites:
                 noises = ({"confidence_noise": noise} for noise in (8.0, 4.5, 2.0)) if method == "maskgit" else ({},)
@@ -130,14 +136,14 @@ def draw(
         schedule = Schedule.round_robin(height, width, sweeps=settings["sweeps"], block=settings["block"])
         return sample(denoiser, schedule, b, **common)
     if settings.get("order") == "signal" or method == "maskgit":
-        sweeps = settings.get("sweeps", 1)
+        revise_calls = settings.get("revise_calls", 0)
         return sample_signal(
             denoiser,
             b,
             height=height,
             width=width,
-            calls=calls // sweeps,
-            revise_calls=calls - calls // sweeps,
+            calls=calls - revise_calls,
+            revise_calls=revise_calls,
             block=settings.get("block"),
             confidence_noise=settings.get("confidence_noise", 0.0),
             first_order=settings.get("first_order", "signal"),
@@ -253,18 +259,21 @@ def score(context: Row, task: Row) -> Row:
     return row
 
 
-def best_settings(results: Results, method: str, calls: int, n: int) -> Row | None:
-    """The settings of the least distance among those that were tuned with ``n`` pictures."""
+def best_settings(results: Results, method: str, calls: int, n: int, among: list[Row]) -> list[Row]:
+    """Those ``among`` the settings that were tuned with ``n`` pictures, the least distance first."""
     tuned = results.of(method=method, calls=calls, stage="tune", n=n)
-    return min(tuned, key=lambda row: row["distance"])["task"]["settings"] if tuned else None
+    tuned = [row for row in tuned if row["task"]["settings"] in among]
+    return [row["task"]["settings"] for row in sorted(tuned, key=lambda row: row["distance"])]
 
 
 def shown(settings: Row) -> str:
     """Settings on one line."""
     parts = [f"T {settings['temperature']:g}"]
-    if "order" in settings:
-        order = settings.get("first_order", settings["order"])
-        parts.insert(0, f"{order} {settings['sweeps']} x {settings['block']}")
+    if "sweeps" in settings:
+        parts.insert(0, f"{settings['order']} {settings['sweeps']} x {settings['block']}")
+    if "revise_calls" in settings:
+        revised = f", {settings['revise_calls']} calls revise {settings['block']}" if settings["revise_calls"] else ""
+        parts.insert(0, settings.get("first_order", settings["order"]) + revised)
     parts += [f"noise {settings['confidence_noise']:g}"] if "confidence_noise" in settings else []
     parts += [f"{settings['curve']} from {settings['first_level']:g}"] if "curve" in settings else []
     return ", ".join(parts)
@@ -366,7 +375,8 @@ def plot(results: Results, calls: list[int], n: int, path: Path) -> None:
 @click.option("--seeds", default=3, show_default=True, help="Networks of each kind.")
 @click.option("--calls", default="4,8,16,32,64,128,256", show_default=True, help="Network calls, with commas.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="Which, with commas.")
-@click.option("--tune", default=500, show_default=True, help="Pictures for each candidate setting.")
+@click.option("--tune", default=100, show_default=True, help="Pictures for each candidate setting.")
+@click.option("--tune-again", default=500, show_default=True, help=f"Pictures for each of the {FINALISTS} best.")
 @click.option("-n", "count", default=2000, show_default=True, help="Pictures for each figure, on each seed.")
 @click.option("--processes", default=2, show_default=True, help="Tasks at a time, which share the threads; 0: here.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the networks for drawing.")
@@ -384,6 +394,7 @@ def main(
     calls: str,
     methods: str,
     tune: int,
+    tune_again: int,
     count: int,
     processes: int,
     compiled: bool,
@@ -417,20 +428,20 @@ def main(
     pairs = itertools.product(range(seeds), networks)
     go([{"stage": "train", "network": name, "seed": k, "minutes": minutes} for k, name in pairs], train, "train")
 
-    def drawing(stage: str, method: str, seed: int, c: int, settings: Row, draws: int, n: int) -> Row:
+    def drawing(stage: str, method: str, c: int, settings: Row, n: int, seed: int = 0) -> Row:
         task: Row = {"stage": stage, "method": method, "network": METHODS[method], "seed": seed, "calls": c}
-        return {**task, "settings": settings, "draws": draws, "n": n}
+        return {**task, "settings": settings, "draws": TUNING_SEED if stage == "tune" else seed, "n": n}
 
-    tuning = [
-        drawing("tune", method, 0, c, settings, TUNING_SEED, tune)
-        for method, c in itertools.product(asked, budget)
-        for settings in candidates(method, c, sites)
-    ]
-    go(tuning, score, "tune")
+    left = {(method, c): candidates(method, c, sites) for method, c in itertools.product(asked, budget)}
+    for n, kept in ((tune, FINALISTS), (tune_again, 1)):
+        tuning = [drawing("tune", *case, settings, n) for case, tried in left.items() for settings in tried]
+        go(tuning, score, f"tune, {n}")
+        left = {case: best_settings(results, *case, n, tried)[:kept] for case, tried in left.items()}
     finals = [
-        drawing("final", method, seed, c, settings, seed, count)
-        for method, seed, c in itertools.product(asked, range(seeds), budget)
-        if (settings := best_settings(results, method, c, tune)) is not None
+        drawing("final", *case, settings, count, seed)
+        for seed in range(seeds)
+        for case, chosen in left.items()
+        for settings in chosen
     ]
     go(finals, score, "draw")
     write_text(out / "compare.md", tables(results, budget, count))

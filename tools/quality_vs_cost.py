@@ -58,11 +58,13 @@ def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
         idle = (
             ["curve", "site_order"]
             if settings.order == "signal"
-            else ["confidence_noise", "revise_share", "first_order"]
+            else ["confidence_noise", "revise_share", "first_order", "first_block"]
         )
         if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
             idle += ["curve", "revise_share"]
         settings = replace(settings, **{name: default[name] for name in idle})
+        if settings.sweeps == 1 and settings.first_block:
+            settings = replace(settings, block=settings.first_block, first_block=None)
         if settings not in found:
             found.append(settings)
     return found

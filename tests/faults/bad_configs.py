@@ -222,6 +222,7 @@ def _models(w: World) -> Iterator[Case]:
         "with infinite noise in a preset": (("presets", "best", "confidence_noise"), float("inf")),
         "with half a sweep in a preset": (("presets", "best", "sweeps"), 0.5),
         "with 10^12 sweeps in a preset": (("presets", "best", "sweeps"), 10**12),
+        "with a first block of 0 in a preset": (("presets", "best", "first_block"), 0),
         "with a block in letters in a preset": (("presets", "best", "block"), "four"),
         "with a tokenizer that is elsewhere": (("tokenizer", "source"), "/nowhere"),
         "with a tokenizer in the folder above": (("tokenizer", "source"), "../tokenizer"),

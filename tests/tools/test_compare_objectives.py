@@ -79,13 +79,17 @@ def test_the_whole_comparison_and_its_resumption(
     monkeypatch.setattr(compare, "TEMPERATURES", (1.0,))
     tokens, out = str(tmp_path / "tokens"), tmp_path / "compare"
     arguments = [tokens, tokens, str(class_folder), "--config", str(tmp_path / "config.yaml")]
-    arguments += ["--features", str(tmp_path / "means.pt"), "--seeds", "2", "--calls", "8", "--tune", "6", "-n", "10"]
-    arguments += ["--processes", "0", "--out", str(out)]
+    arguments += ["--features", str(tmp_path / "means.pt"), "--seeds", "2", "--calls", "8", "--tune", "6"]
+    arguments += ["--tune-again", "9", "-n", "10", "--processes", "0", "--out", str(out)]
     assert compare.run(compare.main, arguments) == 0
     saved = json.loads((out / "results.json").read_text())
     finals = [row for row in saved["rows"] if row["task"]["stage"] == "final"]
     assert {(t["method"], t["calls"], t["seed"]) for t in (row["task"] for row in finals)} == {
         (m, c, s) for m in compare.METHODS for c in (8,) for s in (0, 1)
+    }
+    again = [row["task"] for row in saved["rows"] if row["task"]["stage"] == "tune" and row["task"]["n"] == 9]
+    assert {m: sum(t["method"] == m for t in again) for m in compare.METHODS} == {
+        m: min(4, len(compare.candidates(m, 8, 16))) for m in compare.METHODS
     }
     trained = [row for row in saved["rows"] if row["task"]["stage"] == "train"]
     assert len(trained) == 10
@@ -108,8 +112,8 @@ def test_the_whole_comparison_and_its_resumption(
 
 
 def test_chosen_settings_are_those_of_the_least_distance(compare: ModuleType, tmp_path: Path) -> None:
-    """Among those of the same method, calls and pictures. Seen to fail with max, with the calls left out, and with
-    settings that were tuned with another number of pictures."""
+    """Of the same method, calls and pictures, among those asked. Seen to fail with max, with the calls left out, with
+    settings that were tuned with another number of pictures, and with those that were not asked."""
     results = compare.Results(tmp_path / "results.json", {})
     for method, calls, n, t, distance in [
         ("ggm", 8, 100, 1.0, 3.0),
@@ -120,8 +124,10 @@ def test_chosen_settings_are_those_of_the_least_distance(compare: ModuleType, tm
     ]:
         task = {"stage": "tune", "method": method, "calls": calls, "n": n, "settings": {"temperature": t}}
         results.add({"task": task, "distance": distance})
-    assert compare.best_settings(results, "ggm", 8, 100) == {"temperature": 0.8}
-    assert compare.best_settings(results, "sedd", 8, 100) is None
+    every = [{"temperature": t} for t in (1.0, 0.9, 0.8, 0.7, 0.6)]
+    assert compare.best_settings(results, "ggm", 8, 100, every) == [{"temperature": 0.8}, {"temperature": 1.0}]
+    assert compare.best_settings(results, "ggm", 8, 100, every[:1]) == [{"temperature": 1.0}]
+    assert compare.best_settings(results, "sedd", 8, 100, every) == []
     again = compare.Results(tmp_path / "results.json", {})
     assert again.rows == results.rows
     with pytest.raises(UserError, match="another protocol"):

@@ -148,6 +148,11 @@ def test_a_grid_has_every_combination_once(tool: ModuleType) -> None:
     kinds = [(s.order, s.sweeps, s.curve, s.revise_share, s.confidence_noise) for s in found]
     assert len(kinds) == len(set(kinds)) == 1 + 2 + 2 + 2 * 2
     assert {kind[2] for kind in kinds if kind[:2] == ("schedule", 2)} == {"sqrt", "linear"}
+    blocks = {"sweeps": [1, 2], "block": [4, 8], "first_block": [None, 4]}
+    found = tool.every_combination({"order": ["signal", "schedule"], **blocks})
+    signal = [(s.sweeps, s.block, s.first_block) for s in found if s.order == "signal"]
+    assert signal == [(1, 4, None), (1, 8, None), (2, 4, None), (2, 4, 4), (2, 8, None), (2, 8, 4)]
+    assert sum(s.order == "schedule" for s in found) == 4
     with pytest.raises(UserError, match="sweeps"):
         tool.every_combination({"sweep": [1]})
 
