@@ -100,10 +100,10 @@ def candidates(method: str, calls: int, sites: int) -> list[Row]:
                 if block * calls != sites * sweeps or not 1 <= block <= sites // 2:
                     continue
                 found.append({"order": "schedule", "sweeps": sweeps, "block": block, "temperature": temperature})
-            revisions = [(0, sites), *itertools.product((calls // 4, calls // 2), (sites // 4, sites // 2))]
-            for revise_calls, block in revisions if method == "ggm" else ():
-                if calls - revise_calls > sites:
+            for revise_calls in (0, calls // 8, calls // 4, calls // 2) if method == "ggm" else ():
+                if revise_calls == 1 or calls - revise_calls > sites:
                     continue
+                block = max(1, sites // max(1, revise_calls))  # they visit every site once
                 revised = {"revise_calls": revise_calls, "block": block, "temperature": temperature}
                 found.append({"order": "signal", **revised, "confidence_noise": 4.5})
                 found.append({"order": "signal", **revised, "first_order": "halton"})
