@@ -82,7 +82,7 @@ TITLES = {
     "d3pm": "D3PM, uniform",
     "sedd": "SEDD, uniform",
 }
-TEMPERATURES = (1.0, 0.8, 0.65)
+TEMPERATURES = (1.0, 0.8, 0.65, 0.5)
 BATCH = 100
 FINALISTS = 4
 """Settings of a method and a number of calls that are tuned with more pictures."""
@@ -259,11 +259,28 @@ def score(context: Row, task: Row) -> Row:
     return row
 
 
-def best_settings(results: Results, method: str, calls: int, n: int, among: list[Row]) -> list[Row]:
-    """Those ``among`` the settings that were tuned with ``n`` pictures, the least distance first."""
-    tuned = results.of(method=method, calls=calls, stage="tune", n=n)
-    tuned = [row for row in tuned if row["task"]["settings"] in among]
-    return [row["task"]["settings"] for row in sorted(tuned, key=lambda row: row["distance"])]
+def selected(results: Results, method: str, calls: int, sites: int, rounds: list[tuple[int, int]]) -> list[Row]:
+    """The candidates that are left after rounds of tuning: (pictures, how many of the least distances are kept)."""
+    left = candidates(method, calls, sites)
+    for n, kept in rounds:
+        tuned = results.of(method=method, calls=calls, stage="tune", n=n)
+        tuned = sorted((row for row in tuned if row["task"]["settings"] in left), key=lambda row: row["distance"])
+        left = [row["task"]["settings"] for row in tuned[:kept]]
+    return left
+
+
+Figures = dict[tuple[str, int], list[Row]]
+"""Results of the chosen settings by method and calls, one a seed; only what has been drawn."""
+
+
+def figures(results: Results, calls: list[int], sites: int, rounds: list[tuple[int, int]], n: int) -> Figures:
+    """What the settings chosen by these rounds gave with ``n`` pictures."""
+    found: Figures = {}
+    for method, c in itertools.product(METHODS, calls):
+        for settings in selected(results, method, c, sites, rounds):
+            if rows := results.of(stage="final", method=method, calls=c, n=n, settings=settings):
+                found[method, c] = rows
+    return found
 
 
 def shown(settings: Row) -> str:
@@ -284,11 +301,10 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def tables(results: Results, calls: list[int], n: int) -> str:
-    """Markdown: distances of ``n`` pictures, the settings that made them, what was trained, and who is ahead."""
+def tables(results: Results, finals: Figures, calls: list[int]) -> str:
+    """Markdown: distances, the settings that made them, what was trained, and who is ahead."""
     seeds = len({row["task"]["seed"] for row in results.of(stage="train")})
-    finals = {(m, c): results.of(stage="final", method=m, calls=c, n=n) for m in METHODS for c in calls}
-    means = {key: spread([row["distance"] for row in rows]) for key, rows in finals.items() if rows}
+    means = {key: spread([row["distance"] for row in rows]) for key, rows in finals.items()}
     methods = [m for m in METHODS if any(key[0] == m for key in means)]
     header = "| FD at network calls | " + " | ".join(map(str, calls)) + " |"
     lines = [header, "| --- " * (len(calls) + 1) + "|"]
@@ -307,14 +323,14 @@ def tables(results: Results, calls: list[int], n: int) -> str:
     for m in methods:
         pairs = [
             [statistics.fmean(row[name] for row in finals[m, c]) for name in ("precision", "recall")]
-            if finals[m, c]
+            if (m, c) in finals
             else []
             for c in calls
         ]
         lines.append(f"| {TITLES[m]} | " + " | ".join(", ".join(f"{x:.2f}" for x in pair) for pair in pairs) + " |")
     lines += ["", "| settings | " + " | ".join(map(str, calls)) + " |", "| --- " * (len(calls) + 1) + "|"]
     for m in methods:
-        cells = [shown(finals[m, c][0]["task"]["settings"]) if finals[m, c] else "" for c in calls]
+        cells = [shown(finals[m, c][0]["task"]["settings"]) if (m, c) in finals else "" for c in calls]
         lines.append(f"| {TITLES[m]} | " + " | ".join(cells) + " |")
     lines += ["", "| network | pictures seen | minutes | bound on -log p, nats a token |", "| --- | --- | --- | --- |"]
     for network in TRAINED:
@@ -334,15 +350,14 @@ def tables(results: Results, calls: list[int], n: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(results: Results, calls: list[int], n: int, path: Path) -> None:
-    """Distance of ``n`` pictures against calls, with the deviation over seeds."""
+def plot(finals: Figures, calls: list[int], path: Path) -> None:
+    """Distance against calls, with the deviation over seeds."""
     from quality_vs_cost import pyplot
 
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(8.0, 4.2), layout="constrained")
     for method, marker in zip(METHODS, "osd^vP", strict=True):
-        found = {c: results.of(stage="final", method=method, calls=c, n=n) for c in calls}
-        points = [(c, spread([row["distance"] for row in rows])) for c, rows in found.items() if rows]
+        points = [(c, spread([row["distance"] for row in finals[method, c]])) for c in calls if (method, c) in finals]
         if points:
             axes.errorbar(
                 [c for c, _ in points],
@@ -425,28 +440,25 @@ def main(
         results.run(tasks, work, context, processes=processes, label=label)
 
     networks = dict.fromkeys(METHODS[method] for method in asked)
-    pairs = itertools.product(range(seeds), networks)
-    go([{"stage": "train", "network": name, "seed": k, "minutes": minutes} for k, name in pairs], train, "train")
+    training = itertools.product(range(seeds), networks)
+    go([{"stage": "train", "network": name, "seed": k, "minutes": minutes} for k, name in training], train, "train")
 
     def drawing(stage: str, method: str, c: int, settings: Row, n: int, seed: int = 0) -> Row:
         task: Row = {"stage": stage, "method": method, "network": METHODS[method], "seed": seed, "calls": c}
         return {**task, "settings": settings, "draws": TUNING_SEED if stage == "tune" else seed, "n": n}
 
-    left = {(method, c): candidates(method, c, sites) for method, c in itertools.product(asked, budget)}
-    for n, kept in ((tune, FINALISTS), (tune_again, 1)):
-        tuning = [drawing("tune", *case, settings, n) for case, tried in left.items() for settings in tried]
-        go(tuning, score, f"tune, {n}")
-        left = {case: best_settings(results, *case, n, tried)[:kept] for case, tried in left.items()}
-    finals = [
-        drawing("final", *case, settings, count, seed)
-        for seed in range(seeds)
-        for case, chosen in left.items()
-        for settings in chosen
-    ]
-    go(finals, score, "draw")
-    write_text(out / "compare.md", tables(results, budget, count))
-    plot(results, budget, count, out / "compare.png")
-    click.echo(tables(results, budget, count))
+    cases = list(itertools.product(asked, budget))
+    rounds = [(tune, FINALISTS), (tune_again, 1)]
+    for k, (n, _) in enumerate(rounds):
+        tried = [(case, settings) for case in cases for settings in selected(results, *case, sites, rounds[:k])]
+        go([drawing("tune", *case, settings, n) for case, settings in tried], score, f"tune, {n}")
+    chosen = [(case, settings) for case in cases for settings in selected(results, *case, sites, rounds)]
+    pairs = itertools.product(range(seeds), chosen)
+    go([drawing("final", *case, settings, count, seed) for seed, (case, settings) in pairs], score, "draw")
+    finals = figures(results, budget, sites, rounds, count)
+    write_text(out / "compare.md", tables(results, finals, budget))
+    plot(finals, budget, out / "compare.png")
+    click.echo(tables(results, finals, budget))
 
 
 if __name__ == "__main__":

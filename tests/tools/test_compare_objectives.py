@@ -111,23 +111,40 @@ def test_the_whole_comparison_and_its_resumption(
     assert compare.run(compare.main, [*arguments, "--methods", "gmm"]) == 2
 
 
-def test_chosen_settings_are_those_of_the_least_distance(compare: ModuleType, tmp_path: Path) -> None:
-    """Of the same method, calls and pictures, among those asked. Seen to fail with max, with the calls left out, with
-    settings that were tuned with another number of pictures, and with those that were not asked."""
+def test_chosen_settings_are_those_of_the_least_distance(
+    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same method, calls and pictures, round by round; the table has their figures and no others'.
+
+    Seen to fail with max, with the calls left out, with settings that were tuned with another number of pictures, with
+    those that are no candidates, and with figures of all settings.
+    """
     results = compare.Results(tmp_path / "results.json", {})
     for method, calls, n, t, distance in [
         ("ggm", 8, 100, 1.0, 3.0),
         ("ggm", 8, 100, 0.8, 2.0),
+        ("ggm", 8, 100, 0.6, 2.5),
+        ("ggm", 8, 100, 0.4, 0.1),
         ("ggm", 8, 200, 0.9, 1.5),
+        ("ggm", 8, 200, 0.8, 1.4),
+        ("ggm", 8, 200, 0.6, 1.3),
         ("ggm", 16, 100, 0.7, 1.0),
         ("halton", 8, 100, 0.6, 0.5),
     ]:
         task = {"stage": "tune", "method": method, "calls": calls, "n": n, "settings": {"temperature": t}}
         results.add({"task": task, "distance": distance})
     every = [{"temperature": t} for t in (1.0, 0.9, 0.8, 0.7, 0.6)]
-    assert compare.best_settings(results, "ggm", 8, 100, every) == [{"temperature": 0.8}, {"temperature": 1.0}]
-    assert compare.best_settings(results, "ggm", 8, 100, every[:1]) == [{"temperature": 1.0}]
-    assert compare.best_settings(results, "sedd", 8, 100, every) == []
+    monkeypatch.setattr(compare, "candidates", lambda method, calls, sites: every)
+    assert compare.selected(results, "ggm", 8, 64, []) == every
+    assert compare.selected(results, "ggm", 8, 64, [(100, 2)]) == [{"temperature": 0.8}, {"temperature": 0.6}]
+    assert compare.selected(results, "ggm", 8, 64, [(100, 2), (200, 1)]) == [{"temperature": 0.6}]
+    assert compare.selected(results, "sedd", 8, 64, [(100, 2)]) == []
+    for t, seed, distance in [(0.8, 0, 9.0), (0.6, 0, 1.0), (0.6, 1, 3.0)]:
+        task = {"stage": "final", "method": "ggm", "calls": 8, "n": 500, "seed": seed, "settings": {"temperature": t}}
+        results.add({"task": task, "distance": distance, "precision": 0.5, "recall": 0.5})
+    found = compare.figures(results, [8, 16], 64, [(100, 2), (200, 1)], 500)
+    assert {key: [row["distance"] for row in rows] for key, rows in found.items()} == {("ggm", 8): [1.0, 3.0]}
+    assert "| GGM | **2.00** |" in compare.tables(results, found, [8])
     again = compare.Results(tmp_path / "results.json", {})
     assert again.rows == results.rows
     with pytest.raises(UserError, match="another protocol"):
