@@ -22,7 +22,8 @@
 
 `nll` is the held-out -log P(x_t at a site | rest) under the heat bath, the mean over levels 0.1 to 1; `masked` the same
 at level 1 with a quarter, half, three quarters or all of the sites masked; both in nats a token, on the config's
-`train.validate_pictures`. FD is the Fréchet distance of `-n` pictures drawn in 16 calls: 4 sweeps of fixed blocks of
+`train.validate_pictures`. Seeds differ more than rows: what a row is worth is its difference from `default` on the same
+seed. FD is the Fréchet distance of `-n` pictures drawn in 16 calls: 4 sweeps of fixed blocks of
 16, and most signal first (2 x 8), both at temperature 0.8. Noise of another law changes what `nll` is about: that row
 has none. Writes OUT/results.json (resumable) and OUT/ablate.md.
 """
@@ -266,8 +267,10 @@ COLUMNS = {
 
 
 def table(results: Results) -> str:
-    """Markdown: a row for each change, mean and deviation over the seeds."""
-    lines = ["| change | " + " | ".join(COLUMNS.values()) + " | seeds |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    """Markdown: a row for each change, mean and deviation over the seeds, and of the difference on the same seed."""
+    header = ["change", *COLUMNS.values(), "masked NLL against default", "seeds"]
+    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+    default = {result["task"]["seed"]: result["masked"] for result in results.of(row="default")}
     for row in ROWS:
         found = results.of(row=row)
         if not found:
@@ -277,6 +280,9 @@ def table(results: Results) -> str:
             values = [result[name] for result in found if name in result]
             digits = 3 if "nll" in name or name == "masked" else 2
             cells.append("{:.{d}f} ± {:.{d}f}".format(*spread(values), d=digits) if values else "")
+        pairs = [(result["masked"], default.get(result["task"]["seed"])) for result in found if row != "default"]
+        gaps = [masked - other for masked, other in pairs if other is not None]
+        cells.append("{:+.3f} ± {:.3f}".format(*spread(gaps)) if gaps else "")
         lines.append(f"| {row} | " + " | ".join(cells) + f" | {len(found)} |")
     return "\n".join(lines) + "\n"
 

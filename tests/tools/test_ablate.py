@@ -134,3 +134,14 @@ def test_every_row_trains_and_draws(
     assert [row["task"]["row"] for row in rows if "nll" not in row] == ["marginal noise"]
     assert (out / "ablate.md").read_text().count("\n") == len(ablate.ROWS) + 2
     assert ablate.run(ablate.main, [*arguments, "--rows", "defualt"]) == 2
+
+
+def test_a_row_is_compared_with_the_default_of_its_seed(ablate: ModuleType, tmp_path: Path) -> None:
+    """Seen to fail with the difference of the means over all seeds of either."""
+    results = ablate.Results(tmp_path / "results.json", {})
+    for row, seed, masked in [("default", 0, 6.0), ("default", 1, 7.0), ("default", 2, 1.0), ("direct", 0, 6.5)]:
+        results.add({"task": {"row": row, "seed": seed}, "nll": 1.0, "masked": masked})
+    results.add({"task": {"row": "direct", "seed": 1}, "nll": 1.0, "masked": 7.5})
+    results.add({"task": {"row": "one time", "seed": 3}, "nll": 1.0, "masked": 7.5})
+    lines = ablate.table(results).splitlines()
+    assert [line.split("|")[-3].strip() for line in lines[2:]] == ["", "+0.500 ± 0.000", ""]
