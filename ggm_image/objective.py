@@ -57,7 +57,7 @@ def loss(
             draws.
         contrast: nu > 0, noise draws a signal draw, in place of keep; "binary" only.
         generator: for "binary-sampled"; the numbers are drawn on its device (CPU where None).
-        uniforms: for "binary-sampled": three numbers in [0, 1) a site, float64, in place of draws; (..., 3).
+        uniforms: for "binary-sampled": three numbers in [0, 1] a site in place of draws; (..., 3).
 
     Raises:
         UserError: an unknown name, shapes that do not fit, or keep or contrast out of range.
@@ -125,6 +125,7 @@ def _binary_sampled(
     else:
         u = uniforms.movedim(-1, 0)
     u = u.to(logits.device)
+    u = u.clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # mixed precision hands them on in float32, rounded up to 1
     # the token is noise if it was noise before the step, or if the step replaces it: both are draws from pi
     signal = u[1] < keep
     drawn = draw_codes(noise.log().expand_as(logits), u[2])

@@ -170,6 +170,16 @@ def test_the_single_draw_depends_on_its_generator_alone(generator):
     assert value(0) == value(0) != value(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_that_was_rounded_up_to_one_is_the_last_code(dtype: torch.dtype) -> None:
+    """Of 34 million numbers in [0, 1), one becomes 1 in float32. Seen to fail: a token outside the codebook."""
+    logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    noise, x_0, level = torch.full((8,), 1 / 8), torch.tensor([0]), torch.tensor([0.5])
+    rounded, last = (torch.tensor([[0.9, 0.9, u]], dtype=dtype) for u in (1.0, 0.99))
+    losses = [loss("binary-sampled", logits, x_0, level, 0.5, noise, uniforms=u) for u in (rounded, last)]
+    assert torch.equal(losses[0], losses[1])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
