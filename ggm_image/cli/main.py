@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -110,8 +110,35 @@ class Terminated(BaseException):
     """SIGTERM: a cluster takes the machine back, and gives some seconds for what must be removed or written."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+class _Signals:
+    """Ctrl-C and SIGTERM raise an exception, and the last of them is remembered.
+
+    The exception may be raised in Python code that C code has called, which then reports an error of its own.
+    """
+
+    EXCEPTIONS: ClassVar[dict[int, type[BaseException]]] = {
+        signal.SIGINT: KeyboardInterrupt,
+        signal.SIGTERM: Terminated,
+    }
+
+    def __init__(self) -> None:
+        self.exception: BaseException | None = None
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.exception = self.EXCEPTIONS[number]()
+        raise self.exception
+
+    def __enter__(self) -> "_Signals":
+        for number in self.EXCEPTIONS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # what nohup and a shell's "&" have asked for
+                with contextlib.suppress(ValueError):  # not in the main thread: there signals are somebody else's
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
@@ -127,27 +154,22 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
-    before: Any = None
-    with contextlib.suppress(ValueError):  # not in the main thread: there signals are somebody else's
-        before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        result = command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except BaseException as error:
-        if os.environ.get("GGM_IMAGE_DEBUG", "") not in ("", "0"):
-            import traceback
+    with _Signals() as signals:
+        try:
+            result = command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
+            sys.stdout.flush()
+            return result if isinstance(result, int) else 0
+        except BaseException as error:
+            if os.environ.get("GGM_IMAGE_DEBUG", "") not in ("", "0"):
+                import traceback
 
-            traceback.print_exc()
-        code, line = _explain(error)
-        if code is None:
-            raise
-        if line:
-            print(line, file=sys.stderr)
-        return code
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+                traceback.print_exc()
+            code, line = _explain(signals.exception or error)
+            if code is None:
+                raise
+            if line:
+                print(line, file=sys.stderr)
+            return code
 
 
 def _explain(error: BaseException) -> tuple[int | None, str]:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from PIL import Image
@@ -268,6 +270,43 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.cli, "main", fail)
     with pytest.raises(ZeroDivisionError):
         main([])
+
+
+# Seen to fail without the memory of the signal: exit code 2 and "weights must be whole", as torch's C code had it.
+@pytest.mark.parametrize(
+    ("number", "code", "line"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_that_comes_out_as_another_error(
+    number: int, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Storage:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> int:
+            signal.raise_signal(number)
+            return 0
+
+    def callback() -> None:
+        try:
+            torch.asarray(Storage(), dtype=torch.uint8)
+        except ValueError as error:
+            raise UserError("weights must be whole", str(error), "copy the file again") from error
+
+    monkeypatch.setattr(module, "cli", click.Command("any", callback=callback))
+    assert main([]) == code
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_a_signal_that_was_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nohup and a script's "&" start a program. Seen to fail with a handler for every signal: exit code 130."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(module, "cli", click.Command("any", callback=lambda: signal.raise_signal(signal.SIGINT)))
+        assert main([]) == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
