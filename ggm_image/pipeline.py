@@ -480,7 +480,7 @@ class Model:
             "model": self.name,
             "model_sha256": self.sha256,
             "tokenizer": self.tokenizer.name,
-            "tokenizer_sha256": self.tokenizer.sha256,
+            **self.tokenizer.identity,
             "seed": seed,
             "count": n,
             "classes": [self.class_names[label] for label in labels] if self.class_names else None,

@@ -54,10 +54,9 @@ from ggm_image.network.positions import Positions
 from ggm_image.pipeline import image_generator
 from ggm_image.sampler import sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
-from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.engine import has_checkpoint, load_checkpoint
-from ggm_image.training.evaluation import MASKED_SHARES, held_out_nll
+from ggm_image.training.evaluation import MASKED_SHARES, held_out_nll, own_tokenizer
 from ggm_image.training.generator import Criterion, GeneratorTrainer, fit_to_cache, load_tokens
 
 TEMPERATURE = 0.8
@@ -245,8 +244,7 @@ def drawers(network: Transformer, trainer: GeneratorTrainer) -> dict[str, Callab
 def distance(context: Row, task: Row, trainer: GeneratorTrainer, draw: Callable[..., Tensor]) -> float:
     """Fréchet distance of ``n`` pictures, classes in turn."""
     extractor, reference = judge(context["features"], context["reference"], context["device"])
-    tokenizer = load_tokenizer(trainer.manifest.tokenizer_source or trainer.manifest.tokenizer_name)
-    tokenizer = tokenizer.to(trainer.device)
+    tokenizer = own_tokenizer(trainer.manifest, device=str(trainer.device))
     classes, found = max(1, len(trainer.manifest.class_names)), []
     for first in range(0, task["n"], BATCH):
         labels = (torch.arange(first, first + BATCH) % classes).to(trainer.device)
@@ -323,7 +321,7 @@ def main(
     protocol: dict[str, Any] = {
         "config": Path(config).read_text(),
         "overrides": list(overrides),
-        "tokenizer": TokenCache.open(tokens).manifest.tokenizer_sha256,
+        "tokenizer": own_tokenizer(TokenCache.open(tokens).manifest).identity,
         "features": sha256_file(features),
         "temperature": TEMPERATURE,
     }

@@ -63,6 +63,7 @@ from ggm_image.pipeline import Model, image_generator, load_model
 from ggm_image.sampler import sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
 from ggm_image.training.engine import has_checkpoint
+from ggm_image.training.evaluation import own_tokenizer
 from ggm_image.training.generator import GeneratorTrainer, train_generator
 
 TRAINED: dict[str, tuple[type[GeneratorTrainer], str]] = {
@@ -427,7 +428,7 @@ def main(
         "config": Path(config).read_text(),
         "overrides": list(overrides),
         "minutes": minutes,
-        "tokenizer": manifest.tokenizer_sha256,
+        "tokenizer": own_tokenizer(manifest).identity,
         "features": sha256_file(features),
         "threads": torch.get_num_threads() // max(1, processes),
     }

@@ -224,7 +224,7 @@ def main(
     protocol = {
         "model": model.name,
         "model_sha256": model.sha256,
-        "tokenizer_sha256": model.tokenizer.sha256,
+        **model.tokenizer.identity,
         "features_sha256": extractor.sha256,
         "reference_count": real.count,
         "seed": seed,

@@ -110,7 +110,11 @@ def report(
         "codebook": {"size": manifest.codebook_size, "tokens": total, **use},
         "protocol": "8-bit RGB; PSNR and SSIM per image, then averaged; "
         "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged",
-        "tokenizer": {"name": manifest.tokenizer_name, "sha256": manifest.tokenizer_sha256},
+        "tokenizer": {
+            "name": manifest.tokenizer_name,
+            "sha256": manifest.tokenizer_sha256,
+            "decoder_sha256": tokenizer.decoder_sha256,
+        },
     }
     if distance is not None:
         result["frechet"] = distance.result()

@@ -129,7 +129,7 @@ class TokenSide(_MadeSide):
         shards = "".join(shard["sha256"] for shard in self.cache.manifest.shards)
         return {
             "kind": "tokens",
-            "tokenizer_sha256": self.tokenizer.sha256,
+            **self.tokenizer.identity,
             "shards_sha256": hashlib.sha256(shards.encode()).hexdigest(),
         }
 
@@ -162,7 +162,7 @@ class ModelSide(_MadeSide):
         return {
             "kind": "model",
             "model_sha256": self.model.sha256,
-            "tokenizer_sha256": self.model.tokenizer.sha256,
+            **self.model.tokenizer.identity,
             "settings": asdict(self.settings),
             "seed": self.seed,
             "class": None if self.asked is None else self.class_names[self.asked],

@@ -42,6 +42,7 @@ def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", h
             "weights": {
                 "sha256": sha256_file(folder / WEIGHTS),
                 "identity": "" if half else tokenizer.sha256,
+                "decoder": "" if half else tokenizer.decoder_sha256,
                 "url": None,
                 "mirrors": [],
             },

@@ -109,6 +109,7 @@ def load_spec(spec: TokenizerSpec, *, device: str = "cpu") -> Tokenizer:
     sha256 = _checked_hash(spec, weights)
     with torch.device("meta"):
         tokenizer = build_tokenizer(spec, sha256=spec.identity or sha256)
+    tokenizer.decoder_sha256 = spec.decoder
     with open_weights(weights) as tensors:
         load_stored(tokenizer, tensors, FAMILIES[spec.family].our_names(tensors), weights)
     return tokenizer.to(device).eval().requires_grad_(False)

@@ -27,7 +27,9 @@ class TokenizerSpec:
         sizes: that family's dataclass.
         file: name of the weights file.
         sha256: of the weights file, as its publisher gives it; empty where no publisher does.
-        identity: SHA-256 of the file that it was converted from without loss: what token caches know it by.
+        identity: SHA-256 of the file that it was converted from without loss, or whose encoder and codes it has: what
+            token caches know it by.
+        decoder: SHA-256 of the file in which a decoder of its own was first written; empty for one with the original's.
         size: bytes of what is downloaded, as its publisher gives them; None where unknown.
         urls: where the file can be had, the publisher's first.
         member: the file to take out of the zip that is downloaded; empty where it is no zip.
@@ -44,6 +46,7 @@ class TokenizerSpec:
     file: str = WEIGHTS
     sha256: str = ""
     identity: str = ""
+    decoder: str = ""
     size: int | None = None
     urls: list[str] = field(default_factory=list)
     member: str = ""
@@ -108,6 +111,7 @@ class TokenizerSpec:
                 file=_file_name(weights.get("file") or WEIGHTS),
                 sha256=str(weights["sha256"] or ""),
                 identity=str(weights.get("identity") or ""),
+                decoder=str(weights.get("decoder") or ""),
                 size=int(weights["bytes"]) if weights.get("bytes") else None,
                 urls=[str(url) for url in (weights.get("url"), *(weights.get("mirrors") or [])) if url],
                 member=str(weights.get("member") or ""),

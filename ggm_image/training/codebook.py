@@ -37,11 +37,16 @@ class CodebookEMA(nn.Module):
         self.started.fill_(True)
 
     @torch.no_grad()
+    def observe(self, indices: Int[Tensor, " m"]) -> None:
+        """One step of the moving average of how often each code is used."""
+        count = torch.bincount(indices, minlength=len(self.count)).to(self.count)
+        self.count.lerp_(count, 1 - self.decay)
+
+    @torch.no_grad()
     def update(self, weight: Tensor, z: Float[Tensor, "m e"], indices: Int[Tensor, " m"]) -> None:
         """One step of the moving averages, in place."""
-        count = torch.bincount(indices, minlength=len(weight)).to(self.count)
+        self.observe(indices)
         total = torch.zeros_like(self.total).index_add_(0, indices, z.to(self.total))
-        self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
         n = self.count.sum()
         smooth = (self.count + 1e-5) / (n + len(weight) * 1e-5) * n

@@ -1,7 +1,8 @@
 """Training a VQGAN: reconstruction, codebook, patch discriminator (arXiv 2012.09841, section 3.1).
 
 Where we differ from taming: the codebook follows the encoder by moving averages and dead codes restart at
-latents of the batch (see `codebook`); the perceptual loss is optional, because its weights must be at hand.
+latents of the batch (see `codebook`); the perceptual loss is optional, because its weights must be at hand; the
+decoder can be trained alone, for tokens that stay as they are.
 """
 
 import math
@@ -95,6 +96,8 @@ class TokenizerTrain:
         codebook_decay: of the moving averages that carry the codes.
         restart_every: steps between restarts of dead codes.
         restart_until: share of the run after which no code is restarted.
+        decoder_only: leave encoder and codes as they are: token caches and models made with ``start`` go on with the
+            new decoder.
         sample_every: steps between pictures of reconstructions; 0 for none.
         weights_dtype: of the exported weights, float16 or float32.
     """
@@ -109,6 +112,7 @@ class TokenizerTrain:
     codebook_decay: float = 0.99
     restart_every: int = 50
     restart_until: float = 0.8
+    decoder_only: bool = False
     flip: bool = True
     log_every: int = 50
     sample_every: int = 1000
@@ -169,6 +173,9 @@ class TokenizerTrainer:
             what, fix = "architecture must be one of a VQGAN", "compare it with those in configs/"
             raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
         self.model.quantize.requires_grad_(False)
+        if config.train.decoder_only:
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
         self.model.decoder.give_pre_end = True  # the last layer is apart: its gradient norms weigh the GAN
         self.codebook = CodebookEMA(
             config.architecture.n_embed, config.architecture.embed_dim, config.train.codebook_decay
@@ -189,7 +196,7 @@ class TokenizerTrainer:
         )
         self.ema = Ema(self.model, config.train.ema_decay)
         self.generator = torch.Generator().manual_seed(config.train.seed)
-        self.step = 0
+        self.step, self.start_sha256 = 0, ""
         self.clock = Clock()
         if config.start:
             self.begin_from(starting_point(config.start))
@@ -201,6 +208,7 @@ class TokenizerTrainer:
         self.model.load_state_dict(tokenizer.state_dict())
         self.ema = Ema(self.model, self.train.ema_decay)
         self.codebook.adopt(self.model.quantize.embedding.weight.data)
+        self.start_sha256 = tokenizer.sha256
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.model.latents(images)
@@ -237,16 +245,19 @@ class TokenizerTrainer:
             indices = self.model.quantize.nearest(flat)
             codes = weight[indices]
         commitment = F.mse_loss(flat, codes)
+        n, e, h, w = z.shape
+        if self.train.decoder_only:
+            self.codebook.observe(indices)
+            return codes.view(n, h, w, e).permute(0, 3, 1, 2), commitment, 0
         straight = flat + (codes - flat).detach()
         restarted = 0
         self.codebook.update(weight.data, flat.detach(), indices)
         if self.step % self.train.restart_every == 0 and self.progress() < self.train.restart_until:
             restarted = self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
-        n, e, h, w = z.shape
         return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment, restarted
 
     def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """One update of encoder, codebook, decoder and, after its start, of the discriminator."""
+        """One update of encoder and codebook (unless they rest), decoder and, after its start, of the discriminator."""
         loss, adversarial = self.loss, self.progress() >= self.loss.adversarial_start
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -264,7 +275,11 @@ class TokenizerTrainer:
                 terms |= self._judged(images, reconstruction)
         gradient, weights = self._weighted_gradient(terms, reconstruction)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([reconstruction, loss.commitment * commitment], [gradient, torch.ones_like(commitment)])
+        roots, gradients = [reconstruction], [gradient]
+        if commitment.requires_grad:
+            roots.append(loss.commitment * commitment)
+            gradients.append(torch.ones_like(commitment))
+        torch.autograd.backward(roots, gradients)
         self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         self.optimizer.step()
         logs = {name: term.detach() for name, term in terms.items()} | weights
@@ -328,6 +343,7 @@ class TokenizerTrainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "start_sha256": self.start_sha256,
             "seconds": self.clock.seconds,
             "model": self.model.state_dict(),
             "ema": self.ema.state,
@@ -341,6 +357,7 @@ class TokenizerTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.clock = state["step"], Clock(state["seconds"])
+        self.start_sha256 = state["start_sha256"]
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.ema.load(state["ema"])
@@ -402,7 +419,12 @@ def train_tokenizer(
     if has_checkpoint(out) and not resume:
         raise UserError("the folder holds a run", out, "add --resume to go on with it, or give another folder")
     if config.start:
-        config.architecture = starting_point(config.start).config
+        start = starting_point(config.start)
+        config.architecture = start.config
+        if config.train.decoder_only:
+            _check_exact(start, config.train.weights_dtype)
+    elif config.train.decoder_only:
+        raise UserError("train.decoder_only needs a tokenizer to go on from", "start is empty", "add start=NAME|DIR")
     state = load_checkpoint(out) if resume else None
     source = open_source(data)
     keep_freed_memory()
@@ -436,6 +458,18 @@ def starting_point(name_or_path: str) -> VQGAN:
             "see ggm-image tokenizers for the families",
         )
     return tokenizer
+
+
+FROZEN = ("encoder.", "quant_conv.", "quantize.")
+"""Of these weights the tokens are made."""
+
+
+def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
+    """Raise UserError if the weights that stay would be rounded: some pictures would then have other tokens."""
+    for name, value in tokenizer.state_dict().items():
+        if name.startswith(FROZEN) and not torch.equal(value.to(getattr(torch, dtype)).to(value.dtype), value):
+            what = "train.weights_dtype must hold the encoder's weights exactly"
+            raise UserError(what, f"{dtype} rounds {name}", "set train.weights_dtype=float32")
 
 
 def _loop(
@@ -504,11 +538,13 @@ def reconstructions(trainer: TokenizerTrainer, pictures: TrainingPictures) -> UI
 def export_tokenizer(folder: Path, config: TokenizerTrainConfig, trainer: TokenizerTrainer, pictures: int) -> Path:
     """Write a tokenizer folder: the averaged weights and their config.yaml with the hash."""
     save_weights(folder / "model.safetensors", trainer.ema.state, getattr(torch, config.train.weights_dtype))
+    sha256 = sha256_file(folder / "model.safetensors")
+    own = {"identity": trainer.start_sha256, "decoder": sha256} if config.train.decoder_only else {}
     entries = {
         "name": config.name,
         "licence": config.licence,
         "architecture": plain(config.architecture),
-        "weights": {"sha256": sha256_file(folder / "model.safetensors"), "url": None, "mirrors": []},
+        "weights": {"sha256": sha256, **own, "url": None, "mirrors": []},
         "reported": {},
         "training": {
             "pictures": pictures,

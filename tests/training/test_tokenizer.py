@@ -9,9 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from ggm_image import load_tokenizer
+from ggm_image.data.encode import check_tokenizer, encode
 from ggm_image.errors import UserError
+from ggm_image.files import sha256_file
+from ggm_image.metrics.sides import TokenSide
 from ggm_image.resources import resource_dir
-from ggm_image.tokenizers.registry import tokenizer_specs
+from ggm_image.tokenizers.convert import convert_tokenizer
+from ggm_image.tokenizers.registry import find_tokenizer, tokenizer_specs
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training import tokenizer as module
 from ggm_image.training.codebook import CodebookEMA
@@ -99,6 +103,44 @@ def test_training_goes_on_from_a_published_tokenizer(class_folder: Path, tmp_pat
     assert not torch.allclose(load_tokenizer(moved).quantize.embedding.weight, old.quantize.embedding.weight, atol=1e-3)
     with pytest.raises(UserError, match=r"family taming only .*GumbelVQGAN"):
         train_tokenizer(path, class_folder, tmp_path / "no", overrides=[f"start={layouts.gumbel(tmp_path / 'g')}"])
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_decoder_trained_alone_leaves_the_tokens(config: Path, class_folder: Path, tmp_path: Path) -> None:
+    """Caches and models go on with it, and statistics of the pictures that the other decoder made are not its own.
+
+    Seen to fail with the codebook's moving average, with a trained quant_conv, and without the decoder in the identity.
+    """
+    start = train_tokenizer(config, class_folder, tmp_path / "start", overrides=["train.steps=1"])
+    alone = [f"start={start}", "train.decoder_only=true", "loss.adversarial_start=0", "train.steps=3"]
+    old = load_tokenizer(start)
+    cache = encode(class_folder, tmp_path / "tokens", old)
+    new = load_tokenizer(train_tokenizer(config, class_folder, tmp_path / "run", overrides=alone))
+    for name, value in old.state_dict().items():
+        frozen = name.startswith(("encoder.", "quant_conv.", "quantize."))
+        assert torch.equal(new.state_dict()[name], value) == frozen, name
+    check_tokenizer(cache, new)
+    weights = tmp_path / "run" / "tokenizer" / "model.safetensors"
+    assert (new.sha256, new.decoder_sha256) == (old.sha256, sha256_file(weights))
+    assert old.identity == {"tokenizer_sha256": old.sha256}
+    assert TokenSide(cache, old).identity() != TokenSide(cache, new).identity()
+    # a lossless copy is the same tokenizer, and a decoder trained from it has the first one's tokens
+    convert_tokenizer(find_tokenizer(tmp_path / "run" / "tokenizer"), tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").identity == new.identity
+    again = train_tokenizer(
+        config, class_folder, tmp_path / "again", overrides=[f"start={tmp_path / 'copy'}", *alone[1:]]
+    )
+    assert load_tokenizer(again).sha256 == old.sha256
+    assert load_tokenizer(again).identity != new.identity
+
+
+def test_a_decoder_alone_that_cannot_be(config: Path, class_folder: Path, tmp_path: Path) -> None:
+    start = train_tokenizer(config, class_folder, tmp_path / "start", overrides=["train.steps=1"])
+    with pytest.raises(UserError, match="needs a tokenizer to go on from"):
+        train_tokenizer(config, class_folder, tmp_path / "no", overrides=["train.decoder_only=true"])
+    half = [f"start={start}", "train.decoder_only=true", "train.weights_dtype=float16"]
+    with pytest.raises(UserError, match=r"must hold the encoder's weights exactly .*float16 rounds encoder"):
+        train_tokenizer(config, class_folder, tmp_path / "no", overrides=half)
     assert not (tmp_path / "no").exists()
 
 
