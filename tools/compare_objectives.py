@@ -214,10 +214,7 @@ def bound(network: str, model: Model, cache: TokenCache) -> float:
 @lru_cache(maxsize=1)
 def loaded(folder: str, device: str, compiled: bool) -> Model:
     """The model of the last task, which is often that of the next."""
-    model = load_model(folder, device=device)
-    if compiled:
-        model.network.compile_blocks()
-    return model
+    return load_model(folder, device=device, compiled=compiled)
 
 
 @lru_cache(maxsize=1)

@@ -208,9 +208,7 @@ def main(
     out: str,
     device: str,
 ) -> None:
-    model = load_model(model_name, device=device)
-    if compiled:
-        model.network.compile_blocks()
+    model = load_model(model_name, device=device, compiled=compiled)
     extractor = load_extractor(features, device=device)
     name = features_name or extractor.name
     real = measure(PictureSide(open_source(reference)), extractor, label="reference").statistics

@@ -29,7 +29,7 @@ PRESET = click.option(
     help="fast, best or exact (the paper's chain, no truncation).",
 )
 
-
+COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network: for many pictures.")
 TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, where it has moved.")
 
 
@@ -56,10 +56,10 @@ def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
     return model.settings(preset, **{name: options[name] for name in names})
 
 
-def _load(model_name: str, tokenizer: str | None, device: str | None) -> Any:
+def _load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
     from ggm_image.pipeline import load_model
 
-    return load_model(model_name, tokenizer=tokenizer, device=own_device(device))
+    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)
 
 
 def _is_picture(path: Path) -> bool:
@@ -88,6 +88,7 @@ def _keep_inputs(out: Path, *inputs: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
 @sampler_options
 @click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising as an animated GIF.")
+@COMPILE
 @share_option
 @seed_option
 @device_option
@@ -100,6 +101,7 @@ def sample(
     out: Path,
     preset: str,
     trajectory: Path | None,
+    compiled: bool,
     shard: str | None,
     seed: int,
     device: str | None,
@@ -125,7 +127,7 @@ def sample(
         )
     if trajectory is not None and trajectory.suffix.lower() != ".gif":
         raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
-    model = _load(model_name, tokenizer, device)
+    model = _load(model_name, tokenizer, device, compiled=compiled)
     settings = _settings(model, preset, options)
     recording = None
     if trajectory is not None and rank == 0:

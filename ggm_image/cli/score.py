@@ -6,12 +6,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ggm_image.cli.draw import sampler_options
+from ggm_image.cli.draw import COMPILE, sampler_options
 from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, share_option
 from ggm_image.errors import UserError
 
 _SHOWN_CLASSES = 40
-_OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "temperature", "top_k", "top_p")
+_OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "temperature", "top_k", "top_p",
+              "compiled")  # fmt: skip
 
 
 @click.command()
@@ -43,6 +44,7 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
 )
 @click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, where it has moved.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
+@COMPILE
 @share_option
 @seed_option
 @device_option
@@ -62,6 +64,7 @@ def fid(
     statistics: Path | None,
     tokenizer: str | None,
     batch_size: int,
+    compiled: bool,
     shard: str | None,
     seed: int,
     device: str | None,
@@ -95,7 +98,7 @@ def fid(
 
     rank, processes = share(shard)
     device = own_device(device)
-    drawing = Drawing(n=count, seed=seed, classes=classes, preset=preset, changes=options)
+    drawing = Drawing(n=count, seed=seed, classes=classes, preset=preset, changes=options, compiled=compiled)
     # Paths first: a typing error should not wait for a network to load.
     generated, reference = (open_side(s, tokenizer=tokenizer, device=device, drawing=drawing) for s in sides)
     report = score(

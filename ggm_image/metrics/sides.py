@@ -161,13 +161,10 @@ class ModelSide(_MadeSide):
     def identity(self) -> dict[str, Any]:
         return {
             "kind": "model",
-            "model_sha256": self.model.sha256,
-            **self.model.tokenizer.identity,
+            **self.model.identity,
             "settings": asdict(self.settings),
             "seed": self.seed,
             "class": None if self.asked is None else self.class_names[self.asked],
-            "kernel_batch": self.block,
-            "precision": "bf16" if self.model.half else "fp32",
         }
 
     def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
@@ -186,6 +183,7 @@ class Drawing:
         classes: a class for all pictures; each in turn by default.
         preset: of the model.
         changes: sampler settings that differ from the preset's; None leaves the preset's.
+        compiled: whether the network is compiled.
     """
 
     n: int = 50_000
@@ -193,6 +191,7 @@ class Drawing:
     classes: str | int | None = None
     preset: str = "best"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -232,7 +231,8 @@ def open_side(
     if kind == "model":
         drawing = drawing or Drawing()
         name = str(path).removeprefix(MODEL_PREFIX)
-        model = load_model(name, tokenizer=None if tokenizer is None else str(tokenizer), device=device)
+        found = None if tokenizer is None else str(tokenizer)
+        model = load_model(name, tokenizer=found, device=device, compiled=drawing.compiled)
         settings = model.settings(drawing.preset, **drawing.changes)
         return ModelSide(model, drawing.n, classes=drawing.classes, seed=drawing.seed, settings=settings)
     if kind == "tokens":

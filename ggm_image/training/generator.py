@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ggm_image import objective
+from ggm_image.compilation import cannot_compile
 from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import Elsewhere, UserError
 from ggm_image.files import remove_temporaries
@@ -324,7 +325,10 @@ class GeneratorTrainer:
         self.generator = torch.Generator().manual_seed(train.seed + 1)
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
         criterion = self.make_criterion(network)
-        if train.compile:
+        why = cannot_compile(self.device.type) if train.compile else ""
+        if why:
+            self.say(f"not compiled, so training is slower: {why}")
+        elif train.compile:
             network.compile_blocks()
             criterion.compile_head()
         self.criterion = self.fabric.setup_module(criterion)

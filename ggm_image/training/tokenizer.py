@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ggm_image.compilation import cannot_compile
 from ggm_image.data.encode import Prefetch, check_image_size
 from ggm_image.data.images import ImageSource, image_grid, open_source, save_png, to_model, to_uint8
 from ggm_image.errors import UserError
@@ -200,7 +201,10 @@ class TokenizerTrainer:
         self.clock = Clock()
         if config.start:
             self.begin_from(starting_point(config.start))
-        maybe: Callable[..., Any] = torch.compile if config.train.compile else (lambda f: f)
+        why = cannot_compile(self.device.type) if config.train.compile else ""
+        if why:
+            print(f"not compiled, so training is slower: {why}", file=sys.stderr, flush=True)
+        maybe: Callable[..., Any] = torch.compile if config.train.compile and not why else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
 
     def begin_from(self, tokenizer: VQGAN) -> None:

@@ -15,6 +15,7 @@ from ggm_image.errors import UserError
 from ggm_image.files import sha256_file
 from ggm_image.model_files import find_model, load_network
 from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.training import generator as module
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.engine import CHECKPOINT
 from ggm_image.training.evaluation import TokenSet, held_out_nll
@@ -83,6 +84,20 @@ def run(config: Path, cache: Path, tmp_path: Path) -> Callable[..., Path]:
 def log_of(run_folder: Path) -> list[dict[str, str]]:
     with open(run_folder / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_run_without_a_compiler(config: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(module, "cannot_compile", lambda device: f"no compiler for {device}")
+    train_generator(
+        config,
+        cache,
+        tmp_path / "run",
+        overrides=["train.steps=1", "train.compile=true"],
+        device="cpu",
+        report=said.append,
+    )
+    assert "not compiled, so training is slower: no compiler for cpu" in said
 
 
 def test_a_run_leaves_a_model_that_loads(run: Callable[..., Path], tmp_path: Path) -> None:

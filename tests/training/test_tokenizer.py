@@ -106,6 +106,18 @@ def test_training_goes_on_from_a_published_tokenizer(class_folder: Path, tmp_pat
     assert not (tmp_path / "no").exists()
 
 
+def test_a_run_without_a_compiler(
+    config: Path,
+    class_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, "cannot_compile", lambda device: f"no compiler for {device}")
+    train_tokenizer(config, class_folder, tmp_path / "run", overrides=["train.steps=1", "train.compile=true"])
+    assert "not compiled, so training is slower: no compiler for cpu" in capsys.readouterr().err
+
+
 def test_a_decoder_trained_alone_leaves_the_tokens(config: Path, class_folder: Path, tmp_path: Path) -> None:
     """Caches and models go on with it, and statistics of the pictures that the other decoder made are not its own.
 
