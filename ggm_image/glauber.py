@@ -139,11 +139,16 @@ def draw_codes(log_probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) 
     of one over all codes. A code of probability zero is never drawn: the first entry of a cumulative sum that
     exceeds the threshold always has a positive increment. A row of NaN gives the impossible code V.
     """
-    if log_probs.device.type == "mps":  # has no float64
-        return draw_codes(log_probs.cpu(), uniforms.cpu()).to(log_probs.device)
-    v = log_probs.shape[-1]
+    return draw_codes_of(log_probs.exp(), uniforms)
+
+
+def draw_codes_of(probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+    """`draw_codes` of probabilities, which need not add up to 1."""
+    if probs.device.type == "mps":  # has no float64
+        return draw_codes_of(probs.cpu(), uniforms.cpu()).to(probs.device)
+    v = probs.shape[-1]
     size = math.isqrt(v - 1) + 1
-    groups = F.pad(log_probs.exp(), (0, -v % size)).unflatten(-1, (-1, size))  # (..., groups, size)
+    groups = F.pad(probs, (0, -v % size)).unflatten(-1, (-1, size))  # (..., groups, size)
     cumulative = groups.sum(-1, dtype=torch.float64).cumsum(-1)  # (..., groups)
     threshold = uniforms.to(torch.float64).unsqueeze(-1) * cumulative[..., -1:]  # (..., 1)
     found = torch.searchsorted(cumulative, threshold, right=True)
@@ -163,6 +168,15 @@ def heat_bath_unchecked(
     log_clean = torch.log_softmax(_widened(clean_logits), dim=-1)
     level = level.to(log_clean.dtype).unsqueeze(-1)
     return torch.logaddexp(level.log() + log_clean, torch.log1p(-level) + noise.to(log_clean.dtype).log())
+
+
+def heat_bath_probs(
+    clean_logits: Float[Tensor, "*b v"], level: Float[Tensor, "*#b"], noise: Float[Tensor, " v"]
+) -> Float[Tensor, "*b v"]:
+    """The probabilities of `heat_bath`, unchecked: where one only draws, its logarithms are most of the cost."""
+    clean = torch.softmax(_widened(clean_logits), dim=-1)
+    level = level.to(clean.dtype).unsqueeze(-1)
+    return torch.addcmul((1 - level) * noise.to(clean.dtype), level, clean)
 
 
 def check_tokens(tokens: Int[Tensor, "*b"], codebook_size: int, *, lowest: int = 0) -> None:

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import check_tokens, checked_noise, draw_codes, heat_bath_unchecked, uniform_noise
+from ggm_image.glauber import check_tokens, checked_noise, draw_codes_of, heat_bath_probs, uniform_noise
 from ggm_image.schedule import Schedule, order_sites
 from ggm_image.settings import FIRST_ORDERS
 
@@ -267,10 +267,10 @@ class _Job:
             raise UserError("the denoiser gives logits of a wrong shape", tuple(logits.shape), f"return {expected}")
         return logits
 
-    def signal(self, log_probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    def signal(self, probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """The signal logit of each token, up to the constant log keep/(1-keep)."""
         tokens = tokens.clamp(max=self.codebook_size - 1)  # a row without a distribution: reported at the end
-        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - self.noise[tokens].log()
+        return (probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) / self.noise[tokens]).log()
 
     def report(self, t: int, tokens: Tensor) -> None:
         if self.callback is not None:
@@ -334,7 +334,7 @@ def _run_schedule(job: _Job, schedule: Schedule) -> Int[Tensor, "b l"]:
     widest = max((len(step.sites) for step in steps), default=0)
     uniforms = job.uniforms(job.sites_total + len(steps) * widest)
     first, rest = uniforms.split([job.sites_total, len(steps) * widest], dim=1)
-    x = draw_codes(job.noise.log().expand(*first.shape, -1), first).to(job.device)
+    x = draw_codes_of(job.noise.expand(*first.shape, -1), first)
     if job.known is not None:
         x = torch.where(job.known < 0, x, job.known)
     blocks = [sites.to(job.device) for sites in schedule.blocks]
@@ -343,8 +343,8 @@ def _run_schedule(job: _Job, schedule: Schedule) -> Int[Tensor, "b l"]:
         sites = blocks[t % len(blocks)]
         levels = schedule.levels(t).to(job.device)
         logits = job.query(x, levels.expand_as(x), sites)
-        log_probs = heat_bath_unchecked(logits, levels[sites], job.noise)
-        x[:, sites] = draw_codes(log_probs, rest[:, t * widest : t * widest + len(sites)]).to(job.device)
+        probs = heat_bath_probs(logits, levels[sites], job.noise)
+        x[:, sites] = draw_codes_of(probs, rest[:, t * widest : t * widest + len(sites)])
         job.report(t, x)
     return x
 
@@ -362,10 +362,10 @@ def _place_by_signal(
     sites = (levels == 0).nonzero()[:, 1].view(job.batch, unknown)
     job.report(calls + calls_after, x)
     for n in range(calls):
-        log_probs = torch.log_softmax(job.query(x, levels, sites).to(job.noise.dtype), dim=-1)
-        tokens = draw_codes(log_probs, u_token[:, n].gather(1, sites)).to(job.device)
+        probs = torch.softmax(job.query(x, levels, sites).to(job.noise.dtype), dim=-1)
+        tokens = draw_codes_of(probs, u_token[:, n].gather(1, sites))
         gumbel = -(-u_gumbel[:, n].gather(1, sites).log()).log()
-        confidence = job.signal(log_probs, tokens) + confidence_noise * (1 - (n + 1) / calls) * gumbel
+        confidence = job.signal(probs, tokens) + confidence_noise * (1 - (n + 1) / calls) * gumbel
         place = sites.shape[1] - _left_masked(unknown, sites.shape[1], n, calls)
         ranked = confidence.argsort(dim=1, descending=True, stable=True)
         placed, rest = ranked[:, :place], ranked[:, place:].sort(dim=1).values
@@ -389,8 +389,8 @@ def _place_in_order(job: _Job, order: Int[Tensor, " u"], calls: int, calls_after
     for n in range(calls):
         until = unknown - _left_masked(unknown, unknown - placed, n, calls)
         block = order[placed:until].to(job.device)
-        log_probs = torch.log_softmax(job.query(x, (x != job.codebook_size).float(), block).to(job.noise.dtype), dim=-1)
-        x[:, block] = draw_codes(log_probs, uniforms[:, block]).to(job.device)
+        probs = torch.softmax(job.query(x, (x != job.codebook_size).float(), block).to(job.noise.dtype), dim=-1)
+        x[:, block] = draw_codes_of(probs, uniforms[:, block])
         placed = until
         job.report(calls - 1 - n + calls_after, x)
     return x
@@ -405,10 +405,10 @@ def _revise(
     levels = torch.ones(job.sites_total, device=job.device).expand_as(x)
     for n in range(calls):
         block = blocks[n % len(blocks)].to(job.device)
-        log_probs = torch.log_softmax(job.query(x, levels, block).to(job.noise.dtype), dim=-1)
+        probs = torch.softmax(job.query(x, levels, block).to(job.noise.dtype), dim=-1)
         count = max(1, round(share * len(block)))
-        worst = job.signal(log_probs, x[:, block]).topk(count, dim=1, largest=False).indices
-        drawn = draw_codes(log_probs, uniforms[:, n, block]).to(job.device)
+        worst = job.signal(probs, x[:, block]).topk(count, dim=1, largest=False).indices
+        drawn = draw_codes_of(probs, uniforms[:, n, block])
         x = x.scatter(1, block[worst], drawn.gather(1, worst))
         job.report(calls - 1 - n, x)
     return x

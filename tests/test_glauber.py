@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import add_noise, draw_codes, heat_bath, signal_logit, uniform_noise
+from ggm_image.glauber import add_noise, draw_codes, heat_bath, heat_bath_probs, signal_logit, uniform_noise
 from ggm_image.schedule import Schedule
 from tests.enumeration import ExactDenoiser, all_states, critical, noised, potts
 
@@ -28,13 +28,14 @@ def exact_question(levels: torch.Tensor, site: int) -> tuple[torch.Tensor, torch
 
 
 def test_heat_bath_is_the_conditional_of_the_noised_law(generator):
-    # seen to fail with level and 1 - level swapped in heat_bath_unchecked
+    # seen to fail with level and 1 - level swapped in heat_bath_unchecked or heat_bath_probs
     levels = torch.rand(4, generator=generator).double()
     for site in range(4):
         logits, law, states = exact_question(levels, site)
         joint = law.view((CODES,) * 4)
         expected = (joint / joint.sum(site, keepdim=True)).flatten()
         probs = heat_bath(logits, levels[site], NOISE).exp()
+        torch.testing.assert_close(heat_bath_probs(logits, levels[site : site + 1], NOISE), probs, rtol=1e-12, atol=0)
         torch.testing.assert_close(probs.gather(1, states[:, site, None])[:, 0], expected, rtol=1e-10, atol=0)
         torch.testing.assert_close(probs.sum(1), torch.ones(len(states)).double())
 
