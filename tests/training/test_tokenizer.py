@@ -17,11 +17,13 @@ from ggm_image.resources import resource_dir
 from ggm_image.tokenizers.convert import convert_tokenizer
 from ggm_image.tokenizers.registry import find_tokenizer, tokenizer_specs
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
-from ggm_image.training import tokenizer as module
+from ggm_image.training import tokenizer_trainer as module
 from ggm_image.training.codebook import CodebookEMA
 from ggm_image.training.config import load_config
 from ggm_image.training.perceptual import LINEAR_FILE, VGG_FILE, SmallPerceptual, load_perceptual
-from ggm_image.training.tokenizer import TokenizerTrainConfig, TokenizerTrainer, train_tokenizer
+from ggm_image.training.tokenizer import train_tokenizer
+from ggm_image.training.tokenizer_config import TokenizerTrainConfig
+from ggm_image.training.tokenizer_trainer import TokenizerTrainer
 from ggm_image.weights import save_weights
 from tests.tokenizers import layouts
 
@@ -230,7 +232,7 @@ def test_adaptive_weights_balance_the_gradients(config: Path) -> None:
     # seen to fail with the ratio upside down
     from ggm_image.training.config import load_config
 
-    loaded = load_config(module.TokenizerTrainConfig, config, ["loss.adversarial=0.5", "loss.matching=2.0"])
+    loaded = load_config(TokenizerTrainConfig, config, ["loss.adversarial=0.5", "loss.matching=2.0"])
     trainer = TokenizerTrainer(loaded, "cpu")
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     codes, _, _ = trainer.quantise(trainer.encode(images))

@@ -1,0 +1,246 @@
+"""Training a VQGAN: reconstruction, codebook, patch discriminator (arXiv 2012.09841, section 3.1).
+
+Where we differ from taming: the codebook follows the encoder by moving averages and dead codes restart at
+latents of the batch (see `codebook`); the perceptual loss is optional, because its weights must be at hand; the
+decoder can be trained alone, for tokens that stay as they are.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ggm_image.compilation import cannot_compile
+from ggm_image.errors import UserError
+from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.tokenizers.vqgan import VQGAN
+from ggm_image.training.codebook import CodebookEMA
+from ggm_image.training.engine import Clock, Ema, learning_rate, random_state, set_random_state
+from ggm_image.training.perceptual import load_perceptual
+from ggm_image.training.tokenizer_config import TokenizerTrainConfig
+
+
+class TokenizerTrainer:
+    """Everything that changes while a tokenizer is trained, and one step of it."""
+
+    def __init__(self, config: TokenizerTrainConfig, device: str) -> None:
+        from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+
+        self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
+        self.gradient_norm = 0.0
+        torch.manual_seed(config.train.seed)
+        try:
+            self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()
+        except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+            what, fix = "architecture must be one of a VQGAN", "compare it with those in configs/"
+            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
+        self.model.quantize.requires_grad_(False)
+        if config.train.decoder_only:
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
+        self.model.decoder.give_pre_end = True  # the last layer is apart: its gradient norms weigh the GAN
+        self.codebook = CodebookEMA(
+            config.architecture.n_embed, config.architecture.embed_dim, config.train.codebook_decay
+        ).to(self.device)
+        self.discriminator = (
+            NLayerDiscriminator(ndf=config.loss.discriminator_width, n_layers=config.loss.discriminator_layers)
+            .apply(weights_init)
+            .to(self.device)
+        )
+        self.perceptual = None
+        if config.loss.perceptual > 0:
+            self.perceptual = load_perceptual(config.loss.perceptual_weights)
+            self.perceptual = self.perceptual and self.perceptual.to(self.device)
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        self.d_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=config.loss.discriminator_rate, betas=(0.5, 0.9), weight_decay=0.0
+        )
+        self.ema = Ema(self.model, config.train.ema_decay)
+        self.generator = torch.Generator().manual_seed(config.train.seed)
+        self.step, self.start_sha256 = 0, ""
+        self.clock = Clock()
+        if config.start:
+            self.begin_from(starting_point(config.start))
+        why = cannot_compile(self.device.type) if config.train.compile else ""
+        if why:
+            print(f"not compiled, so training is slower: {why}", file=sys.stderr, flush=True)
+        maybe: Callable[..., Any] = torch.compile if config.train.compile and not why else (lambda f: f)
+        self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
+
+    def begin_from(self, tokenizer: VQGAN) -> None:
+        """Take over a trained tokenizer's weights; its codes stay where they are, equally used so far."""
+        self.model.load_state_dict(tokenizer.state_dict())
+        self.ema = Ema(self.model, self.train.ema_decay)
+        self.codebook.adopt(self.model.quantize.embedding.weight.data)
+        self.start_sha256 = tokenizer.sha256
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.model.latents(images)
+
+    def _decode_body(self, codes: Tensor) -> Tensor:
+        decoder = self.model.decoder
+        return F.silu(decoder.norm_out(decoder(self.model.post_quant_conv(codes))))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16-mixed")
+
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        by_time = self.clock.seconds / (60 * self.train.max_minutes) if self.train.max_minutes else 0.0
+        return min(1.0, max(self.step / self.train.steps, by_time))
+
+    def rate(self) -> float:
+        train = self.train
+        return learning_rate(
+            train.learning_rate,
+            step=self.step,
+            warmup_steps=train.warmup_steps,
+            progress=self.progress(),
+            final_share=train.final_share,
+        )
+
+    def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor, int]:
+        """Straight-through codes (n, e, gh, gw), commitment loss, number of restarted codes."""
+        weight = self.model.quantize.embedding.weight
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()  # (m, e)
+        if not bool(self.codebook.started):
+            self.codebook.start(weight.data, flat.detach(), self.generator)
+        with torch.no_grad():
+            indices = self.model.quantize.nearest(flat)
+            codes = weight[indices]
+        commitment = F.mse_loss(flat, codes)
+        n, e, h, w = z.shape
+        if self.train.decoder_only:
+            self.codebook.observe(indices)
+            return codes.view(n, h, w, e).permute(0, 3, 1, 2), commitment, 0
+        straight = flat + (codes - flat).detach()
+        restarted = 0
+        self.codebook.update(weight.data, flat.detach(), indices)
+        if self.step % self.train.restart_every == 0 and self.progress() < self.train.restart_until:
+            restarted = self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
+        return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment, restarted
+
+    def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """One update of encoder and codebook (unless they rest), decoder and, after its start, of the discriminator."""
+        loss, adversarial = self.loss, self.progress() >= self.loss.adversarial_start
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        with self.autocast():
+            z = self.encode(images)
+            codes, commitment, restarted = self.quantise(z)
+            reconstruction = self.model.decoder.conv_out(self.decode_body(codes)).float()
+        error = reconstruction - images
+        terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * error.square().mean()}
+        if self.perceptual is not None:
+            with self.autocast():
+                terms["perceptual"] = loss.perceptual * self.perceptual(reconstruction, images).float()
+        if adversarial:
+            with self.autocast():
+                terms |= self._judged(images, reconstruction)
+        gradient, weights = self._weighted_gradient(terms, reconstruction)
+        self.optimizer.zero_grad(set_to_none=True)
+        roots, gradients = [reconstruction], [gradient]
+        if commitment.requires_grad:
+            roots.append(loss.commitment * commitment)
+            gradients.append(torch.ones_like(commitment))
+        torch.autograd.backward(roots, gradients)
+        self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        self.optimizer.step()
+        logs = {name: term.detach() for name, term in terms.items()} | weights
+        if adversarial:
+            logs["discriminator"] = self._discriminator_step(images, reconstruction.detach())
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        logs["psnr"] = 10 * torch.log10(4 / error.detach().square().mean())
+        logs["commitment"] = commitment.detach()
+        return {name: float(value) for name, value in logs.items()} | {"restarted": float(restarted)}
+
+    def _judged(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """The discriminator's score of the reconstruction, and how far its features are from the original's.
+
+        The second is the learned similarity of Larsen et al. (arXiv 1512.09300): a perceptual loss without
+        weights from elsewhere.
+        """
+        real, fake, distances = images, reconstruction, []
+        for layer in self.discriminator.main[:-1]:
+            with torch.no_grad():
+                real = layer(real)
+            fake = layer(fake)
+            if isinstance(layer, torch.nn.LeakyReLU):
+                distances.append((fake.float() - real.float()).abs().mean())
+        score = self.discriminator.main[-1](fake).float().mean()
+        return {"adversarial": -score, "matching": torch.stack(distances).sum()}
+
+    def _weighted_gradient(self, terms: dict[str, Tensor], reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient of the whole loss with respect to the reconstruction, and the adaptive weights.
+
+        A term of the discriminator is scaled by the ratio of the reconstruction loss's gradient norm to its own
+        at the last layer (arXiv 2012.09841, section 3.1), times its weight.
+        """
+        last = self.model.decoder.conv_out.weight
+        plain = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
+        gradient = torch.autograd.grad(torch.stack(list(plain.values())).sum(), reconstruction)[0]
+
+        def norm(g: Tensor) -> Tensor:
+            return torch.autograd.grad(reconstruction, last, g, retain_graph=True)[0].norm()
+
+        weights: dict[str, Tensor] = {}
+        if len(terms) == len(plain):
+            return gradient, weights
+        reference = norm(gradient)
+        for name in [name for name in terms if name not in plain]:
+            g = torch.autograd.grad(terms[name], reconstruction, retain_graph=True)[0]
+            weight = getattr(self.loss, name) * (reference / (norm(g) + 1e-8)).clamp(max=1e4)
+            weights[f"{name}_weight"] = weight
+            gradient = gradient + weight * g
+        return gradient, weights
+
+    def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
+        self.d_optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            on_real, on_fake = self.discriminator(real), self.discriminator(fake)
+        hinge = 0.5 * (F.relu(1 - on_real.float()).mean() + F.relu(1 + on_fake.float()).mean())
+        hinge.backward()
+        self.d_optimizer.step()
+        return hinge.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "start_sha256": self.start_sha256,
+            "seconds": self.clock.seconds,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state,
+            "codebook": self.codebook.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.clock = state["step"], Clock(state["seconds"])
+        self.start_sha256 = state["start_sha256"]
+        for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.ema.load(state["ema"])
+        self.generator.set_state(state["generator"])
+        set_random_state(state["random"])
+
+
+def starting_point(name_or_path: str) -> VQGAN:
+    """The tokenizer that a training goes on from; UserError if it is not of taming's kind."""
+    tokenizer = load_tokenizer(name_or_path)
+    if type(tokenizer) is not VQGAN:
+        raise UserError(
+            "training can go on from a VQGAN of family taming only",
+            f"{tokenizer.name} is a {type(tokenizer).__name__}",
+            "see ggm-image tokenizers for the families",
+        )
+    return tokenizer
