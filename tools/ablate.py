@@ -55,9 +55,11 @@ from ggm_image.pipeline import image_generator
 from ggm_image.sampler import sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
 from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.criterion import Criterion
 from ggm_image.training.engine import has_checkpoint, load_checkpoint
 from ggm_image.training.evaluation import MASKED_SHARES, held_out_nll, own_tokenizer
-from ggm_image.training.generator import Criterion, GeneratorTrainer, fit_to_cache, load_tokens
+from ggm_image.training.generator import GeneratorTrainer
+from ggm_image.training.training_tokens import fit_to_cache, load_tokens
 
 TEMPERATURE = 0.8
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ggm_image.glauber import add_noise, draw_codes
 from ggm_image.schedule import CURVES, order_sites
-from ggm_image.training.generator import Criterion, GeneratorTrainer
+from ggm_image.training.criterion import Criterion
+from ggm_image.training.generator import GeneratorTrainer
 
 LOWEST_LEVEL = 1e-3
 """Of D3PM and SEDD: the chain starts from pure noise at this level; SEDD's weight is 1/level, and its step divides."""

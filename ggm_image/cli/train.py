@@ -76,7 +76,7 @@ def _forecast(
     from ggm_image.data.token_cache import TokenCache
     from ggm_image.training.config import GeneratorConfig, load_config
     from ggm_image.training.forecast import forecast, lines
-    from ggm_image.training.generator import fit_to_cache
+    from ggm_image.training.training_tokens import fit_to_cache
 
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)

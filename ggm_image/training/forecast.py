@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ggm_image.network import Transformer
 from ggm_image.schedule import random_training_state
 from ggm_image.training.config import GeneratorConfig
-from ggm_image.training.generator import Criterion
+from ggm_image.training.criterion import Criterion
 
 SHARE = 0.5
 """Of the product rate: what `tools/bench_train.py` asks of this package; it says what a machine really reaches."""

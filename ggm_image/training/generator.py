@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from ggm_image import objective
 from ggm_image.compilation import cannot_compile
 from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import Elsewhere, UserError
@@ -27,8 +26,9 @@ from ggm_image.glauber import add_noise
 from ggm_image.model_files import PRESETS, export_model
 from ggm_image.network import Transformer
 from ggm_image.schedule import random_training_state
-from ggm_image.training.config import GeneratorConfig, ObjectiveConfig, build_config, load_config, plain, save_config
+from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
 from ggm_image.training.crew import PAUSE, Crew, first_speaks, make_fabric, processes_asked
+from ggm_image.training.criterion import Criterion
 from ggm_image.training.engine import (
     Clock,
     DataOrder,
@@ -57,6 +57,7 @@ from ggm_image.training.evaluation import (
 )
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.shards import cut, whole, whole_tensor
+from ggm_image.training.training_tokens import fit_to_cache, load_tokens
 
 COLUMNS = (
     "loss",
@@ -154,128 +155,6 @@ def _check_run(
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
     return cache, *load_tokens(settings, cache)
-
-
-def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> None:
-    """Check that a token cache is what the config asks for; fill in what the config leaves open.
-
-    Raises:
-        UserError: another tokenizer, codebook, grid, or number of classes.
-    """
-    for name, found in (("name", manifest.tokenizer_name), ("sha256", manifest.tokenizer_sha256)):
-        wanted = getattr(config.tokenizer, name)
-        if wanted and wanted != found:
-            raise UserError(
-                f"{where} must hold tokens of the tokenizer {config.tokenizer.name or wanted}",
-                f"{name} {found}, the config says {wanted}",
-                "encode the pictures with that tokenizer, or change tokenizer in the config",
-            )
-        setattr(config.tokenizer, name, found)
-    source = Path(manifest.tokenizer_source)
-    if manifest.tokenizer_source and source.exists():
-        config.tokenizer.source = str(source.resolve())
-    network = config.network
-    facts: list[tuple[str, object, object]] = [
-        ("codebook_size", network.codebook_size, manifest.codebook_size),
-        ("grid", tuple(network.grid), tuple(manifest.grid)),
-        ("classes", network.classes, len(manifest.class_names)),
-    ]
-    for name, ours, theirs in facts:
-        if ours != theirs:
-            value = str(list(theirs) if isinstance(theirs, tuple) else theirs).replace(" ", "")
-            raise UserError(
-                f"network.{name} must be that of {where}",
-                f"{ours} against {theirs}",
-                f"set network.{name}={value}",
-            )
-
-
-def load_tokens(config: GeneratorConfig, cache: TokenCache) -> tuple[TokenSet, TokenSet]:
-    """Training and held-out tokens, in memory.
-
-    Raises:
-        UserError: too few pictures, or a held-out cache of another tokenizer.
-    """
-    whole = _token_set(cache, config.network.classes)
-    shuffle, limit = torch.Generator().manual_seed(config.train.seed), config.train.validate_pictures
-    if config.data.val:
-        other = TokenCache.open(config.data.val)
-        fit_to_cache(config, other.manifest, Path(config.data.val))
-        val = _token_set(other, config.network.classes)
-        return whole, val.subset(torch.randperm(len(val), generator=shuffle)[:limit].sort().values)
-    copies = 2 if cache.manifest.preprocessing.get("flip") else 1  # originals, then mirrored copies
-    item = torch.from_numpy(cache.manifest.item_of_row())
-    pictures = cache.manifest.items // copies
-    held = torch.zeros(pictures, dtype=torch.bool)
-    held[torch.randperm(pictures, generator=shuffle)[: min(config.data.holdout, pictures // 10)]] = True
-    held_rows = held[item % pictures]  # a picture and its mirrored copy are kept apart together
-    if bool(held_rows.all()):
-        raise UserError("token cache must hold pictures", cache.folder, "encode at least one")
-    return whole.subset((~held_rows).nonzero()[:, 0]), whole.subset(held_rows.nonzero()[:limit, 0])
-
-
-def _token_set(cache: TokenCache, classes: int) -> TokenSet:
-    cache.verify()
-    tokens, labels = cache.load()
-    if len(labels) and int(labels.max()) >= classes:
-        raise UserError(f"labels must lie in [0, {classes})", f"max {int(labels.max())}", "encode the pictures again")
-    return TokenSet(tokens.flatten(1), labels.masked_fill(labels < 0, classes))
-
-
-class Criterion(nn.Module):
-    """The network and its loss as one module: a compiled head never writes its logits in full precision.
-
-    Args:
-        network: the denoiser.
-        config: which loss.
-        noise: pi, (V,).
-    """
-
-    def __init__(self, network: Transformer, config: ObjectiveConfig, noise: Float[Tensor, " v"]) -> None:
-        super().__init__()
-        self.network, self.config, self.noise = network, config, noise
-
-    def compile_head(self) -> None:
-        """Compile what follows the blocks; not where single draws decide, in double precision."""
-        if self.config.name != "binary-sampled":
-            self.head = torch.compile(self.head)  # type: ignore[method-assign]
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "b l"],
-        levels: Float[Tensor, "b l"],
-        sites: Int[Tensor, " k"],
-        labels: Int[Tensor, " b"],
-        x_0: Int[Tensor, "b k"],
-        level: Float[Tensor, "b k"],
-        *uniforms: Float[Tensor, "b k 3"],
-    ) -> Float[Tensor, ""]:
-        """Mean loss over the queried sites; ``x_0`` and ``level`` are those of the sites, before the mask.
-
-        ``uniforms`` are the draws of "binary-sampled", which alone has any.
-        """
-        x = self.network.features(tokens, levels, sites, labels)  # (b, k, d)
-        return self.head(x.flatten(0, 1), x_0.flatten(), level.flatten(), *(u.flatten(0, 1) for u in uniforms))
-
-    def head(
-        self,
-        features: Float[Tensor, "n d"],
-        x_0: Int[Tensor, " n"],
-        level: Float[Tensor, " n"],
-        uniforms: Float[Tensor, "n 3"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """Logits and loss, where only ``n`` varies from call to call."""
-        sampled = self.config.name == "binary-sampled"
-        return objective.loss(
-            self.config.name,
-            self.network.logits(features),
-            x_0,
-            level,
-            self.config.keep if sampled else None,
-            self.noise,
-            contrast=self.config.contrast,
-            uniforms=uniforms,
-        )
 
 
 class GeneratorTrainer:

@@ -11,7 +11,7 @@ from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.schedule import random_training_state
 from ggm_image.training import forecast as module
 from ggm_image.training.config import GeneratorConfig, TrainConfig
-from ggm_image.training.generator import Criterion
+from ggm_image.training.criterion import Criterion
 from tests.training.test_generator import CONFIG, write_cache
 
 SIZES = NetworkConfig(codebook_size=40, classes=2, grid=[4, 5], width=32, depth=3, heads=2)

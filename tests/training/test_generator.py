@@ -19,7 +19,8 @@ from ggm_image.training import generator as module
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.engine import CHECKPOINT
 from ggm_image.training.evaluation import TokenSet, held_out_nll
-from ggm_image.training.generator import GeneratorTrainer, load_tokens, train_generator
+from ggm_image.training.generator import GeneratorTrainer, train_generator
+from ggm_image.training.training_tokens import load_tokens
 from tests.models import tiny_tokenizer_folder
 
 V = 16
