@@ -1,6 +1,7 @@
 """How long a picture takes, and how much of that is the sampler's own work outside the network.
 
     python tools/bench_sample.py cifar10
+    python tools/bench_sample.py cifar10 --compile      # and the time over that of the compiled network
 
 For each setting, in one run: the seconds of one batch, and the share of them that is spent outside the network: the
 draws, the choice of sites, the masks. Random numbers and classes are as in `ggm-image sample`.
@@ -44,8 +45,9 @@ def now() -> float:
 @click.argument("model_name", metavar="MODEL", default="cifar10")
 @click.option("--repeats", default=5, show_default=True, help="Batches of each setting, after one to warm up.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Measure every batch with a compiled network too.")
 @click.option("--json", "as_json", is_flag=True)
-def main(model_name: str, repeats: int, device: str, as_json: bool) -> None:
+def main(model_name: str, repeats: int, device: str, compiled: bool, as_json: bool) -> None:
     model = load_model(model_name, device=device)
     settings = {name: model.presets[name] for name in model.presets}
     settings |= {
@@ -54,9 +56,10 @@ def main(model_name: str, repeats: int, device: str, as_json: bool) -> None:
         "signal, 1 x 4": Settings(order="signal", sweeps=1, block=4),
     }
     network = model.network
+    faster = load_model(model_name, device=device, compiled=True) if compiled else None
     n, rows = model.kernel_batch, []
     for name, chosen in settings.items():
-        totals, shares, decoding = [], [], []
+        totals, shares, decoding, ratios = [], [], [], []
         for repeat in range(repeats + 1):
             timed = Timed(network)
             model.network = timed  # type: ignore[assignment]
@@ -68,6 +71,10 @@ def main(model_name: str, repeats: int, device: str, as_json: bool) -> None:
                 totals.append(total)
                 shares.append(1 - timed.seconds / total)
                 decoding.append(now() - start - total)
+            if faster is not None:
+                start = now()
+                faster.sample_tokens(model.labels(n, None), seed=repeat, settings=chosen)
+                ratios.append(total / (now() - start))
         rows.append(
             {
                 "setting": name,
@@ -76,17 +83,21 @@ def main(model_name: str, repeats: int, device: str, as_json: bool) -> None:
                 "seconds": round(statistics.median(totals), 4),
                 "outside_network": round(statistics.median(shares), 4),
                 "decode_seconds": round(statistics.median(decoding), 4),
+                **({"over_compiled": round(statistics.median(ratios[1:]), 2)} if ratios[1:] else {}),
             }
         )
     model.network = network
     if as_json:
         print_json(rows)
         return
-    click.echo(f"{'setting':<18} {'calls':>5} {'s a batch of ' + str(n):>16} {'outside network':>16} {'decode s':>9}")
+    click.echo(
+        f"{'setting':<18} {'calls':>5} {'s a batch of ' + str(n):>16} {'outside network':>16} {'decode s':>9}"
+        + (f" {'over compiled':>14}" if compiled else "")
+    )
     for row in rows:
         click.echo(
             f"{row['setting']:<18} {row['calls']:>5} {row['seconds']:>16.3f} {100 * row['outside_network']:>15.1f}% "
-            f"{row['decode_seconds']:>9.3f}"
+            f"{row['decode_seconds']:>9.3f}" + (f" {row['over_compiled']:>14.2f}" if compiled else "")
         )
 
 
