@@ -128,8 +128,9 @@ def _panel(axes: Any, title: str, lines: Mapping[str, tuple[list[int], list[floa
         axes.legend(frameon=False, fontsize=7, ncols=2)
 
 
-def _smooth(values: list[float], decay: float = 0.9) -> list[float]:
-    """Moving average, without the pull of its start."""
+def _smooth(values: list[float]) -> list[float]:
+    """Moving average over about a twenty-fifth of the curve, without the pull of its start."""
+    decay = 1 - min(1, 25 / len(values))
     mean, weight, smoothed = 0.0, 0.0, []
     for value in values:
         mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)

@@ -158,9 +158,11 @@ def _loop(
                 "minutes": trainer.clock.seconds / 60,
                 "perplexity": trainer.codebook.perplexity(),
                 "dead": trainer.codebook.dead(),
+                "restarted": trainer.restarted,
                 "learning_rate": trainer.rate(),
             }
             log.write(step, values)
+            trainer.restarted = 0
             print(
                 f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
                 f"{values['perplexity']:.0f}  dead {values['dead']:.0f}",

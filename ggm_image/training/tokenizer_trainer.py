@@ -62,7 +62,7 @@ class TokenizerTrainer:
         )
         self.ema = Ema(self.model, config.train.ema_decay)
         self.generator = torch.Generator().manual_seed(config.train.seed)
-        self.step, self.start_sha256 = 0, ""
+        self.step, self.restarted, self.start_sha256 = 0, 0, ""
         self.clock = Clock()
         if config.start:
             self.begin_from(starting_point(config.start))
@@ -104,8 +104,8 @@ class TokenizerTrainer:
             final_share=train.final_share,
         )
 
-    def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor, int]:
-        """Straight-through codes (n, e, gh, gw), commitment loss, number of restarted codes."""
+    def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor]:
+        """Straight-through codes (n, e, gh, gw) and commitment loss; moves the codebook."""
         weight = self.model.quantize.embedding.weight
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()  # (m, e)
         if not bool(self.codebook.started):
@@ -117,13 +117,12 @@ class TokenizerTrainer:
         n, e, h, w = z.shape
         if self.train.decoder_only:
             self.codebook.observe(indices)
-            return codes.view(n, h, w, e).permute(0, 3, 1, 2), commitment, 0
+            return codes.view(n, h, w, e).permute(0, 3, 1, 2), commitment
         straight = flat + (codes - flat).detach()
-        restarted = 0
         self.codebook.update(weight.data, flat.detach(), indices)
         if self.step % self.train.restart_every == 0 and self.progress() < self.train.restart_until:
-            restarted = self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
-        return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment, restarted
+            self.restarted += self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
+        return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment
 
     def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
         """One update of encoder and codebook (unless they rest), decoder and, after its start, of the discriminator."""
@@ -132,7 +131,7 @@ class TokenizerTrainer:
             group["lr"] = self.rate()
         with self.autocast():
             z = self.encode(images)
-            codes, commitment, restarted = self.quantise(z)
+            codes, commitment = self.quantise(z)
             reconstruction = self.model.decoder.conv_out(self.decode_body(codes)).float()
         error = reconstruction - images
         terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * error.square().mean()}
@@ -158,7 +157,7 @@ class TokenizerTrainer:
         self.ema.update(self.model, self.step)
         logs["psnr"] = 10 * torch.log10(4 / error.detach().square().mean())
         logs["commitment"] = commitment.detach()
-        return {name: float(value) for name, value in logs.items()} | {"restarted": float(restarted)}
+        return {name: float(value) for name, value in logs.items()}
 
     def _judged(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """The discriminator's score of the reconstruction, and how far its features are from the original's.
@@ -212,6 +211,7 @@ class TokenizerTrainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "restarted": self.restarted,
             "start_sha256": self.start_sha256,
             "seconds": self.clock.seconds,
             "model": self.model.state_dict(),
@@ -226,7 +226,7 @@ class TokenizerTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.clock = state["step"], Clock(state["seconds"])
-        self.start_sha256 = state["start_sha256"]
+        self.restarted, self.start_sha256 = state["restarted"], state["start_sha256"]
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.ema.load(state["ema"])

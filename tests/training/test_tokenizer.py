@@ -1,5 +1,6 @@
 """Training of a tokenizer: it learns, it goes on bit for bit, and its codebook stays alive."""
 
+import csv
 import signal
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,19 @@ def test_training_goes_on_from_a_published_tokenizer(class_folder: Path, tmp_pat
     with pytest.raises(UserError, match=r"family taming only .*GumbelVQGAN"):
         train_tokenizer(path, class_folder, tmp_path / "no", overrides=[f"start={layouts.gumbel(tmp_path / 'g')}"])
     assert not (tmp_path / "no").exists()
+
+
+def test_the_log_counts_every_restart(config: Path, class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail where a row has the restarts of its own step alone: 0, as rows and restarts are a step apart."""
+    counts = []
+    for every in (1, 2, 4):
+        out = tmp_path / str(every)
+        changes = ["train.codebook_decay=0.1", f"train.log_every={every}"]
+        train_tokenizer(config, class_folder, out, overrides=changes)
+        with open(out / "log.csv", newline="") as file:
+            counts.append(sum(float(row["restarted"]) for row in csv.DictReader(file)))
+    assert counts[0] > 0
+    assert counts == [counts[0]] * 3
 
 
 def test_a_run_without_a_compiler(
