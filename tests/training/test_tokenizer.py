@@ -249,7 +249,7 @@ def test_adaptive_weights_balance_the_gradients(config: Path) -> None:
     loaded = load_config(TokenizerTrainConfig, config, ["loss.adversarial=0.5", "loss.matching=2.0"])
     trainer = TokenizerTrainer(loaded, "cpu")
     images = torch.rand(2, 3, 8, 8) * 2 - 1
-    codes, _, _ = trainer.quantise(trainer.encode(images))
+    codes, _ = trainer.quantise(trainer.encode(images))
     last = trainer.model.decoder.conv_out
     reconstruction = last(trainer.decode_body(codes))
     terms = {"pixel": (reconstruction - images).abs().mean()} | trainer._judged(images, reconstruction)
