@@ -138,7 +138,8 @@ class _Signals:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that C code has set cannot be set again from here
+                signal.signal(number, handler)
 
 
 def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:

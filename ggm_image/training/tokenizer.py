@@ -27,7 +27,7 @@ from ggm_image.training.engine import (
 )
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
-from ggm_image.training.tokenizer_trainer import TokenizerTrainer, starting_point
+from ggm_image.training.tokenizer_trainer import FROZEN, TokenizerTrainer, starting_point
 from ggm_image.weights import save_weights
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded pictures that are kept; more are decoded anew every epoch
@@ -117,10 +117,6 @@ def train_tokenizer(
         log.close()
     plot_at_the_end(out)
     return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
-
-
-FROZEN = ("encoder.", "quant_conv.", "quantize.")
-"""Of these weights the tokens are made."""
 
 
 def _check_exact(tokenizer: VQGAN, dtype: str) -> None:

@@ -23,6 +23,9 @@ from ggm_image.training.engine import Clock, Ema, learning_rate, random_state, s
 from ggm_image.training.perceptual import load_perceptual
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
 
+FROZEN = ("encoder.", "quant_conv.", "quantize.")
+"""Names of the weights that the tokens are made of begin so."""
+
 
 class TokenizerTrainer:
     """Everything that changes while a tokenizer is trained, and one step of it."""
@@ -40,8 +43,8 @@ class TokenizerTrainer:
             raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
         self.model.quantize.requires_grad_(False)
         if config.train.decoder_only:
-            self.model.encoder.requires_grad_(False)
-            self.model.quant_conv.requires_grad_(False)
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(not name.startswith(FROZEN))
         self.model.decoder.give_pre_end = True  # the last layer is apart: its gradient norms weigh the GAN
         self.codebook = CodebookEMA(
             config.architecture.n_embed, config.architecture.embed_dim, config.train.codebook_decay
@@ -211,6 +214,7 @@ class TokenizerTrainer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "decoder_only": self.train.decoder_only,
             "restarted": self.restarted,
             "start_sha256": self.start_sha256,
             "seconds": self.clock.seconds,
@@ -225,8 +229,13 @@ class TokenizerTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # a checkpoint of an earlier version knows neither of the three
+        if (begun := state.get("decoder_only", False)) != self.train.decoder_only:
+            what, fix = "train.decoder_only must stay what the run was begun with", "give another --out"
+            raise UserError(what, f"{begun}, now {self.train.decoder_only}", fix)
         self.step, self.clock = state["step"], Clock(state["seconds"])
-        self.restarted, self.start_sha256 = state["restarted"], state["start_sha256"]
+        self.restarted = state.get("restarted", 0)
+        self.start_sha256 = state.get("start_sha256", self.start_sha256)
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.ema.load(state["ema"])

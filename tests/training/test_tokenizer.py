@@ -170,6 +170,10 @@ def test_a_decoder_alone_that_cannot_be(config: Path, class_folder: Path, tmp_pa
     with pytest.raises(UserError, match=r"must hold the encoder's weights exactly .*float16 rounds encoder"):
         train_tokenizer(config, class_folder, tmp_path / "no", overrides=half)
     assert not (tmp_path / "no").exists()
+    # begun with its encoder, whose tokens are no longer those of the start; seen to fail with torch's own error
+    on = [f"start={start}", "train.decoder_only=true", "train.steps=2"]
+    with pytest.raises(UserError, match=r"decoder_only must stay .*False, now True"):
+        train_tokenizer(config, class_folder, tmp_path / "start", overrides=on, resume=True)
 
 
 @pytest.mark.parametrize("path", sorted(resource_dir("configs").glob("tokenizer_*.yaml")), ids=lambda p: p.stem)
