@@ -167,9 +167,16 @@ STRATEGIES = ("auto", "ddp", "fsdp")
 
 @dataclass(kw_only=True)
 class GeneratorConfig:
-    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it."""
+    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it.
+
+    Attributes:
+        start: a trained model to go on from, by name or folder, of the same tokenizer and sizes: every weight is taken
+            over; a class of the same name keeps its embedding, any other starts as no class in particular. Empty for
+            a network of its own.
+    """
 
     format_version: int = 1
+    start: str = ""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     tokenizer: TokenizerRef = field(default_factory=TokenizerRef)
     data: DataConfig = field(default_factory=DataConfig)

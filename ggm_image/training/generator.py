@@ -53,10 +53,10 @@ from ggm_image.training.evaluation import (
     draw_grid,
     held_out_nll,
     mean_nll,
-    own_tokenizer,
 )
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.shards import cut, whole, whole_tensor
+from ggm_image.training.starting_weights import set_starting_weights, trained_network
 from ggm_image.training.training_tokens import fit_to_cache, load_tokens
 
 COLUMNS = (
@@ -154,6 +154,8 @@ def _check_run(
     share_rows(settings.train.batch_size, 0, processes, settings.train.accumulate)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
+    if settings.start and not has_checkpoint(out):
+        trained_network(settings.start, settings.network, cache.manifest)
     return cache, *load_tokens(settings, cache)
 
 
@@ -196,8 +198,8 @@ class GeneratorTrainer:
 
         torch.manual_seed(train.seed)
         network = self.make_network()
-        if train.start_from_codes and not has_checkpoint(out):
-            self._start_from_codes(network)
+        if not has_checkpoint(out):
+            set_starting_weights(network, config, manifest, self.say)
         network.recompute = train.activation_checkpointing
         self.network = network
         self.order = DataOrder(len(training), train.batch_size, train.seed)
@@ -224,14 +226,6 @@ class GeneratorTrainer:
     def make_network(self) -> Transformer:
         """The untrained network; another architecture overrides this."""
         return Transformer(self.config.network)
-
-    def _start_from_codes(self, network: Transformer) -> None:
-        try:
-            vectors = own_tokenizer(self.manifest).code_vectors()
-        except (UserError, OSError, NotImplementedError) as error:
-            self.say(f"all codes start at random, which takes longer: {error}")
-            return
-        network.start_from_codes(vectors, torch.Generator().manual_seed(self.config.train.seed))
 
     def make_criterion(self, network: Transformer) -> Criterion:
         """The loss of the run; another training method overrides this, or `corrupt`, or both."""
