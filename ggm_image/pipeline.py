@@ -246,7 +246,7 @@ class Model:
             "device": self.device,
         }
         denoiser = truncated(
-            guided(self._denoiser(height, width), settings.guidance, self.null_label),
+            guided(self._denoiser(height, width), settings.guidance, self.null_label, power=settings.guidance_power),
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,

@@ -157,27 +157,40 @@ def sample_signal(
     return _by_pattern(job, draw)
 
 
-def guided(denoiser: Denoiser, weight: float, null_label: int) -> Denoiser:
-    """Classifier-free guidance on the clean-token logits: u = u_uncond + weight (u_cond - u_uncond).
+def guided(denoiser: Denoiser, weight: float, null_label: int, *, power: float = 0.0) -> Denoiser:
+    """Classifier-free guidance on the clean-token logits: u = u_uncond + w (u_cond - u_uncond).
 
-    weight 1 is the denoiser itself and 0 the unconditional one, a call each; any other weight doubles the
-    batch. `null_label` is the class id that stands for "no class".
+        w = 1 + (weight - 1) m^power,   m = the mean level of the row's sites
+
+    With power 0 the weight is the same throughout. With a larger one it grows while the picture comes to be: what
+    is placed first, and decides the view, is drawn from the class as it is, and the rest is made to fit it. Muse
+    (arXiv 2301.00704) lets it grow linearly with the step; here it is the share of the picture that is there.
+
+    w = 1 is the denoiser itself and 0 the unconditional one, a call each; any other doubles the batch.
+    `null_label` is the class id that stands for "no class".
     """
     if not math.isfinite(weight):
         raise UserError("the guidance weight must be finite", weight, "1 turns guidance off")
+    if not (power >= 0 and math.isfinite(power)):
+        raise UserError("the power of guidance must not be negative", power, "0 is the same weight throughout")
     if weight == 1:
         return denoiser
 
     def guided_denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise UserError("guidance needs classes", "no labels", "pass labels, or weight 1")
+        w: float | Tensor = weight
+        if power > 0:
+            w = 1 + (weight - 1) * levels.float().mean(dim=1).pow(power)[:, None, None]  # (B, 1, 1)
+            if bool((w == 1).all()):
+                return denoiser(tokens, levels, sites, labels)
         null = torch.full_like(labels, null_label)
-        if weight == 0:
+        if power == 0 and weight == 0:
             return denoiser(tokens, levels, sites, null)
         both_sites = sites if sites.ndim == 1 else sites.repeat(2, 1)
         both = denoiser(tokens.repeat(2, 1), levels.repeat(2, 1), both_sites, torch.cat([labels, null]))
         conditional, unconditional = both.chunk(2)
-        return unconditional + weight * (conditional - unconditional)
+        return unconditional + w * (conditional - unconditional)
 
     return guided_denoiser
 

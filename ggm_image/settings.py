@@ -14,6 +14,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "block": (1, 1 << 30),
     "first_block": (1, 1 << 30),
     "guidance": (-1000, 1000),
+    "guidance_power": (0, 1000),
     "temperature": (1e-6, 1e6),
     "top_k": (1, 1 << 30),
     "top_p": (1e-9, 1),
@@ -36,6 +37,8 @@ class Settings:
         curve: level curve of "schedule": sqrt, cosine, linear.
         site_order: which sites share a block: bayer, halton, random.
         guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
+        guidance_power: how the weight grows from 1 while the picture comes to be, see `sampler.guided`; with 0 it is
+            the same throughout.
         temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
         revise_share: of a block, drawn anew in a revision call of "signal".
         confidence_noise: Gumbel noise on the choice of sites of "signal", annealed to 0.
@@ -49,6 +52,7 @@ class Settings:
     curve: str = "sqrt"
     site_order: str = "bayer"
     guidance: float = 1.0
+    guidance_power: float = 0.0
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None

@@ -96,6 +96,16 @@ def test_guidance_needs_no_more_than_the_class(model: Model) -> None:
     assert torch.equal(a, model.sample_tokens([1, 2], seed=1, settings=unguided))
 
 
+def test_guidance_that_grows_leaves_the_first_call_alone(model: Model) -> None:
+    # Seen to fail with the power not handed on.
+    draw = [
+        model.sample_tokens([0, 1, 2], seed=1, settings=Settings(block=1 << 20, guidance=weight, guidance_power=power))
+        for weight, power in ((1.0, 0.0), (9.0, 1.0), (9.0, 0.0))
+    ]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
 def test_inpaint_changes_no_known_pixel(model: Model, mode: str) -> None:
     # seen to fail when the decoded picture was returned without compositing

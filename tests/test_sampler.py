@@ -382,6 +382,20 @@ def test_guidance():
         got = guided(recorder, 2.5, 9)(tokens, levels, sites, labels)
         torch.testing.assert_close(got, without + 2.5 * (with_class - without))
         assert [len(question[0]) for question in recorder.asked] == [3, 6]
+        recorder.asked.clear()
+        growing = guided(recorder, 2.5, 9, power=2.0)
+        weight = 1 + 1.5 * levels.mean(dim=1)[:, None, None] ** 2
+        got = growing(tokens, levels, sites, labels)
+        torch.testing.assert_close(got, without + weight * (with_class - without))
+        torch.testing.assert_close(
+            growing(tokens, torch.ones(3, 6), sites, labels),
+            guided(recorder, 2.5, 9)(tokens, torch.ones(3, 6), sites, labels),
+        )
+        recorder.asked.clear()
+        growing(tokens, torch.zeros(3, 6), sites, labels)  # nothing is there yet: the class as it is, in one call
+        assert [len(question[0]) for question in recorder.asked] == [3]
+    with pytest.raises(UserError, match="power of guidance"):
+        guided(recorder, 2.0, 9, power=-1.0)
     with pytest.raises(UserError, match="needs classes"):
         guided(recorder, 2.0, 9)(tokens, levels, torch.tensor([1]), None)
 

@@ -71,8 +71,12 @@ def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
 
 
 def passes(row: dict[str, Any]) -> int:
-    """Passes of the network for each picture: a guided call is two."""
-    return row["calls"] * (1 if row["settings"]["guidance"] in (0, 1) else 2)
+    """Passes of the network for each picture: a guided call is two, unless it is a first one of weight 1."""
+    s = row["settings"]
+    grows = s["guidance_power"] > 0
+    if s["guidance"] == 1 or (s["guidance"] == 0 and not grows):
+        return int(row["calls"])
+    return int(2 * row["calls"] - (grows and s["order"] == "signal"))
 
 
 def undominated(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -163,7 +167,7 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
     for row in results:
         s = row["settings"]
         name = f"{s['order']}, {'one sweep' if s['sweeps'] == 1 else 'several sweeps'}"
-        name += f", guidance {s['guidance']:g}" if s["guidance"] != 1 else ""
+        name += f", guidance {'up to ' if s['guidance_power'] else ''}{s['guidance']:g}" if s["guidance"] != 1 else ""
         points = lines.setdefault(name, {})
         points[row["calls"]] = min(points.get(row["calls"], float("inf")), row["distance"])
     figure, axes = plt.subplots(figsize=(8.6, 3.8), layout="constrained")

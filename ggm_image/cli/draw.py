@@ -42,6 +42,11 @@ def sampler_options(command: Any) -> Any:
             click.option("--sweeps", type=click.IntRange(min=1), help="Visits of every site."),
             click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
             click.option("--guidance", type=float, help="Classifier-free guidance weight; 1 is off."),
+            click.option(
+                "--guidance-power",
+                type=click.FloatRange(min=0),
+                help="Let it grow with the picture: 1 linearly, 0 not.",
+            ),
             click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="1 is off."),
             click.option("--top-k", type=click.IntRange(min=1), help="Keep the K likeliest codes."),
             click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep this much probability."),
@@ -52,7 +57,7 @@ def sampler_options(command: Any) -> Any:
 
 
 def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
-    names = ("order", "sweeps", "block", "guidance", "temperature", "top_k", "top_p")
+    names = ("order", "sweeps", "block", "guidance", "guidance_power", "temperature", "top_k", "top_p")
     return model.settings(preset, **{name: options[name] for name in names})
 
 

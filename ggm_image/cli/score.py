@@ -11,8 +11,8 @@ from ggm_image.cli.options import device_option, json_option, own_device, print_
 from ggm_image.errors import UserError
 
 _SHOWN_CLASSES = 40
-_OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "temperature", "top_k", "top_p",
-              "compiled")  # fmt: skip
+_OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "guidance_power", "temperature",
+              "top_k", "top_p", "compiled")  # fmt: skip
 
 
 @click.command()

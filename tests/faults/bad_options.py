@@ -30,7 +30,17 @@ def _options(w: World) -> Iterator[Case]:
     commands: dict[str, tuple[Callable[[Path], list[str]], tuple[str, ...]]] = {
         "sample": (
             lambda f: w.sample(f / "out.png"),
-            ("-n", "--sweeps", "--block", "--guidance", "--temperature", "--top-k", "--top-p", "--seed"),
+            (
+                "-n",
+                "--sweeps",
+                "--block",
+                "--guidance",
+                "--guidance-power",
+                "--temperature",
+                "--top-k",
+                "--top-p",
+                "--seed",
+            ),
         ),
         "inpaint": (
             lambda f: w.inpaint(f / "out.png"),

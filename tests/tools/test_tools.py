@@ -161,8 +161,8 @@ def test_a_grid_has_every_combination_once(tool: ModuleType) -> None:
 def test_what_is_not_dominated_is_bold(tool: ModuleType) -> None:
     """A guided call costs two. Seen to fail with calls in place of passes."""
 
-    def row(calls: int, distance: float, guidance: float = 1.0) -> dict[str, Any]:
-        settings = asdict(tool.Settings(guidance=guidance))
+    def row(calls: int, distance: float, guidance: float = 1.0, **more: Any) -> dict[str, Any]:
+        settings = asdict(tool.Settings(guidance=guidance, **more))
         return {"settings": settings, "n": 9, "calls": calls, "distance": distance, "class_accuracy": None}
 
     rows = [row(8, 3.0), row(8, 2.0, 3.0), row(16, 1.9), row(16, 2.0), row(32, 1.9), row(32, 1.0)]
@@ -170,3 +170,6 @@ def test_what_is_not_dominated_is_bold(tool: ModuleType) -> None:
     table = tool.table(rows, "test")
     assert table.count("**") == 6
     assert "| 8 | 16 | signal" in table
+    growing = [row(8, 2.0, weight, guidance_power=1.0) for weight in (1.0, 0.0, 3.0)]
+    assert [tool.passes(r) for r in [*growing, row(8, 2.0, 0.0)]] == [8, 15, 15, 8]
+    assert tool.passes(row(8, 2.0, 3.0, guidance_power=1.0, order="schedule")) == 16
