@@ -114,6 +114,35 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
+@contextmanager
+def held(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep a folder from other processes that ask for it so: two runs in one would write over each other's files.
+
+    The system lets go of it however this process ends. Where there are no such locks (Windows, most network file
+    systems), nothing is kept.
+
+    Raises:
+        UserError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fix = "wait for its end, or choose another folder"
+            raise UserError("another process is at work in the folder", folder, fix) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_together(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
     """As `atomic_path`, where other processes may write the same file at the same time, and tidy up behind themselves.
 

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ggm_image.files import (
     atomic_folder,
     atomic_path,
     create_json,
+    held,
     progress,
     remove_temporaries,
     sha256_file,
@@ -132,3 +135,20 @@ def test_of_several_processes_one_makes_a_file(tmp_path: Path, monkeypatch: pyte
     assert not create_json(tmp_path / "a.json", {"by": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"by": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
+    """Seen to fail with nothing locked."""
+    script = (
+        "import sys, time\nfrom ggm_image.files import held\nwith held(sys.argv[1]): print(flush=True), time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another process is at work"), held(tmp_path):
+            pass
+        other.kill()
+    with held(tmp_path), pytest.raises(UserError, match="another process"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ the order of the data depends on how many there are.
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torch import Tensor
 from ggm_image.compilation import cannot_compile
 from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import Elsewhere, UserError
-from ggm_image.files import remove_temporaries
+from ggm_image.files import held, remove_temporaries
 from ggm_image.glauber import add_noise
 from ggm_image.model_files import PRESETS, export_model
 from ggm_image.network import Transformer
@@ -104,8 +105,8 @@ def train_generator(
         The exported model's folder, ``out``/model.
 
     Raises:
-        UserError: a bad config, a cache of another tokenizer, a run in ``out`` without ``resume``, a loss that is
-            not finite, another process of the run that has died.
+        UserError: a bad config, a cache of another tokenizer, a run in ``out`` without ``resume`` or with another
+            process at work on it, a loss that is not finite, another process of the run that has died.
         Elsewhere: another process has raised what this one would.
         KeyboardInterrupt: after Ctrl-C or SIGTERM to any process, once everything is saved.
     """
@@ -125,18 +126,20 @@ def train_generator(
         cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world)
     with first_speaks():
         checkpoint = load_checkpoint(out, crew) if resume and has_checkpoint(out) else None
-    with crew.together():
-        if crew.first:
-            out.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(out, out / "model", out / "samples")
-            save_config(out / "config.yaml", settings)
-    make = method or GeneratorTrainer
-    trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report, crew=crew)
-    with crew.together():
-        if checkpoint is not None:
-            trainer.load_state_dict(checkpoint)
-            del checkpoint
-    return trainer.fit()
+    with ExitStack() as until_the_end:
+        with crew.together():
+            if crew.first:
+                out.mkdir(parents=True, exist_ok=True)
+                until_the_end.enter_context(held(out))
+                remove_temporaries(out, out / "model", out / "samples")
+                save_config(out / "config.yaml", settings)
+        make = method or GeneratorTrainer
+        trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report, crew=crew)
+        with crew.together():
+            if checkpoint is not None:
+                trainer.load_state_dict(checkpoint)
+                del checkpoint
+        return trainer.fit()
 
 
 def _check_run(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ggm_image.data.encode import Prefetch, check_image_size
 from ggm_image.data.images import ImageSource, image_grid, open_source, save_png, to_model, to_uint8
 from ggm_image.errors import UserError
-from ggm_image.files import remove_temporaries, sha256_file, write_text
+from ggm_image.files import held, remove_temporaries, sha256_file, write_text
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.config import load_config, plain, save_config
 from ggm_image.training.engine import (
@@ -84,7 +84,8 @@ def train_tokenizer(
         The exported tokenizer folder.
 
     Raises:
-        UserError: for a wrong config or data, a run that exists, or a loss that is not finite.
+        UserError: for a wrong config or data, a run that exists, another process at work on it, or a loss that is not
+            finite.
     """
     config, out = load_config(TokenizerTrainConfig, config_path, overrides), Path(out)
     if has_checkpoint(out) and not resume:
@@ -107,16 +108,17 @@ def train_tokenizer(
         trainer.load_state_dict(state["trainer"])
         order.load_state_dict(state["order"])
     out.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out, out / "tokenizer", out / "reconstructions")
-    save_config(out / "config.yaml", config)
-    log = Log(out, COLUMNS, trainer.step)
-    try:
-        with Stop() as stop:
-            _loop(trainer, pictures, order, out, log, stop)
-    finally:
-        log.close()
-    plot_at_the_end(out)
-    return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
+    with held(out):
+        remove_temporaries(out, out / "tokenizer", out / "reconstructions")
+        save_config(out / "config.yaml", config)
+        log = Log(out, COLUMNS, trainer.step)
+        try:
+            with Stop() as stop:
+                _loop(trainer, pictures, order, out, log, stop)
+        finally:
+            log.close()
+        plot_at_the_end(out)
+        return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
 
 
 def _check_exact(tokenizer: VQGAN, dtype: str) -> None:

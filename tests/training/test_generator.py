@@ -12,7 +12,7 @@ import torch
 
 from ggm_image.data.token_cache import Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
+from ggm_image.files import held, sha256_file
 from ggm_image.model_files import find_model, load_network
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.training import generator as module
@@ -117,6 +117,15 @@ def test_a_run_leaves_a_model_that_loads(run: Callable[..., Path], tmp_path: Pat
     rows = log_of(tmp_path / "run")
     assert [row["step"] for row in rows if row["loss"]] == ["2", "4", "6", "8", "10", "12"]
     assert [row["step"] for row in rows if row["nll"]] == ["6", "12"]
+
+
+def test_one_process_at_a_time_trains_a_run(run: Callable[..., Path], tmp_path: Path) -> None:
+    run("run", "train.steps=2")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with held(tmp_path / "run"), pytest.raises(UserError, match="another process is at work in the folder"):
+        run("run", "train.steps=4", resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    run("run", "train.steps=4", resume=True)
 
 
 def test_a_cut_run_goes_on_bit_for_bit(

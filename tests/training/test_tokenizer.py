@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ggm_image import load_tokenizer
 from ggm_image.data.encode import check_tokenizer, encode
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
+from ggm_image.files import held, sha256_file
 from ggm_image.metrics.sides import TokenSide
 from ggm_image.resources import resource_dir
 from ggm_image.tokenizers.convert import convert_tokenizer
@@ -107,6 +107,13 @@ def test_training_goes_on_from_a_published_tokenizer(class_folder: Path, tmp_pat
     with pytest.raises(UserError, match=r"family taming only .*GumbelVQGAN"):
         train_tokenizer(path, class_folder, tmp_path / "no", overrides=[f"start={layouts.gumbel(tmp_path / 'g')}"])
     assert not (tmp_path / "no").exists()
+
+
+def test_one_process_at_a_time_trains_a_run(config: Path, class_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run"), pytest.raises(UserError, match="another process is at work in the folder"):
+        train_tokenizer(config, class_folder, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_the_log_counts_every_restart(config: Path, class_folder: Path, tmp_path: Path) -> None:
