@@ -47,8 +47,8 @@ def paste_patch(picture: Image.Image, other: Image.Image) -> Image.Image:
 @click.command(help=__doc__)
 @click.argument("samples", type=click.Path(path_type=Path))
 @click.option("--model", "model_name", default="cifar10", show_default=True)
-@click.option("--pick", default="7,19,18,10,3", show_default=True, help="Sample of each row, one a kind of hole.")
-@click.option("--patch", default="10,3", show_default=True, help="The damaged sample, and the one its patch is from.")
+@click.option("--pick", default="7,1,18,8,14", show_default=True, help="Sample of each row, one a kind of hole.")
+@click.option("--patch", default="8,1", show_default=True, help="The damaged sample, and the one its patch is from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="inpainting", show_default=True)
 def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: Path) -> None:
