@@ -41,7 +41,7 @@ def sampler_options(command: Any) -> Any:
             click.option("--order", type=click.Choice(["schedule", "signal"]), help="How the next block is chosen."),
             click.option("--sweeps", type=click.IntRange(min=1), help="Visits of every site."),
             click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
-            click.option("--guidance", type=float, help="Classifier-free guidance weight; 1 is off."),
+            click.option("--guidance", type=float, help="Guidance weight, in the end where it grows; 1 is off."),
             click.option(
                 "--guidance-power",
                 type=click.FloatRange(min=0),

@@ -150,6 +150,8 @@ def main() -> int:
             kept &= differ == 0 and largest < TOLERANCE
             print(f"{name}: {differ} tokens differ, pixels by at most {largest:.1e}", flush=True)
         return 0 if kept else 1
+    if options.pictures is None:
+        parser.error("PICTURES is missing")
     source = open_source(options.pictures)
     step = max(1, len(source) // options.number)
     chosen = [source[k * step] for k in range(min(options.number, len(source)))]

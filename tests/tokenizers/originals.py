@@ -54,11 +54,16 @@ class Original:
         entries: Tensor = self.module.quantize.get_codebook_entry(tokens.flatten(), (*tokens.shape, width))
         return entries
 
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decoded(self, tokens: Tensor) -> Tensor:
+        """What the decoder gives, in its own range."""
         z = self.entries(tokens, self.codebook().shape[1])
         if hasattr(self.module, "post_quant_conv"):
             z = self.module.post_quant_conv(z)
         pictures: Tensor = self.module.decoder(z)
+        return pictures
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        pictures = self.decoded(tokens)
         return (2 * pictures - 1 if self.unit_range else pictures).clamp(-1, 1)
 
     def draw(self, pictures: Tensor) -> None:
@@ -69,16 +74,10 @@ class Original:
         z = self.latents(pictures).transpose(0, 1).flatten(1)
         self.draw_codes(z.mean(dim=1), z.std(dim=1))
         last = self.module.decoder.conv_out
-        made = self.module.decoder(self._random_entries(pictures))
+        made = self.decoded(self.tokens(self.latents(pictures)))
         factor, centre = (0.2, 0.5) if self.unit_range else (0.4, 0.0)
         last.weight.mul_(factor / made.std())
-        last.bias.add_(centre - last.bias)
-
-    def _random_entries(self, pictures: Tensor) -> Tensor:
-        tokens = self.tokens(self.latents(pictures))
-        z = self.entries(tokens, self.codebook().shape[1])
-        post = getattr(self.module, "post_quant_conv", None)
-        return z if post is None else post(z)
+        last.bias.fill_(centre)
 
     def draw_codes(self, mean: Tensor, std: Tensor) -> None:
         weight = self.codebook()
