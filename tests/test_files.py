@@ -145,9 +145,11 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UserError, match="another process is at work"), held(tmp_path):
-            pass
-        other.kill()
+        try:
+            with pytest.raises(UserError, match="another process is at work"), held(tmp_path):
+                pass
+        finally:
+            other.kill()
     with held(tmp_path), pytest.raises(UserError, match="another process"), held(tmp_path):
         pass
     with held(tmp_path):
