@@ -75,7 +75,8 @@ def test_typed_and_licensed(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "ggm_image/py.typed" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for name in ("LICENSE", "NOTICE"):
+        assert any(path.endswith(f"licenses/{name}") for path in names)
 
 
 def test_sdist_holds_what_a_build_needs(built):
