@@ -10,7 +10,7 @@
 | `head` | set3 by Julian Peter Arias: face, wave, antenna, eyes, eyebrows, nose, mouth | 4,000, 290 |
 
 The artwork is CC BY 3.0 (set1: or 4.0): credit the authors wherever you publish the images or a model's samples.
-Writes OUT/train/CLASS/NUMBER.png and OUT/val/CLASS/NUMBER.png, 28,000 and 2,030 of them in about four minutes. No
+Writes OUT/train/CLASS/NUMBER.png and OUT/val/CLASS/NUMBER.png, 28,000 and 2,030 of them in about two minutes. No
 combination of parts occurs twice, and none of a robot occurs in two colours, so validation shares no composition with
 training. The pixels depend on the seed and the counts only; the validation images on the seed and --val only. Layers
 are composed at 256 x 256 pixels on a soft grey (white robots would vanish on white), then downsampled.
