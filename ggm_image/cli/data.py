@@ -32,7 +32,7 @@ from ggm_image.errors import UserError
     show_default=True,
     help="Pictures that it decodes.",
 )
-@click.option("--features", metavar="NAME", help="Also report the rFID: inception, clip, timm:NAME or a FILE.pt.")
+@click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Pictures a pass; fits the device by default.")
 @click.option(
     "--precision",

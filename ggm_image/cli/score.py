@@ -26,12 +26,12 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
     default="inception",
     show_default=True,
     metavar="NAME",
-    help="inception, clip, timm:NAME, or a TorchScript FILE.pt.",
+    help="inception, clip, efficientnet-lite0, timm:NAME, or a TorchScript FILE.pt.",
 )
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="Local file with the weights of inception or timm:NAME, instead of a download.",
+    help="Local file with the weights of inception, efficientnet-lite0 or timm:NAME, instead of a download.",
 )
 @click.option(
     "--metrics", default="fid,kid,prdc", show_default=True, help="Which to take; the time of prdc grows with n^2."

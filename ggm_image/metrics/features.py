@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | ``inception`` | clean-fid's InceptionV3, the network of the FID | clean-fid's, to 299 x 299 |
 | ``clip`` | clean-fid's CLIP ViT-B/32, where the ``clip`` package is installed | clean-fid's, to 224 x 224 |
+| ``efficientnet-lite0`` | EfficientNet-Lite0 on ImageNet, ``pip install ggm-image[features]`` | bicubic, to 128 x 128 |
 | ``timm:NAME`` | any pretrained timm model without its head | the model's own |
 | ``FILE.pt`` | a TorchScript file: uint8 (N, 3, H, W) in, float (N, D) out | inside the file |
 
@@ -31,7 +32,7 @@ from ggm_image.files import sha256_file
 
 INCEPTION_VARIABLE = "GGM_IMAGE_INCEPTION"
 _INCEPTION_FILE = "inception-2015-12-05.pt"
-_FORMS = "inception, clip, timm:NAME or the path of a TorchScript FILE.pt"
+_FORMS = "inception, clip, efficientnet-lite0, timm:NAME or the path of a TorchScript FILE.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,11 @@ def load_extractor(
     """The feature network of a name, ready on ``device``.
 
     Args:
-        name: ``inception``, ``clip``, ``timm:NAME`` or the path of a TorchScript file. A TorchScript file
-            holds data and a program in TorchScript's own small language, no pickled Python objects; that
+        name: ``inception``, ``clip``, ``efficientnet-lite0``, ``timm:NAME`` or the path of a TorchScript file. Such a
+            file holds data and a program in TorchScript's own small language, no pickled Python objects; that
             program is run, so take files from people you trust.
-        weights: local file with the weights of ``inception`` or ``timm:NAME``, instead of a download.
+        weights: local file with the weights of ``inception``, ``efficientnet-lite0`` or ``timm:NAME``, instead of a
+            download or the package's.
             For Inception the environment variable ``GGM_IMAGE_INCEPTION`` does the same.
         device: where to run it.
 
@@ -114,8 +116,14 @@ def load_extractor(
         return _inception(weights, device)
     if name.startswith("timm:"):
         return _timm(name, weights, device)
+    if name == "efficientnet-lite0":
+        from ggm_image.metrics import efficientnet_lite0
+
+        return efficientnet_lite0.load_extractor(weights, device)
     if weights is not None:
-        raise UserError("only inception and timm:NAME take a file of weights", name, "leave --weights out")
+        raise UserError(
+            "only inception, efficientnet-lite0 and timm:NAME take a file of weights", name, "leave --weights out"
+        )
     if name == "clip":
         return _clip(device)
     path = Path(name)
@@ -123,7 +131,7 @@ def load_extractor(
         return _torchscript(path, device)
     if path.suffix or os.sep in name:
         raise UserError("file of features not found", name, f"give {_FORMS}")
-    near = difflib.get_close_matches(name, ["inception", "clip"], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, ["inception", "clip", "efficientnet-lite0"], n=1, cutoff=0.5)
     raise UserError("unknown features", name, f"did you mean {near[0]}?" if near else f"give {_FORMS}")
 
 
