@@ -80,6 +80,21 @@ def test_masks_from_transparent_pictures(tool: ModuleType, tmp_path: Path, capsy
     assert not (tmp_path / "no").exists()
 
 
+@on("chequered")
+def test_chequered_patches_of_folders(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of several sizes; each counts once, whatever its number of cells."""
+    y, x = np.mgrid[:16, :16]
+    board = np.where((x + y) % 2, 255, 0).astype(np.uint8)
+    patch = np.full((16, 16), 90, np.uint8)
+    patch[4:8, 8:12] = np.where(board[4:8, 8:12], 130, 50)  # one cell of 16
+    images = {"a": board, "b": np.zeros((16, 16), np.uint8), "c": np.zeros((8, 12), np.uint8), "d": patch}
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    assert tool.run(tool.main, [str(tmp_path)]) == 0
+    share = (1 + 0 + 0 + 1 / 16) / 4
+    assert capsys.readouterr().out == f"{tmp_path}: 4 images, {share:.3%} of cells, 50.0% of images\n"
+
+
 @on("compare_inpainting")
 def test_seam_counts_every_pair_across_the_border_once(tool: ModuleType) -> None:
     """A square of 3 x 3 has twelve neighbours; only steps across the border count."""
