@@ -24,7 +24,7 @@ from ggm_image.errors import UserError
 @click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
-@click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM, codebook use; draw pictures.")
+@click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.")
 @click.option(
     "--report-images",
     type=click.IntRange(1),
@@ -192,6 +192,9 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
         click.echo(f"PSNR {report['psnr_db']['mean']:.2f} dB, SSIM {report['ssim']['mean']:.4f}", nl=False)
         click.echo(f" (mean of {report['images']} pictures)")
         click.echo(f"codes used {use['share']:.1%} of {use['size']}, perplexity {use['perplexity']:.0f}")
+        originals, reconstructions = (report["chequered"][side] for side in ("originals", "reconstructions"))
+        click.echo(f"chequered cells {reconstructions['cells']:.3%} (originals {originals['cells']:.3%})", nl=False)
+        click.echo(f", images {reconstructions['images']:.1%} (originals {originals['images']:.1%})")
         if frechet := report.get("frechet"):
             for warning in frechet["warnings"]:
                 click.echo(f"warning: {warning}", err=True)

@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of a set of pictures: PSNR, SSIM, rFID, codebook use, and pictures to look at.
+"""What a tokenizer keeps of images: PSNR, SSIM, rFID, chequered patches, codebook use, and images to look at.
 
 It is the ceiling of every picture that is drawn with these codes, to be seen before any model is trained on them.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ggm_image.data.encode import Prefetch, decode_batch, default_workers, fitting_batch
@@ -17,6 +17,7 @@ from ggm_image.data.images import ImageSource, image_grid, save_png
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.files import progress, write_json
+from ggm_image.metrics.checker import CELL, THRESHOLD, chequered_share
 from ggm_image.metrics.features import Extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
 from ggm_image.metrics.image_quality import psnr_each, ssim_each
@@ -78,6 +79,7 @@ def report(
     rows = torch.randperm(len(cache), generator=generator)[:images]
     shown: list[Tensor] = []
     quality: list[Tensor] = []
+    chequered: list[Tensor] = []
     worst: list[tuple[float, int, Tensor]] = []
     distance = None if extractor is None else _Distance(extractor)
     flip = bool(manifest.preprocessing.get("flip"))
@@ -90,6 +92,7 @@ def report(
         tokens = cache.tokens(rows[done : done + len(group)])
         decoded = decode_batch(tokenizer, tokens, batch_size, device)
         quality.append(torch.stack([psnr_each(original, decoded), ssim_each(original, decoded)]))
+        chequered.append(torch.stack([chequered_share(original), chequered_share(decoded)]))
         pairs = torch.stack([original, decoded], dim=1)
         found = zip(quality[-1][0].tolist(), group, pairs, strict=True)
         worst = sorted([*worst, *((psnr, item, pair.clone()) for psnr, item, pair in found)], key=lambda w: w[:2])
@@ -107,9 +110,11 @@ def report(
         "seed": seed,
         "psnr_db": {"mean": float(psnr.mean()), "min": float(psnr.min()), "max": float(psnr.max())},
         "ssim": {"mean": float(ssim.mean()), "min": float(ssim.min()), "max": float(ssim.max())},
+        "chequered": _chequered(torch.cat(chequered, dim=1)),
         "codebook": {"size": manifest.codebook_size, "tokens": total, **use},
         "protocol": "8-bit RGB; PSNR and SSIM per image, then averaged; "
-        "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged",
+        "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged; "
+        f"chequered: share of cells of {CELL} x {CELL} pixels with an energy above {THRESHOLD}, and of images with any",
         "tokenizer": {
             "name": manifest.tokenizer_name,
             "sha256": manifest.tokenizer_sha256,
@@ -123,6 +128,12 @@ def report(
     save_png(_side_by_side([picture for _, _, pair in worst for picture in pair]), Path(cache.folder) / "worst.png")
     write_json(Path(cache.folder) / "report.json", result)
     return result
+
+
+def _chequered(shares: Float[Tensor, "2 n"]) -> dict[str, dict[str, float]]:
+    """Of originals and reconstructions: share of cells that are chequered, and of images with such a cell."""
+    sides = zip(("originals", "reconstructions"), shares, strict=True)
+    return {side: {"cells": float(x.mean()), "images": float((x > 0).double().mean())} for side, x in sides}
 
 
 class _Distance:

@@ -65,6 +65,7 @@ def test_encode_report_decode(class_folder: Path, tmp_path: Path, capsys: pytest
     assert "12 pictures as 2 x 2 tokens, 3 classes" in captured.out
     assert "PSNR" in captured.out
     assert "perplexity" in captured.out
+    assert "chequered cells 0.000% (originals 0.000%), images 0.0% (originals 0.0%)" in captured.out
     assert {"report.png", "report.json", "manifest.json"} <= {p.name for p in cache.iterdir()}
     assert run("decode", cache, out, "--device", "cpu", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"out": str(out), "count": 12}

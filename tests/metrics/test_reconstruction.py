@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
 from ggm_image.data.encode import encode
 from ggm_image.data.images import load_image, open_source
@@ -53,6 +55,29 @@ def test_the_picture_shows_pairs(flat_folder: Path, tmp_path: Path) -> None:
     assert sheet.shape == (3, 96, 4 * 2 * 96 + 3 * 8)
     # The report's own files do not stop the cache from being read or resumed.
     assert len(encode(source, tmp_path / "cache", tokenizer)) == 5
+
+
+def test_chequered_cells_of_originals_and_reconstructions(tmp_path: Path) -> None:
+    """Flat cells lose a chessboard; a decoder that adds one to a quarter of the cells is found out."""
+
+    class Chequering(MeanTokenizer):
+        def latent_images(self, tokens: Tensor) -> Tensor:
+            y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+            board = (1.0 - 2 * ((x + y) % 2)) * (x < 4)
+            return super().latent_images(tokens) + 0.5 * board
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    y, x = np.mgrid[:16, :16]
+    Image.fromarray(np.where((x + y) % 2, 200, 50).astype(np.uint8)).save(folder / "a.png")
+    Image.fromarray(np.full((16, 16), 128, np.uint8)).save(folder / "b.png")
+    source, found = open_source(folder), {}
+    for tokenizer in (MeanTokenizer(image_size=16), Chequering(image_size=16)):
+        cache = encode(source, tmp_path / type(tokenizer).__name__, tokenizer)
+        found[type(tokenizer)] = report(source, cache, tokenizer)["chequered"]
+    assert found[MeanTokenizer]["originals"] == found[Chequering]["originals"] == {"cells": 0.5, "images": 0.5}
+    assert found[MeanTokenizer]["reconstructions"] == {"cells": 0.0, "images": 0.0}
+    assert found[Chequering]["reconstructions"] == {"cells": 0.25, "images": 1.0}
 
 
 def mean_colours() -> Extractor:
