@@ -24,7 +24,12 @@ from ggm_image.errors import UserError
 @click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
-@click.option("--report", "wants_report", is_flag=True, help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.")
+@click.option(
+    "--report",
+    "wants_report",
+    is_flag=True,
+    help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.",
+)
 @click.option(
     "--report-images",
     type=click.IntRange(1),
@@ -33,6 +38,11 @@ from ggm_image.errors import UserError
     help="Pictures that it decodes.",
 )
 @click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`.")
+@click.option(
+    "--reference",
+    metavar="IMAGES",
+    help="With --features: other images. Also report the FD to them, of originals and of reconstructions.",
+)
 @click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Pictures a pass; fits the device by default.")
 @click.option(
     "--precision",
@@ -59,6 +69,7 @@ def encode(
     wants_report: bool,
     report_images: int,
     features: str | None,
+    reference: str | None,
     batch_size: int | None,
     precision: str,
     shard_size: int,
@@ -91,7 +102,7 @@ def encode(
         raise click.MissingParameter(ctx=click.get_current_context(), param_hint=hint, param_type=kind)
     from ggm_image.data.encode import encode as encode_source
     from ggm_image.data.encode import nearest_folder, open_pictures
-    from ggm_image.data.images import ImageSource
+    from ggm_image.data.images import ImageSource, open_source
     from ggm_image.data.manifest import shards_left
     from ggm_image.data.streams import read_classes
     from ggm_image.metrics.reconstruction import report
@@ -102,7 +113,7 @@ def encode(
     device = own_device(device)
     class_names = read_classes(classes) if classes else ()
     source = open_pictures(src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size)
-    extractor = None
+    extractor = others = None
     if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
         got = f"{part[1]} processes" if part[1] > 1 else src
         fix = "encode without it; for a report, encode a folder of some of the pictures in one process"
@@ -112,7 +123,11 @@ def encode(
 
         if not wants_report:
             raise UserError("--features belongs to --report", features, "add --report, or leave it out")
+        if reference is not None:
+            others = open_source(reference, scratch=nearest_folder(out))
         extractor = load_extractor(features, device=device)
+    elif reference is not None:
+        raise UserError("--reference belongs to --features", reference, "add --features, or leave it out")
     tokenizer = load_tokenizer(tokenizer_name, device=device)
     cache = encode_source(
         source,
@@ -160,6 +175,7 @@ def encode(
             seed=seed,
             workers=workers,
             extractor=extractor,
+            reference=others,
         )
     if as_json:
         print_json(summary)
@@ -199,6 +215,10 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
             for warning in frechet["warnings"]:
                 click.echo(f"warning: {warning}", err=True)
             click.echo(f"{frechet['metric']} {frechet['value']:.4f}")
+            if other := frechet.get("reference"):
+                pair = f"reconstructions {other['reconstructions']:.4f}, originals {other['originals']:.4f}"
+                click.echo(f"{other['metric']} to {other['images']} images of {other['source']}: {pair}", nl=False)
+                click.echo(f", excess {other['excess']:.4f}")
         worst = report["worst"][0]
         click.echo(f"worst: {worst['name']}, {worst['psnr_db']:.2f} dB")
         click.echo(f"{out / 'report.png'}, {out / 'worst.png'}, {out / 'report.json'}")

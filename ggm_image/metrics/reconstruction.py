@@ -51,6 +51,7 @@ def report(
     seed: int = 0,
     workers: int | None = None,
     extractor: Extractor | None = None,
+    reference: ImageSource | None = None,
 ) -> dict[str, Any]:
     """Compare a cache's reconstructions with the pictures that it was made from.
 
@@ -68,10 +69,18 @@ def report(
         workers: decoding threads; one a core by default.
         extractor: features whose Fréchet distance between the pictures and their reconstructions is measured, at
             the size at which they are encoded.
+        reference: other images, e.g. of the validation set. Of originals and of reconstructions, equally many, the
+            Fréchet distance to them is measured too: the difference is what the tokenizer costs, free of the bias that
+            the number of images gives both.
 
     Returns:
         What ``report.json`` holds.
+
+    Raises:
+        UserError: an image cannot be read, or there is a reference and no extractor.
     """
+    if reference is not None and extractor is None:
+        raise UserError("a reference needs features", reference.description, "pass an extractor")
     manifest = cache.manifest
     batch_size = fitting_batch(device, manifest.image_size) if batch_size is None else batch_size
     generator = torch.Generator().manual_seed(seed)
@@ -82,8 +91,15 @@ def report(
     chequered: list[Tensor] = []
     worst: list[tuple[float, int, Tensor]] = []
     distance = None if extractor is None else _Distance(extractor)
+    workers = workers or default_workers()
+    if distance is not None and reference is not None:
+        others = Prefetch(reference, manifest.image_size, workers=workers)
+        total = -(-len(reference) // batch_size)
+        batches = others.batches(range(len(reference)), batch_size)
+        for _, pictures in progress(batches, total=total, unit="batch", label="reference"):
+            distance.update_reference(_stack(pictures))
     flip = bool(manifest.preprocessing.get("flip"))
-    prefetch = Prefetch(source, manifest.image_size, workers=workers or default_workers(), flip=flip)
+    prefetch = Prefetch(source, manifest.image_size, workers=workers, flip=flip)
     items = manifest.item_of_row()[rows.numpy()].tolist()
     batches = prefetch.batches(items, batch_size)
     done = 0
@@ -122,7 +138,7 @@ def report(
         },
     }
     if distance is not None:
-        result["frechet"] = distance.result()
+        result["frechet"] = distance.result(None if reference is None else reference.description)
     result["worst"] = [{"name": source.names[item % len(source)], "psnr_db": psnr} for psnr, item, _ in worst]
     save_png(_side_by_side(shown), Path(cache.folder) / "report.png")
     save_png(_side_by_side([picture for _, _, pair in worst for picture in pair]), Path(cache.folder) / "worst.png")
@@ -137,29 +153,42 @@ def _chequered(shares: Float[Tensor, "2 n"]) -> dict[str, dict[str, float]]:
 
 
 class _Distance:
-    """Fréchet distance between originals and reconstructions, batch by batch: memory does not grow with them."""
+    """Fréchet distances of originals, reconstructions and a reference, batch by batch in constant memory."""
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
-        self.sides = [FeatureStatistics.empty(extractor.dimension) for _ in range(2)]
+        self.originals, self.decoded, self.reference = (FeatureStatistics.empty(extractor.dimension) for _ in range(3))
 
     def update(self, original: UInt8[Tensor, "n 3 h w"], decoded: UInt8[Tensor, "n 3 h w"]) -> None:
-        for side, pictures in zip(self.sides, (original, decoded), strict=True):
-            side.update(self.extractor(pictures))
+        self.originals.update(self.extractor(original))
+        self.decoded.update(self.extractor(decoded))
 
-    def result(self) -> dict[str, Any]:
+    def update_reference(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        self.reference.update(self.extractor(images))
+
+    def result(self, reference: str | None) -> dict[str, Any]:
+        title = self.extractor.title
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            value = frechet_distance(*self.sides)
-        title = self.extractor.title
-        return {
-            "metric": "rFID" if title == "FID" else f"r{title}",
-            "value": value,
-            "features": self.extractor.name,
-            "sha256": self.extractor.sha256,
-            "resize": self.extractor.resize,
-            "warnings": [str(warning.message) for warning in caught],
-        }
+            found: dict[str, Any] = {
+                "metric": "rFID" if title == "FID" else f"r{title}",
+                "value": frechet_distance(self.originals, self.decoded),
+                "features": self.extractor.name,
+                "sha256": self.extractor.sha256,
+                "resize": self.extractor.resize,
+            }
+            if reference is not None:
+                originals, decoded = (frechet_distance(x, self.reference) for x in (self.originals, self.decoded))
+                found["reference"] = {
+                    "source": reference,
+                    "images": self.reference.count,
+                    "metric": title,
+                    "originals": originals,
+                    "reconstructions": decoded,
+                    "excess": decoded - originals,
+                }
+        found["warnings"] = list(dict.fromkeys(str(warning.message) for warning in caught))
+        return found
 
 
 def _stack(pictures: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,11 +99,20 @@ def test_report_with_features(class_folder: Path, tmp_path: Path, capsys: pytest
     assert "rFD (colours) " in told
     assert "worst: " in told
     assert (tmp_path / "cache" / "worst.png").is_file()
+    options = [*options, "--reference", class_folder / "bee"]
+    assert run("encode", class_folder, tmp_path / "referred", *options) == 0
+    told = capsys.readouterr().out
+    assert f"FD (colours) to 5 images of {class_folder / 'bee'}: reconstructions " in told
+    assert re.search(r"originals \d+\.\d{4}, excess -?\d+\.\d{4}\n", told)
     assert_refused(
         capsys,
         run("encode", class_folder, tmp_path / "c", "--tokenizer", "mean", "--features", "inception"),
         "--features belongs to --report",
     )
+    wrong = ["--tokenizer", "mean", "--report", "--reference", tmp_path / "nowhere"]
+    assert_refused(capsys, run("encode", class_folder, tmp_path / "c", *wrong), "--reference belongs to --features")
+    code = run("encode", class_folder, tmp_path / "c", *wrong, "--features", tmp_path / "colours.pt")
+    assert_refused(capsys, code, "does not exist", "nowhere")
     assert not (tmp_path / "c").exists()
 
 

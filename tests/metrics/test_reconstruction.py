@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ggm_image.data.encode import encode
-from ggm_image.data.images import load_image, open_source
+from ggm_image.data.images import load_image, open_source, preprocess
+from ggm_image.errors import UserError
 from ggm_image.metrics.features import Extractor
 from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
 from ggm_image.metrics.image_quality import psnr_each
@@ -107,6 +110,30 @@ def test_the_distance_is_that_of_all_pictures(class_folder: Path, tmp_path: Path
     assert (found["metric"], found["warnings"]) == ("rFD (colours)", [])
     few = report(source, cache, tokenizer, images=3, extractor=mean_colours())["frechet"]
     assert "singular" in few["warnings"][0]
+
+
+def test_the_excess_over_a_reference(class_folder: Path, flat_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail with the originals taken for the reconstructions, and with the reference at its own size."""
+    source, reference, tokenizer = open_source(class_folder), open_source(flat_folder), MeanTokenizer(image_size=16)
+    cache = encode(source, tmp_path / "cache", tokenizer)
+    corner = mean_colours()
+    corner = replace(corner, network=lambda pictures: pictures[:, :, :5, :5].double().mean(dim=(2, 3)))
+    settings: dict[str, Any] = {"batch_size": 5, "images": 9, "seed": 2, "extractor": corner}
+    found = report(source, cache, tokenizer, reference=reference, **settings)["frechet"]
+    rows = torch.randperm(12, generator=torch.Generator().manual_seed(2))[:9].tolist()
+    pictures, others = ([preprocess(s[k], 16) for k in which] for s, which in ((source, rows), (reference, range(5))))
+    decoded = ((tokenizer.decode(cache.tokens(rows)) + 1) * 127.5).round().to(torch.uint8)
+    sides = [FeatureStatistics.of(corner(side)) for side in (pictures, decoded, others)]
+    originals, reconstructions = (frechet_distance(side, sides[2]) for side in sides[:2])
+    expected = {"originals": originals, "reconstructions": reconstructions, "excess": reconstructions - originals}
+    given = found["reference"]
+    assert {name: given[name] for name in expected} == pytest.approx(expected)
+    assert (given["images"], given["source"], given["metric"]) == (5, str(flat_folder), "FD (colours)")
+    assert abs(given["excess"]) > 1
+    assert found["value"] == pytest.approx(frechet_distance(*sides[:2]))
+    assert "reference" not in report(source, cache, tokenizer, **settings)["frechet"]
+    with pytest.raises(UserError, match="a reference needs features"):
+        report(source, cache, tokenizer, reference=reference)
 
 
 def test_the_worst_pictures_come_first(class_folder: Path, tmp_path: Path) -> None:
