@@ -43,6 +43,7 @@ class DDConfig:
     dropout: float = 0.0
     double_z: bool = False
     attn_type: str = "vanilla"  # or "none", as in latent-diffusion: no attention in the middle either
+    patch_size: int = 1  # not in taming: patch_size x patch_size pixels enter and leave as channels of one position
 
     def __post_init__(self) -> None:
         check_depth(self.ch_mult, self.num_res_blocks)
@@ -50,6 +51,10 @@ class DDConfig:
             raise ValueError(f"ch and z_channels must be positive, got {self.ch} and {self.z_channels}")
         if (self.in_channels, self.out_ch) != (3, 3):
             raise ValueError(f"pictures have 3 channels, got in_channels {self.in_channels} and out_ch {self.out_ch}")
+        if self.patch_size not in (1, 2, 4) or self.resolution % self.patch_size:
+            raise ValueError(
+                f"patch_size must be 1, 2 or 4 and divide the resolution, got {self.patch_size} of {self.resolution}"
+            )
         if self.attn_type not in ("vanilla", "none"):
             raise ValueError(f"attn_type must be vanilla or none, got {self.attn_type}")
         if self.attn_type == "none" and self.attn_resolutions:
@@ -74,7 +79,7 @@ class VQGANConfig:
 
     @property
     def downscale(self) -> int:
-        return 2 ** (len(self.ddconfig.ch_mult) - 1)
+        return int(self.ddconfig.patch_size * 2 ** (len(self.ddconfig.ch_mult) - 1))
 
     @property
     def image_size(self) -> int:
@@ -128,6 +133,11 @@ class VQGAN(Tokenizer):
 
         self.config, self.name, self.sha256 = config, name, sha256
         arguments = asdict(config.ddconfig)
+        # taming's networks run at 1 / patch_size of the resolution: full-resolution layers cost most and do least
+        self.patch_size: int = arguments.pop("patch_size")
+        for channels in ("in_channels", "out_ch"):
+            arguments[channels] *= self.patch_size**2
+        arguments["resolution"] //= self.patch_size
         with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent shape
             self.encoder, self.decoder = Encoder(**arguments), Decoder(**arguments)
         if config.ddconfig.attn_type == "none":
@@ -143,7 +153,7 @@ class VQGAN(Tokenizer):
         return Codebook(codes, width)
 
     def latents(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n e gh gw"]:
-        return self.quant_conv(self.encoder(images))
+        return self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.patch_size)))
 
     def codes(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n e gh gw"]:
         return F.embedding(tokens, self.quantize.codes()).permute(0, 3, 1, 2)
@@ -156,4 +166,4 @@ class VQGAN(Tokenizer):
         return self.quantize.nearest(z.reshape(-1, z.shape[-1])).view(z.shape[:-1])
 
     def latent_images(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
-        return self.decoder(self.post_quant_conv(self.codes(tokens))).float()
+        return F.pixel_shuffle(self.decoder(self.post_quant_conv(self.codes(tokens))), self.patch_size).float()

