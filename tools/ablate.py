@@ -38,7 +38,7 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
-from compare_objectives import BATCH, judge, matrix_of, spread
+from compare_objectives import BATCH, hash_of_features, judge, matrix_of, spread
 from experiments import Results, Row
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ from ggm_image.cli.main import run
 from ggm_image.data.images import to_uint8
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file, write_text
+from ggm_image.files import write_text
 from ggm_image.metrics.frechet import frechet_distance
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.positions import Positions
@@ -324,7 +324,7 @@ def main(
         "config": Path(config).read_text(),
         "overrides": list(overrides),
         "tokenizer": own_tokenizer(TokenCache.open(tokens).manifest).identity,
-        "features": sha256_file(features),
+        "features": hash_of_features(features),
         "temperature": TEMPERATURE,
     }
     results = Results(out / "results.json", protocol)

@@ -51,7 +51,7 @@ from ggm_image.cli.main import run
 from ggm_image.data.images import open_source
 from ggm_image.data.token_cache import TokenCache
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file, write_text
+from ggm_image.files import write_text
 from ggm_image.metrics.feature_rows import FeatureMatrix, Features, row_type
 from ggm_image.metrics.features import Extractor, load_extractor
 from ggm_image.metrics.frechet import frechet_distance
@@ -215,6 +215,12 @@ def bound(network: str, model: Model, cache: TokenCache) -> float:
 def loaded(folder: str, device: str, compiled: bool) -> Model:
     """The model of the last task, which is often that of the next."""
     return load_model(folder, device=device, compiled=compiled)
+
+
+def hash_of_features(features: str) -> str:
+    """SHA-256 of the weights of a feature network, whatever it is named by; its full name where a library has them."""
+    extractor = load_extractor(features)
+    return extractor.sha256 or extractor.name
 
 
 @lru_cache(maxsize=1)
@@ -426,7 +432,7 @@ def main(
         "overrides": list(overrides),
         "minutes": minutes,
         "tokenizer": own_tokenizer(manifest).identity,
-        "features": sha256_file(features),
+        "features": hash_of_features(features),
         "threads": torch.get_num_threads() // max(1, processes),
     }
     results = Results(out / "results.json", protocol)

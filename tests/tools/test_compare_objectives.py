@@ -111,6 +111,16 @@ def test_the_whole_comparison_and_its_resumption(
     assert compare.run(compare.main, [*arguments, "--methods", "gmm"]) == 2
 
 
+def test_features_that_are_no_file_have_a_hash_too(compare: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--features` takes what `ggm-image fid` takes. Seen to fail with the hash of a file of that name."""
+    for name, sha256, expected in (("efficientnet-lite0", "5e" * 32, "5e" * 32), ("timm:a.b", None, "timm:a.b")):
+        found = SimpleNamespace(name=name, sha256=sha256)
+        monkeypatch.setattr(
+            compare, "load_extractor", lambda asked, found=found: found if asked == found.name else None
+        )
+        assert compare.hash_of_features(name) == expected
+
+
 def test_chosen_settings_are_those_of_the_least_distance(
     compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
