@@ -92,7 +92,9 @@ def main(out: str) -> None:
         mean = float(schedule.levels(t).mean())
         axes = figure.add_subplot(top[column])
         show_grid(axes, states[t], f"$x_{t}$", f"mean level {mean:.2f}", sites=sites if t in (1, 2) else None)
-    figure.text(0.03, 0.955, "Forward: each step replaces some tokens of one block by noise", fontsize=12, weight="bold")
+    figure.text(
+        0.03, 0.955, "Forward: each step replaces some tokens of one block by noise", fontsize=12, weight="bold"
+    )
 
     t = next(t for t, step in enumerate(schedule.steps) if SITE in step.sites.tolist())
     step = schedule.steps[t]
