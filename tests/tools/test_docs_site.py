@@ -5,6 +5,7 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
 import ggm_image
@@ -25,8 +26,6 @@ def hook(name: str) -> ModuleType:
 
 def test_every_command_and_option_is_in_the_reference() -> None:
     """Seen to fail with options written only where a command has one group of them."""
-    import click
-
     page = hook("command_line").commands_markdown()
     context = click.Context(cli)
     for name in COMMANDS:
@@ -40,8 +39,6 @@ def test_every_command_and_option_is_in_the_reference() -> None:
 
 
 def test_help_cannot_become_markup() -> None:
-    import click
-
     command = click.Command("x", help="Read <b> as `a|b`.", params=[click.Option(["--y"], help="1 < 2 [ref]")])
     page = hook("command_line").command_markdown("x", command, click.Context(cli, info_name="ggm-image"))
     assert "<p>Read &lt;b&gt; as <code>a|b</code>.</p>" in page
@@ -49,8 +46,6 @@ def test_help_cannot_become_markup() -> None:
 
 
 def test_groups_of_options_become_tables() -> None:
-    import click
-
     class Grouped(click.Command):
         def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
             for title in ("What", "How"):
