@@ -2,8 +2,8 @@
 
     python tools/figures/method.py assets/method.svg
 
-Everything in it is computed by the package on an 8 x 8 grid of five codes: the noise by `add_noise` with the `keep` of a
-schedule, the classifier by `signal_logit`, the resampled block from pi(a) exp(s(a)). The clean-token distribution is
+Everything in it is computed by the package on an 8 x 8 grid of five codes: the noise by `add_noise` with the `keep` of
+a schedule, the classifier by `signal_logit`, the resampled block from pi(a) exp(s(a)). The clean-token distribution is
 made up: it prefers the true token.
 """
 
