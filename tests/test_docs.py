@@ -1,6 +1,7 @@
 """What the documents tell people to type exists: commands, options, make targets, files, Python names."""
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -50,6 +51,7 @@ def options_of(command):
     return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
+@functools.cache
 def known_options():
     """Options of all commands, of the tools and of the tests' own programs."""
     programs = [path for path in ROOT.glob("tests/**/*.py") if not path.name.startswith("test_")]
