@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PICTURE = samples/$(CLASS).png
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: sample test lint bench soak clean
+.PHONY: sample test lint docs bench soak clean
 
 sample: $(VENV)/.installed
 	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
@@ -25,6 +25,10 @@ lint: $(VENV)/.with-lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/.with-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "$(CURDIR)/site/index.html"
+
 soak: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.soak --kills 50
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.shares --kills 50
@@ -35,7 +39,7 @@ bench: $(VENV)/.installed
 	@set -e; for name in sample train memory inpaint; do echo "== $$name"; $(BIN)/python tools/bench_$$name.py; done
 
 clean:
-	rm -rf $(VENV) build dist samples .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist samples site .pytest_cache .mypy_cache .ruff_cache
 
 # Stamps: a set-up is done again only when pyproject.toml has changed.
 $(VENV)/.installed: pyproject.toml

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import ggm_image
 from ggm_image.resources import resource_dir
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +83,9 @@ def test_typed_and_licensed(wheel):
 def test_sdist_holds_what_a_build_needs(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("ggm_image", *RESOURCES):
+    for folder in ("ggm_image", "docs", "docker", *RESOURCES):
         assert files_of(folder) <= names
+    assert {"mkdocs.yml", "CHANGELOG.md", "CITATION.cff", "NOTICE"} <= names
 
 
 def test_editable_install_reads_the_checkout():
@@ -122,7 +124,7 @@ def test_installed_wheel_is_found_and_finds_its_resources(elsewhere):
     package = (site / "ggm_image").resolve()
     expected = [package / "__init__.py", *(package / "_resources" / folder for folder in RESOURCES)]
     assert [Path(line).resolve() for line in (lines[0], *lines[2:])] == expected
-    assert lines[1] == "0.1.0"
+    assert lines[1] == ggm_image.__version__  # of the editable install
 
 
 def test_installed_wheel_draws_a_picture(elsewhere):

@@ -43,7 +43,7 @@ def test_there_are_enough_and_each_is_different(cases: dict[str, list[Case]]) ->
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_every_input_ends_well(theme: str, cases: dict[str, list[Case]], tmp_path: Path) -> None:
-    """Seen to fail on more than 150 inputs of the whole corpus: assets/promises/README.md lists what they found."""
+    """Seen to fail on more than 150 inputs of the whole corpus: docs/reference/guarantees.md lists what they found."""
     wrong = []
     for number, case in enumerate(cases[theme][::STRIDE]):
         folder = tmp_path / str(number)
