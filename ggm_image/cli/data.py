@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from ggm_image.cli.options import (
+    SEED,
+    choose_device,
     device_option,
     json_option,
-    own_device,
     print_json,
     resolve_device,
     seed_option,
@@ -99,7 +100,7 @@ def encode(
     from ggm_image.tokenizers.registry import load_tokenizer
 
     part = share(shard)
-    device = own_device(device)
+    device = choose_device(device)
     class_names = read_classes(classes) if classes else ()
     source = open_pictures(src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size)
     extractor = None
@@ -207,7 +208,7 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
 @click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Grids a pass; fits the device by default.")
 @device_option
-@click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; decoding draws nothing.")
+@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
 @json_option
 def decode(
     tokens: Path,

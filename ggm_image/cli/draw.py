@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from ggm_image.cli.options import (
+    SEED,
+    choose_device,
     device_option,
     json_option,
-    own_device,
     print_json,
     seed_option,
     share_option,
@@ -64,7 +65,7 @@ def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
 def _load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
     from ggm_image.pipeline import load_model
 
-    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)
+    return load_model(model_name, tokenizer=tokenizer, device=choose_device(device), compiled=compiled)
 
 
 def _is_picture(path: Path) -> bool:
@@ -355,7 +356,7 @@ def _what_was_done(picture: Any, hole: Any, windows: list[Any]) -> str:
     help="Share of the tokens that you expect to be signal.",
 )
 @click.option("--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one call.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; judging draws nothing.")
+@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
 @device_option
 @json_option
 def signal(

@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from ggm_image.cli.draw import COMPILE, sampler_options
-from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, share_option
+from ggm_image.cli.options import choose_device, device_option, json_option, print_json, seed_option, share_option
 from ggm_image.errors import UserError
 
 _SHOWN_CLASSES = 40
@@ -97,7 +97,7 @@ def fid(
     from ggm_image.processes import share
 
     rank, processes = share(shard)
-    device = own_device(device)
+    device = choose_device(device)
     drawing = Drawing(n=count, seed=seed, classes=classes, preset=preset, changes=options, compiled=compiled)
     # Paths first: a typing error should not wait for a network to load.
     generated, reference = (open_side(s, tokenizer=tokenizer, device=device, drawing=drawing) for s in sides)

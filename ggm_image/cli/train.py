@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import device_option, resolve_device
+from ggm_image.cli.options import SEED, device_option, resolve_device
 from ggm_image.errors import UserError
 
 
@@ -14,7 +14,7 @@ from ggm_image.errors import UserError
 @click.option("--data", type=click.Path(path_type=Path), required=True, metavar="TOKENS", help="Token cache to learn.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
 @click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out pictures.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the run; the same as train.seed=N.")
+@click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @click.option("--auto-resume", is_flag=True, help="The same, or start where there is none: for what is started again.")
 @click.option("--devices", type=click.IntRange(1), metavar="N", help="Processes a machine; torchrun and srun say it.")
@@ -104,7 +104,7 @@ def plot(run: Path, out: Path | None) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", type=click.Path(path_type=Path), required=True, metavar="SRC", help="Image folder or tar.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the run; the same as train.seed=N.")
+@click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @device_option
 def train_tokenizer(
