@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ggm_image.errors import UserError
@@ -104,3 +105,14 @@ class Settings:
     def later_calls(self, sites: int) -> int:
         """Network calls of all sweeps after the first."""
         return (self.sweeps - 1) * math.ceil(sites / self.block)
+
+
+def preset_settings(presets: Mapping[str, Settings], preset: str, changes: Mapping[str, Any]) -> Settings:
+    """The settings of a preset with changes; None leaves the preset's value.
+
+    Raises:
+        UserError: for an unknown preset, an unknown setting or a value out of range.
+    """
+    if preset not in presets:
+        raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(presets)}")
+    return Settings.of(asdict(presets[preset]) | {k: v for k, v in changes.items() if v is not None})

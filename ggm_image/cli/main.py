@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import click
 
 from ggm_image.errors import Elsewhere, UserError, printable
+from ggm_image.streams import say, standard_streams
 
 COMMANDS = {
     "encode": ("ggm_image.cli.data:encode", "Encode pictures into a token cache."),
@@ -143,7 +144,7 @@ class _Signals:
 
 
 def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run a command and return its exit code: 0, 2 for an error of the user, 130 for Ctrl-C, 143 for SIGTERM.
 
     Training turns both signals into a checkpoint and ends with 130.
 
@@ -152,6 +153,11 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
         argv: the arguments after the program's name; those of the process by default.
         name: the program's name in its help.
     """
+    with standard_streams():
+        return _run(command, argv, name)
+
+
+def _run(command: click.Command, argv: Sequence[str] | None, name: str | None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
@@ -169,7 +175,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
             if code is None:
                 raise
             if line:
-                print(line, file=sys.stderr)
+                say(line)
             return code
 
 
