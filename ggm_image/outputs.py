@@ -9,9 +9,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 KEYWORD = b"ggm-image"
 SOFTWARE = b"Software\0ggm-image"
 MANIFEST, PARTIAL = "manifest.json", "manifest.partial"
+RUN_HEAD = "# Written by ggm-image: "
+"""How ``config.yaml`` of a run begins."""
+
+_CHECKPOINTS = {"checkpoint.pt", "checkpoint", "checkpoint-previous.pt", "checkpoint-previous"}
+_RUN_FILES = {
+    "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions",
+}  # fmt: skip
 _PNG, _GIF = b"\x89PNG\r\n\x1a\n", b"GIF8"
 _HEADER_END = 33  # of a PNG: signature, and IHDR of 13 bytes
 _MOST_MARK = 1 << 16  # Pillow refuses text chunks of a megabyte
@@ -165,18 +175,22 @@ class Gate:
 
     Attributes:
         command: whose outputs may be replaced, e.g. ``sample``.
-        overwrite: replace anything.
+        overwrite: replace anything; None for a command without ``--overwrite``.
         option: that names the output, for errors.
     """
 
     command: str
-    overwrite: bool = False
+    overwrite: bool | None = False
     option: str = "--out"
 
     def refuse(self, path: str | os.PathLike[str], why: str) -> UserError:
         """The error for something at ``path`` that is not ours."""
         what = f"{path} exists and was not written by this command"
-        return UserError(what, why, f"choose another {self.option} or add --overwrite")
+        return UserError(what, why, f"choose another {self.option}{self._insist}")
+
+    @property
+    def _insist(self) -> str:
+        return "" if self.overwrite is None else " or add --overwrite"
 
     def check_file(self, path: str | os.PathLike[str], content: bytes | None = None) -> None:
         """Raise UserError unless a file may be written at ``path``.
@@ -216,18 +230,29 @@ class Gate:
 
         Args:
             folder: it may be missing, empty, or say in its manifest that this command wrote it.
-            empty: it must be missing or empty, because the command does not add to what it has written.
+            empty: what the command writes has no manifest, so the folder must be missing or empty.
         """
         folder = self._folder(folder)
         names = [name for name in _names(folder) if not is_temporary(name)]
         if self.overwrite or not names:
             return
-        maker = maker_of(folder)
-        if maker == self.command and not empty:
+        maker = None if empty else maker_of(folder)
+        if maker != self.command:
+            raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}")
+
+    def check_run(self, folder: str | os.PathLike[str]) -> None:
+        """Raise UserError unless a training run may begin or go on in ``folder``.
+
+        Files of other names, e.g. a scheduler's log, stay as they are. A folder with a checkpoint is a run: whether it
+        is resumed is for training to say.
+        """
+        folder = self._folder(folder)
+        names = set(_names(folder))
+        if self.overwrite or names & _CHECKPOINTS or not (found := names & _RUN_FILES):
             return
-        if maker == self.command:
-            raise UserError("output folder must be new or empty", folder, "choose another one or add --overwrite")
-        raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}")
+        begins = {"config.yaml": RUN_HEAD, "log.csv": "step,"}
+        if not any(_begins(folder / name, text) for name, text in begins.items()):
+            raise self.refuse(folder / min(found), "the folder holds no run")
 
     def _folder(self, folder: str | os.PathLike[str]) -> Path:
         folder = Path(folder)
@@ -302,6 +327,13 @@ def _count(folder: Path) -> int:
     return count if isinstance(count, int) else 0
 
 
+def _begins(path: Path, text: str) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(text)) == text.encode()
+
+
 def _names(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.is_dir() else []
 
@@ -326,3 +358,27 @@ def check_inputs_kept(
             raise UserError(
                 f"{option} must not be an input", f"got {out}", "choose another name: inputs are never written over"
             )
+
+
+@contextmanager
+def merged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder to write to for ``out``: itself where it is new or empty, else one that is moved into it at the end.
+
+    Files of the same names are replaced, all others stay; on any error nothing is changed. The yielded folder does not
+    exist yet, or is empty.
+    """
+    out = Path(out)
+    if not _names(out):
+        yield out
+        return
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            target = out / path.relative_to(temporary)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

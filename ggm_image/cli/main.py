@@ -22,17 +22,18 @@ from ggm_image.errors import Elsewhere, UserError, printable
 from ggm_image.streams import say, standard_streams
 
 COMMANDS = {
-    "encode": ("ggm_image.cli.data:encode", "Encode pictures into a token cache."),
+    "encode": ("ggm_image.cli.data:encode", "Encode images into a token cache."),
     "decode": ("ggm_image.cli.data:decode", "Decode a token cache into PNG files."),
     "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
-    "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on pictures."),
-    "plot": ("ggm_image.cli.train:plot", "Draw the training curves of a run."),
-    "sample": ("ggm_image.cli.draw:sample", "Draw pictures."),
-    "inpaint": ("ggm_image.cli.draw:inpaint", "Paint the masked part of a picture anew."),
+    "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on images."),
+    "plot": ("ggm_image.cli.train:plot", "Plot the training curves of a run."),
+    "sample": ("ggm_image.cli.draw:sample", "Sample images."),
+    "inpaint": ("ggm_image.cli.draw:inpaint", "Inpaint the masked part of an image."),
     "signal": ("ggm_image.cli.draw:signal", "Show what looks like noise to the model."),
-    "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of pictures."),
-    "models": ("ggm_image.cli.draw:models", "List the models at hand."),
-    "tokenizers": ("ggm_image.cli.tokenizers:tokenizers", "List the tokenizers that are known, and what is on disk."),
+    "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of images."),
+    "models": ("ggm_image.cli.models:models", "List the shipped models."),
+    "tokenizers": ("ggm_image.cli.tokenizers:tokenizers", "List the known tokenizers, and what is on disk."),
+    "configs": ("ggm_image.cli.configs:configs", "List the shipped configs, or copy one."),
     "convert": ("ggm_image.cli.tokenizers:convert", "Write a published tokenizer as safetensors."),
 }
 """Name of each command: where it is, and its line in ``ggm-image --help``."""
@@ -83,7 +84,19 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         import ggm_image
 
         click.echo(f"ggm-image {ggm_image.__version__}")
+        click.echo(_torch_version())
         ctx.exit()
+
+
+def _torch_version() -> str:
+    """torch's version, which names the build (``+cpu``, ``+cu128``), and Python's; torch itself is not imported."""
+    from importlib import metadata
+
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "not installed"
+    return f"torch {torch}, Python {sys.version.split()[0]}"
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,9 +1,7 @@
 """Options and checks that several commands share. Nothing here imports torch before a command runs."""
 
-import difflib
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -11,7 +9,6 @@ import click
 from ggm_image.devices import check_device_name
 from ggm_image.devices import choose_device as choose_device
 from ggm_image.devices import resolve_device as resolve_device
-from ggm_image.errors import UserError
 from ggm_image.seeds import check_seed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,22 +52,14 @@ def share_option(function: F) -> F:
     )(function)
 
 
+def overwrite_option(function: F) -> F:
+    """``--overwrite``, passed as ``overwrite: bool``; give it to `ggm_image.outputs.Gate`."""
+    return click.option("--overwrite", is_flag=True, help="Replace files that this command did not write.")(function)
+
+
 def json_option(function: F) -> F:
     """``--json``, handed on as ``as_json: bool``."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
-
-
-def check_output_folder(folder: Path) -> None:
-    """Raise UserError unless ``folder`` does not exist or is an empty folder."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError("output must be a folder", f"{folder} is a file", "choose another name")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError("output folder must be new or empty", folder, "choose another one or remove it")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The names most like ``name``, as ``a or b``; empty if none is like it."""
-    return " or ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=0.5))
 
 
 def print_json(value: Any) -> None:
