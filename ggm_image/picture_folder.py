@@ -134,8 +134,8 @@ class PictureFolder:
             if k < self.manifest["count"] or (mark["command"] == COMMAND and mark["intact"]):
                 path.unlink()
                 removed += 1
-        for name in (PARTIAL, MANIFEST):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        write_json(self.path / PARTIAL, self.manifest)
         return removed
 
     def claim(self) -> bool:

@@ -9,8 +9,9 @@ import click
 from click.core import ParameterSource
 
 from ggm_image.cli.options import choose_device, device_option, json_option, print_json, seed_option, share_option
-from ggm_image.cli.sampling import COMPILE, sampler_options
+from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options
 from ggm_image.errors import UserError
+from ggm_image.metrics import METRICS
 
 if TYPE_CHECKING:
     from ggm_image.metrics.features import Extractor
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ggm_image.model_folders import NetworkFolder
 
 FEATURE_FILE = "a TorchScript file that takes uint8 images (N, 3, H, W) and gives float features (N, D)"
-METRICS = ("fid", "kid", "prdc")
 _SHOWN_CLASSES = 40
 _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "guidance_power", "temperature",
               "top_k", "top_p", "compiled")  # fmt: skip

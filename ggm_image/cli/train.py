@@ -46,8 +46,8 @@ def train(
     """Train a generator on a token cache, as CONFIG says.
 
     CONFIG is a YAML file or the name of a shipped config (`ggm-image configs`), for example cifar10; any of its
-    entries can be changed with KEY=VALUE, for example train.steps=1000; start=MODEL goes on from a trained model. RUN gets config.yaml, log.csv, samples,
-    checkpoints, and the model in RUN/model.
+    entries can be changed with KEY=VALUE, for example train.steps=1000; start=MODEL goes on from a trained model. RUN
+    gets config.yaml, log.csv, samples, checkpoints, and the model in RUN/model.
     """
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
