@@ -29,31 +29,39 @@ def resolve_device(name: "str | torch.device | None" = None) -> str:
     """The device to run on.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; None for CUDA where it is available, else the CPU.
+        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None and ``auto`` are CUDA where there is a GPU, else the CPU;
+            Apple's GPU is used only when it is named.
 
     Raises:
         UserError: no such device, or none on this machine.
     """
     import torch
 
-    if name is None:
+    if name is None or str(name) == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = check_device_name(str(name)).partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) >= count:
-            fix = f"use cuda:0 to cuda:{count - 1}, or cpu" if count else "use the device cpu"
+            fix = f"use cuda:0 to cuda:{count - 1}, or cpu" if count else "use cpu"
             raise UserError("device is not available", f"{name}, {count} CUDA devices found", fix)
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device is not available", name, "use the device cpu")
+        raise UserError("device is not available", name, "use cpu")
     return str(name)
 
 
-def choose_device(name: "str | torch.device | None" = None) -> str:
-    """As `resolve_device`, but each of torchrun's processes gets a GPU of its own unless one is named by number."""
+def choose_device(name: "str | torch.device | None" = None) -> "torch.device":
+    """The device to run on, as `resolve_device` finds it; each of torchrun's processes gets a GPU of its own.
+
+    Args:
+        name: as for `resolve_device`. A GPU that is named by number is taken as it is.
+
+    Raises:
+        UserError: no such device, or none on this machine.
+    """
+    import torch
+
     found, number = resolve_device(name), os.environ.get("LOCAL_RANK", "")
     if found == "cuda" and number.isdecimal():
-        import torch
-
-        return f"cuda:{int(number) % torch.cuda.device_count()}"
-    return found
+        found = f"cuda:{int(number) % torch.cuda.device_count()}"
+    return torch.device(found)

@@ -1,7 +1,7 @@
 """Trained networks on disk, by name or folder: what ``config.yaml`` says, read without importing torch."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ggm_image.config_files import read_yaml
 from ggm_image.errors import UserError
 from ggm_image.network_config import NetworkConfig
 from ggm_image.resources import resource_dir
-from ggm_image.settings import Settings, preset_settings
+from ggm_image.settings import Settings
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -60,7 +60,10 @@ class NetworkFolder:
         Raises:
             UserError: for an unknown preset or a value out of range.
         """
-        return preset_settings({name: Settings.of(dict(v)) for name, v in self.presets.items()}, preset, changes)
+        if preset not in self.presets:
+            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
+        entries = asdict(Settings.of(dict(self.presets[preset])))
+        return Settings.of(entries | {name: value for name, value in changes.items() if value is not None})
 
     @staticmethod
     def read(folder: Path) -> "NetworkFolder":

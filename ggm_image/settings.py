@@ -2,8 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import numbers
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ggm_image.errors import UserError
@@ -23,6 +23,35 @@ _RANGES: dict[str, tuple[float, float]] = {
     "confidence_noise": (0, 1e6),
 }
 """What can be drawn with; NaN lies in none of them."""
+
+
+def check_seed(seed: object) -> int:
+    """A seed as an int.
+
+    Raises:
+        UserError: it is no whole number; a bool is none.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise UserError("a seed must be a whole number", f"got {seed!r}", "use for example 0")
+    return int(seed)
+
+
+def check_count(count: Any, what: str = "the number of pictures", *, least: int = 0, most: int = 1 << 62) -> int:
+    """A count as an int.
+
+    Raises:
+        UserError: it is no whole number, or beyond ``least`` and ``most``.
+    """
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        raise UserError(f"{what} must be a whole number", f"got {count!r}", "use for example 4")
+    found = int(count)
+    if found < least:
+        raise UserError(f"{what} must be at least {least}", f"got {count}", f"use {least} or more")
+    if found > most:
+        raise UserError(
+            f"{what} must be at most {most:,}", f"got {count}", "do it in several runs, each with its own seed"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +101,13 @@ class Settings:
             if value is None and name in ("first_block", "top_k", "top_p"):
                 continue
             whole = name in ("sweeps", "block", "first_block", "top_k")
-            number = isinstance(value, int) or (not whole and isinstance(value, float))
-            if isinstance(value, bool) or not number or not low <= value <= high:
+            kinds: tuple[Any, ...] = (numbers.Integral,) if whole else (numbers.Real,)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
                 kind = "a whole number" if whole else "a number"
                 raise UserError(
                     f"{name} must be {kind} in [{low:g}, {high:g}]", f"got {value!r}", "choose one of these"
                 )
+            object.__setattr__(self, name, int(value) if whole else float(value))  # NumPy's numbers too
 
     @staticmethod
     def of(entries: dict[str, Any]) -> "Settings":
@@ -105,14 +135,3 @@ class Settings:
     def later_calls(self, sites: int) -> int:
         """Network calls of all sweeps after the first."""
         return (self.sweeps - 1) * math.ceil(sites / self.block)
-
-
-def preset_settings(presets: Mapping[str, Settings], preset: str, changes: Mapping[str, Any]) -> Settings:
-    """The settings of a preset with changes; None leaves the preset's value.
-
-    Raises:
-        UserError: for an unknown preset, an unknown setting or a value out of range.
-    """
-    if preset not in presets:
-        raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(presets)}")
-    return Settings.of(asdict(presets[preset]) | {k: v for k, v in changes.items() if v is not None})

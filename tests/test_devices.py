@@ -22,11 +22,12 @@ def test_the_nearest_name() -> None:
 
 def test_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device() == choose_device(None) == "cpu"
+    assert resolve_device() == resolve_device("auto") == "cpu"
+    assert choose_device(None) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device(None) == "cuda"
-    assert choose_device(torch.device("cuda", 1)) == "cuda:1"
+    assert choose_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
     with pytest.raises(UserError, match=r"device is not available \(cuda:2, 2 CUDA devices found\); use cuda:0 to"):
         choose_device("cuda:2")
 
@@ -44,6 +45,6 @@ def test_each_process_of_torchrun_has_its_own(rank: str, device: str, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    assert choose_device() == device
-    assert choose_device("cuda:0") == "cuda:0"
-    assert choose_device("cpu") == "cpu"
+    assert choose_device() == torch.device(device)
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    assert choose_device("cpu") == torch.device("cpu")

@@ -9,7 +9,7 @@ import click
 import torch
 
 from ggm_image.cli.main import run
-from ggm_image.cli.options import choose_device, device_option, overwrite_option, seed_option
+from ggm_image.cli.options import device_option, overwrite_option, own_device, seed_option
 from ggm_image.data.images import image_grid, to_pil
 from ggm_image.outputs import Gate
 from ggm_image.pipeline import load_model
@@ -29,7 +29,7 @@ def main(
 ) -> None:
     gate = Gate("class_grid", overwrite, "OUT")
     gate.check_file(out)
-    model = load_model(model_name, device=choose_device(device))
+    model = load_model(model_name, device=own_device(device))
     rows = [model.sample(columns, classes=name, seed=seed, preset=preset) for name in model.class_names]
     pictures = torch.cat(rows).repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     manifest = {"model": model.name, **model.identity, "seed": seed, "preset": preset}

@@ -7,10 +7,10 @@ import click
 
 from ggm_image.cli.options import (
     SEED,
-    choose_device,
     device_option,
     json_option,
     overwrite_option,
+    own_device,
     print_json,
     resolve_device,
     seed_option,
@@ -103,7 +103,7 @@ def encode(
     from ggm_image.tokenizers.registry import load_tokenizer
 
     part = share(shard)
-    device = choose_device(device)
+    device = own_device(device)
     class_names = read_classes(classes) if classes else ()
     source = open_pictures(src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size)
     extractor = None

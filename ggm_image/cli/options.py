@@ -1,15 +1,16 @@
 """Options and checks that several commands share. Nothing here imports torch before a command runs."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from ggm_image.devices import check_device_name
-from ggm_image.devices import choose_device as choose_device
+from ggm_image.devices import check_device_name, choose_device
 from ggm_image.devices import resolve_device as resolve_device
-from ggm_image.seeds import check_seed
+from ggm_image.errors import UserError
+from ggm_image.settings import check_seed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,24 +21,30 @@ class _Seed(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = int(value) if isinstance(value, str) and len(value) < 20 else value
-        except ValueError:
-            number = value
-        return check_seed(number, least=0)
+        with contextlib.suppress(ValueError):  # which is said below
+            value = int(value) if isinstance(value, str) and len(value) < 20 else value
+        seed = check_seed(value)
+        if seed < 0:
+            raise UserError("a seed must be at least 0", f"got {seed}", "use for example 0")
+        return seed
 
 
 SEED = _Seed()
 
 
 def device_option(function: F) -> F:
-    """``--device``, passed as ``device: str | None``; give it to `choose_device`."""
+    """``--device``, passed as ``device: str | None``; give it to `own_device`."""
     return click.option(
         "--device",
         metavar="NAME",
         callback=lambda _context, _parameter, value: value and check_device_name(value),
         help="cpu, cuda, cuda:N or mps; CUDA by default where it is available.",
     )(function)
+
+
+def own_device(device: str | None) -> str:
+    """The device of ``--device``, see `choose_device`."""
+    return str(choose_device(device))
 
 
 def seed_option(function: F) -> F:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggm_image.classes import class_labels
-from ggm_image.cli.options import choose_device
+from ggm_image.cli.options import own_device
 
 if TYPE_CHECKING:
     from ggm_image.model_folders import NetworkFolder
@@ -80,4 +80,4 @@ def find_described_model(model_name: str) -> "NetworkFolder":
 def load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
     from ggm_image.pipeline import load_model
 
-    return load_model(model_name, tokenizer=tokenizer, device=choose_device(device), compiled=compiled)
+    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)

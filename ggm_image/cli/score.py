@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ggm_image.cli.options import choose_device, device_option, json_option, print_json, seed_option, share_option
+from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, share_option
 from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options
 from ggm_image.errors import UserError
 from ggm_image.metrics import METRICS
@@ -107,7 +107,7 @@ def fid(
     from ggm_image.processes import share
 
     rank, processes = share(shard)
-    device = choose_device(device)
+    device = own_device(device)
     drawing = Drawing(n=count, seed=seed, preset=preset, changes=options, compiled=compiled)
     # Paths first: a typing error should not wait for a network to load.
     generated, reference = (

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 import uuid
 import zipfile
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path, disk_errors, write_text
-from ggm_image.streams import say
 from ggm_image.training.crew import Crew
 from ggm_image.training.shards import join, own, part_name, save_part
 
@@ -213,7 +213,7 @@ def load_checkpoint(folder: Path, crew: Crew | None = None) -> dict[str, Any]:
         if state is None or not read:
             continue
         if failures:
-            say(f"{failures[0]}: going on from {path}, the one before")
+            print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
         return state
     if failures or has_checkpoint(folder):
         why = "; ".join(failures) or "another process has found damage"
@@ -260,7 +260,7 @@ class Stop:
             raise KeyboardInterrupt
         self.wanted = True
         if not self.silent:
-            say("stopping after this step; once more to stop at once")
+            print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Stop":
         for number in (signal.SIGINT, signal.SIGTERM):

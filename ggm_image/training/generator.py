@@ -7,6 +7,7 @@ Several processes draw the same batch, with the same noise, and each works on it
 the order of the data depends on how many there are.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ggm_image import streams
 from ggm_image.compilation import cannot_compile
 from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import Elsewhere, UserError
@@ -189,7 +189,7 @@ class GeneratorTrainer:
         self.config, self.manifest, self.out = config, manifest, out
         self.training, self.held_out = training, held_out
         self.crew = crew or Crew(make_fabric(device, train.precision))
-        say = report or streams.say
+        say = report or (lambda line: print(line, file=sys.stderr, flush=True))
         self.say = say if self.crew.first else lambda line: None
         self.fabric = self.crew.fabric
         self.own, self.pieces = share_rows(train.batch_size, self.crew.rank, self.crew.world, train.accumulate)

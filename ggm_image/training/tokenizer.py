@@ -1,6 +1,7 @@
 """A run of `train-tokenizer`: pictures in, a tokenizer folder out, whatever interrupts it."""
 
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from ggm_image.data.encode import Prefetch, check_image_size
 from ggm_image.data.images import ImageSource, image_grid, open_source, save_png, to_model, to_uint8
 from ggm_image.errors import UserError
 from ggm_image.files import held, remove_temporaries, sha256_file, write_text
-from ggm_image.streams import say
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.config import load_config, plain, save_config
 from ggm_image.training.engine import (
@@ -161,9 +161,11 @@ def _loop(
             }
             log.write(step, values)
             trainer.restarted = 0
-            say(
+            print(
                 f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
-                f"{values['perplexity']:.0f}  dead {values['dead']:.0f}"
+                f"{values['perplexity']:.0f}  dead {values['dead']:.0f}",
+                file=sys.stderr,
+                flush=True,
             )
         if train.sample_every and step % train.sample_every == 0:
             save_png(reconstructions(trainer, pictures), out / "reconstructions" / f"{step:07d}.png")
@@ -172,7 +174,7 @@ def _loop(
             saved = trainer.clock.seconds
         if stop.wanted:
             save()
-            say(f"saved at step {step}; run the same command with --resume to go on")
+            print(f"saved at step {step}; run the same command with --resume to go on", file=sys.stderr, flush=True)
             raise KeyboardInterrupt
     save()
 

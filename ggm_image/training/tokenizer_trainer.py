@@ -5,6 +5,7 @@ latents of the batch (see `codebook`); the perceptual loss is optional, because 
 decoder can be trained alone, for tokens that stay as they are.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from ggm_image.compilation import cannot_compile
 from ggm_image.errors import UserError
-from ggm_image.streams import say
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vqgan import VQGAN
 from ggm_image.training.codebook import CodebookEMA
@@ -71,7 +71,7 @@ class TokenizerTrainer:
             self.begin_from(starting_point(config.start))
         why = cannot_compile(self.device.type) if config.train.compile else ""
         if why:
-            say(f"not compiled, so training is slower: {why}")
+            print(f"not compiled, so training is slower: {why}", file=sys.stderr, flush=True)
         maybe: Callable[..., Any] = torch.compile if config.train.compile and not why else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
 

@@ -70,7 +70,7 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
         ([*sample, "--out", new, "--preset", "quick"], "no such preset"),
         ([*sample, "--out", new, "--sweeps", "100000"], "sweeps must be"),
         ([*sample, "--out", new, "--device", "gpu"], "no such device"),
-        ([*sample, "--out", new, "--seed", "1.5"], "seed must be an integer"),
+        ([*sample, "--out", new, "--seed", "1.5"], "a seed must be a whole number"),
         ([*sample, "--out", new, "--shard", "0/2"], "several processes"),
         ([*sample, "--out", str(images), "--shard", "0/2", "--overwrite"], "--overwrite needs one process"),
         (["sample", "--model", str(bare), "--out", new], "no weights"),

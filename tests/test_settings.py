@@ -1,29 +1,22 @@
-"""What is a seed: integers, and nothing that only looks like one."""
+"""Settings, and what is a seed: integers, and nothing that only looks like one."""
 
 import numpy as np
 import pytest
-import torch
 
 from ggm_image.cli.main import main
 from ggm_image.errors import UserError
-from ggm_image.seeds import check_seed
+from ggm_image.settings import check_seed
 
 
-@pytest.mark.parametrize("seed", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
+@pytest.mark.parametrize("seed", [3, np.int64(3), np.uint8(3)])
 def test_integers(seed: object) -> None:
     assert check_seed(seed) == 3
     assert type(check_seed(seed)) is int
 
 
-def test_range() -> None:
-    assert check_seed(-1) == -1
-    with pytest.raises(UserError, match="at least 0 .*got -1"):
-        check_seed(-1, least=0)
-
-
 @pytest.mark.parametrize("seed", [True, np.True_, 1.5, 2.0, "2", None, np.float32(1)])
 def test_others(seed: object) -> None:
-    with pytest.raises(UserError, match="seed must be an integer"):
+    with pytest.raises(UserError, match="a seed must be a whole number"):
         check_seed(seed)
 
 
@@ -32,5 +25,5 @@ def test_others(seed: object) -> None:
 def test_on_the_command_line(command: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, f"--seed={text}"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: seed must be an integer of at least 0 (got ")
+    assert error.startswith("error: a seed must be ")
     assert error.count("\n") == 1
