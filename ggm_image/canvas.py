@@ -19,6 +19,7 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from ggm_image.errors import UserError
+from ggm_image.extension import MAX_SIDE as MAX_SIDE
 from ggm_image.extension import Extension
 
 

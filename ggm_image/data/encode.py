@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ggm_image.canvas import MAX_SIDE
 from ggm_image.data.images import (
     PREPROCESSING,
     ImageSource,
@@ -29,7 +30,6 @@ from ggm_image.data.streams import KEY_BYTES, PictureStream, Sample
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
 from ggm_image.data.webdataset import is_webdataset, open_webdataset
 from ggm_image.errors import UserError
-from ggm_image.extension import MAX_SIDE
 from ggm_image.files import atomic_folder, progress
 from ggm_image.tokenizers import registry
 from ggm_image.tokenizers.base import Tokenizer
