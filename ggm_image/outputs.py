@@ -238,7 +238,8 @@ class Gate:
             return
         maker = None if empty else maker_of(folder)
         if maker != self.command:
-            raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}")
+            no_cache = ", but no token cache" if self.command == "encode" else ""
+            raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}{no_cache}")
 
     def check_run(self, folder: str | os.PathLike[str]) -> None:
         """Raise UserError unless a training run may begin or go on in ``folder``.
