@@ -61,7 +61,7 @@ def _check_input(path: Path, what: str) -> None:
 @click.command()
 @MODEL
 @TOKENIZER
-@class_option("Class to sample; several take turns, all by default.")
+@class_option("Class to sample; several take turns.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
 @overwrite_option
@@ -90,7 +90,8 @@ def sample(
 ) -> None:
     """Sample images. --out X.png is one image or a grid, --out DIR single files with a manifest.
 
-    --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K.
+    --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K. Without
+    it, all classes of the model take turns.
 
     Rerun the same command to resume an unfinished folder, or with a larger -n to add images. Several processes share a
     folder: those of torchrun, or one command with --shard 0/4, one with 1/4 ... The files are the same either way.
@@ -189,7 +190,7 @@ def _draw_grid(
 @overwrite_option
 @MODEL
 @TOKENIZER
-@class_option("What the image shows; several take turns, no class by default.")
+@class_option("What it shows; several take turns.")
 @click.option("-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many samples.")
 @click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
 @click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")

@@ -28,7 +28,7 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
 @click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
 @click.option("--model", "model_name", metavar="NAME|DIR", help="Draw from this model instead of reading GENERATED.")
 @click.option("-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Pictures of a model.")
-@class_option("Class of a model's images; several take turns, all by default.")
+@class_option("Class of a model's images; several take turns.")
 @sampler_options
 @click.option(
     "--features",
