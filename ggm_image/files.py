@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ggm_image.errors import UserError
+from ggm_image.streams import is_terminal
 
 T = TypeVar("T")
 
@@ -225,8 +226,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def _shows_bars() -> bool:
-    """Bars are for a terminal; of the processes of torchrun, which share one, the first shows its own."""
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    """Bars are for a terminal; of torchrun's processes, which share one, the first alone shows its own."""
+    return is_terminal(sys.stderr) and os.environ.get("RANK", "0") == "0"
 
 
 def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) -> Iterable[T]:

@@ -8,27 +8,25 @@ processes with the same share do no harm, and whoever finds all pictures ends th
 
 import json
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ggm_image.classes import turns
 from ggm_image.data.images import to_pil
 from ggm_image.errors import UserError
 from ggm_image.files import progress_bar, remove_temporaries, write_json, write_together
+from ggm_image.outputs import MANIFEST, PARTIAL, marked_png, number_of, numbered, read_mark
 from ggm_image.pipeline import Model
 from ggm_image.sampler import Callback
 from ggm_image.settings import Settings
+from ggm_image.streams import say
 
-MANIFEST, PARTIAL = "manifest.json", "manifest.partial"
-_NUMBERED = re.compile(r"\d{6,}\.png")
-
-
-def numbered(k: int) -> str:
-    """The name of picture ``k``."""
-    return f"{k:06d}.png"
+COMMAND = "sample"
+__all__ = ["Drawn", "PictureFolder", "draw_folder", "numbered"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,12 @@ def draw_folder(
     out: Path,
     n: int,
     *,
-    classes: str | int | None = None,
+    classes: str | int | Sequence[str | int] | None = None,
     seed: int = 0,
     settings: Settings,
     share: tuple[int, int] = (0, 1),
     callback: Callback | None = None,
+    overwrite: bool = False,
 ) -> Drawn:
     """Draw this process's share of pictures ``0 ... n - 1`` of a seed into a folder, as far as they are not there.
 
@@ -64,17 +63,23 @@ def draw_folder(
         model: on its device.
         out: the folder; it may hold pictures of the same request, or of the same with a smaller ``n``.
         n: how many pictures the folder will hold.
-        classes: a class for all; class k mod C for picture k by default.
+        classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
+            by default.
         seed: any integer.
         settings: how to draw.
         share: number of this process, and how many there are.
         callback: see `Model.sample_tokens`; where it is given, the first batch is drawn even if it is there.
+        overwrite: replace other images; for one process.
 
     Raises:
         UserError: the folder holds other pictures.
     """
     rank, processes = share
-    folder = PictureFolder(out, model.manifest(n, classes=classes, seed=seed, settings=settings))
+    asked = [classes] if isinstance(classes, str | int) else classes
+    labels = None if asked is None else turns(asked, range(n))
+    folder = PictureFolder(out, model.manifest(n, classes=labels, seed=seed, settings=settings))
+    if overwrite and (removed := folder.clear()):
+        say(f"removed {removed} images of another request: {out}")
     if folder.claim() and callback is None:
         return Drawn(0, 0)
     size, drawn = model.kernel_batch, 0
@@ -82,10 +87,11 @@ def draw_folder(
     with progress_bar(total=sum(map(len, blocks)), unit="img", label="sample") as advance:
         for rows in blocks:
             if not all(map(folder.holds, rows)) or (callback and rows.start == 0):
-                labels = model.labels(len(rows), classes, rows.start)
+                labels = model.labels(len(rows), None if asked is None else turns(asked, rows), rows.start)
                 tokens = model.sample_tokens(labels, seed=seed, settings=settings, first=rows.start, callback=callback)
                 for k, picture in zip(rows, model.decode(tokens), strict=True):
-                    folder.write(k, to_pil(picture))
+                    if not folder.holds(k):
+                        folder.write(k, to_pil(picture))
                 drawn += len(rows)
             advance(len(rows))
     return Drawn(drawn, folder.finish())
@@ -103,6 +109,35 @@ class PictureFolder:
     path: Path
     manifest: dict[str, Any]
 
+    def clear(self) -> int:
+        """Make room for this request, unless the folder is of it already; files that it does not need stay.
+
+        What goes: the manifest, the images that will be replaced, and further images that `sample` wrote.
+
+        Returns:
+            The number of images that were removed.
+        """
+        if not self.path.is_dir():
+            return 0
+        try:
+            before = self._read(PARTIAL) or self._read(MANIFEST)
+        except UserError:
+            before = {}
+        if before and not _difference(before, self.manifest):
+            return 0
+        removed = 0
+        for name in os.listdir(self.path):
+            k, path = number_of(name), self.path / name
+            if k is None or not path.is_file():
+                continue
+            mark = read_mark(path) or {"command": None}
+            if k < self.manifest["count"] or (mark["command"] == COMMAND and mark["intact"]):
+                path.unlink()
+                removed += 1
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        write_json(self.path / PARTIAL, self.manifest)
+        return removed
+
     def claim(self) -> bool:
         """Make the folder this request's; True if it holds all of it already.
 
@@ -111,14 +146,14 @@ class PictureFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         # First the pictures, then the manifest, which is written before them: another process may be about to begin.
-        pictures = any(map(_NUMBERED.fullmatch, os.listdir(self.path)))
+        pictures = any(number_of(name) is not None for name in os.listdir(self.path))
         begun = self._read(PARTIAL)
         before = begun or self._read(MANIFEST)
         if before is None and pictures:
-            fix = "choose another folder, or remove the pictures"
+            fix = "choose another folder, or add --overwrite"
             raise UserError("folder holds pictures and no manifest", self.path, fix)
         if before is not None and (difference := _difference(before, self.manifest)):
-            fix = "choose another folder, or remove it"
+            fix = "choose another folder, or add --overwrite"
             raise UserError("folder holds other pictures", f"{self.path}: {difference}", fix)
         if before != self.manifest:
             write_together(self.path / PARTIAL, lambda path: write_json(path, self.manifest))
@@ -142,7 +177,7 @@ class PictureFolder:
 
     def write(self, k: int, picture: Image.Image) -> None:
         """Write picture ``k``."""
-        write_together(self.path / numbered(k), lambda path: picture.save(path, format="PNG"))
+        write_together(self.path / numbered(k), lambda path: path.write_bytes(marked_png(picture, COMMAND)))
 
     def finish(self) -> int:
         """How many pictures are not there yet; if none, the folder is given its manifest.

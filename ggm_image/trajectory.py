@@ -1,5 +1,6 @@
 """The denoising as an animation: what every picture of the first batch looks like after each step."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ggm_image.data.images import image_grid, to_pil
 from ggm_image.files import atomic_path
+from ggm_image.outputs import mark_gif
 from ggm_image.pipeline import Model
 
 FRAMES = 64
@@ -32,15 +34,17 @@ class Trajectory:
         """Write an animated GIF of at most 64 frames; sites without a token yet are grey."""
         chosen = torch.linspace(0, len(self.steps) - 1, min(FRAMES, len(self.steps))).round().long()
         frames = [to_pil(self._frame(self.steps[k])) for k in chosen.tolist()]
+        file = io.BytesIO()
+        frames[0].save(
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS],
+            loop=0,
+        )
         with atomic_path(path) as temporary:
-            frames[0].save(
-                temporary,
-                format="GIF",
-                save_all=True,
-                append_images=frames[1:],
-                duration=[FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS],
-                loop=0,
-            )
+            temporary.write_bytes(mark_gif(file.getvalue(), "sample"))
 
     def _frame(self, tokens: Int[Tensor, "b l"]) -> UInt8[Tensor, "3 h w"]:
         height, width = self.model.grid

@@ -10,6 +10,7 @@ from PIL import Image
 from ggm_image import picture_folder
 from ggm_image.data.images import to_pil
 from ggm_image.errors import UserError
+from ggm_image.outputs import read_mark
 from ggm_image.picture_folder import Drawn, PictureFolder, draw_folder, numbered
 from ggm_image.pipeline import Model, Settings, load_model
 from tests.faults.harness import digests
@@ -127,7 +128,7 @@ def test_a_killed_beginning_of_more(model: Model, whole: Path, tmp_path: Path, m
     draw(model, tmp_path, 20)
     before = (tmp_path / "manifest.json").read_bytes()
     with monkeypatch.context() as patch:
-        stop_before(16, patch)
+        stop_before(20, patch)
         with pytest.raises(Stopped):
             draw(model, tmp_path)
     (tmp_path / "manifest.json").write_bytes(before)
@@ -198,3 +199,71 @@ def test_the_first_batch_can_be_watched(model: Model, whole: Path, tmp_path: Pat
     assert draw(model, out, callback=lambda t, tokens: steps.append(t)) == Drawn(16, 0)
     assert steps == [2, 1, 0]
     assert digests(out) == digests(whole)
+
+
+def test_classes_take_turns(model: Model, tmp_path: Path) -> None:
+    """By the number of the image alone, whoever samples it and however many there are.
+
+    Seen to fail with turns counted from the first image of each batch.
+    """
+    for rank in range(3):
+        draw(model, tmp_path / "three", 50, classes=["ship", "dog", "ship", "cat", "dog"], share=(rank, 3))
+    draw(model, tmp_path / "one", 20, classes=["ship", "dog", "ship", "cat", "dog"])
+    draw(model, tmp_path / "one", 50, classes=["ship", "dog", "ship", "cat", "dog"])
+    assert digests(tmp_path / "three") == digests(tmp_path / "one")
+    manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    assert manifest["classes"] == ["ship", "dog", "ship", "cat", "dog"] * 10
+    pictures = model.sample(3, classes=["ship", "cat", "dog"], seed=5, settings=FAST, first=32)
+    for k, picture in zip((32, 33, 34), pictures, strict=True):
+        assert Image.open(tmp_path / "one" / numbered(k)).tobytes() == to_pil(picture).tobytes()
+
+
+@pytest.mark.parametrize("what", ["other samples", "fewer", "unfinished", "photos", "tokens", "damaged"])
+def test_overwrite(what: str, model: Model, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of another request go, images of ours that are no longer part too; files of others stay, if they can."""
+    out = tmp_path / "out"
+    if what in ("other samples", "fewer", "unfinished"):
+        draw(model, out, 80, seed=6 if what == "other samples" else 5)
+    else:
+        out.mkdir()
+    if what == "unfinished":
+        (out / "manifest.json").rename(out / "manifest.partial")
+    if what == "photos":
+        shutil.copy(whole / numbered(3), out / numbered(0))
+    if what == "tokens":
+        (out / "manifest.json").write_text(json.dumps({"shards": []}))
+    if what == "damaged":
+        (out / "manifest.json").write_text("{")
+    (out / "notes.txt").write_text("mine")
+    Image.new("RGB", (8, 8), "red").save(out / numbered(900))
+    photo = (out / numbered(900)).read_bytes()
+    with pytest.raises(UserError, match="holds other pictures|pictures and no manifest|manifest cannot be read"):
+        draw(model, out)
+    assert draw(model, out, overwrite=True) == Drawn(N, 0)
+    assert ("removed 80 images" in capsys.readouterr().err) == (what in ("other samples", "fewer", "unfinished"))
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / numbered(900)).read_bytes() == photo
+    (out / "notes.txt").unlink()
+    (out / numbered(900)).unlink()
+    assert digests(out) == digests(whole)
+
+
+def test_overwrite_resumes_the_same_request(model: Model, whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    (out / numbered(20)).unlink()
+    assert draw(model, out, overwrite=True) == Drawn(16, 0)
+    assert draw(model, out, overwrite=True) == Drawn(0, 0)
+
+
+def test_a_batch_that_is_completed_leaves_what_is_there(model: Model, tmp_path: Path) -> None:
+    """Somebody has retouched an image of a folder that grows. Seen to fail where the whole batch is written again."""
+    draw(model, tmp_path, 20)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / numbered(17))
+    before = (tmp_path / numbered(17)).read_bytes()
+    draw(model, tmp_path, 30)
+    assert (tmp_path / numbered(17)).read_bytes() == before
+
+
+def test_every_image_is_marked(whole: Path) -> None:
+    for path in whole.glob("*.png"):
+        assert (read_mark(path) or {})["command"] == "sample"

@@ -9,7 +9,9 @@ import click
 import torch
 
 from ggm_image.cli.main import run
-from ggm_image.data.images import image_grid, save_png
+from ggm_image.cli.options import device_option, overwrite_option, own_device, seed_option
+from ggm_image.data.images import image_grid, to_pil
+from ggm_image.outputs import Gate
 from ggm_image.pipeline import load_model
 
 
@@ -18,14 +20,20 @@ from ggm_image.pipeline import load_model
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--columns", default=12, show_default=True, help="Pictures of each class: indices 0, 1, ... of the seed.")
 @click.option("--scale", default=2, show_default=True, help="Pixels for each pixel.")
-@click.option("--seed", default=0, show_default=True)
 @click.option("--preset", default="best", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-def main(model_name: str, out: Path, columns: int, scale: int, seed: int, preset: str, device: str) -> None:
-    model = load_model(model_name, device=device)
+@overwrite_option
+@seed_option
+@device_option
+def main(
+    model_name: str, out: Path, columns: int, scale: int, preset: str, overwrite: bool, seed: int, device: str | None
+) -> None:
+    gate = Gate("class_grid", overwrite, "OUT")
+    gate.check_file(out)
+    model = load_model(model_name, device=own_device(device))
     rows = [model.sample(columns, classes=name, seed=seed, preset=preset) for name in model.class_names]
     pictures = torch.cat(rows).repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    save_png(image_grid(pictures, columns=columns, gap=2), out)
+    manifest = {"model": model.name, **model.identity, "seed": seed, "preset": preset}
+    gate.save(out, to_pil(image_grid(pictures, columns=columns, gap=2)), manifest)
     click.echo(f"{out}: {', '.join(model.class_names)}")
 
 

@@ -14,18 +14,14 @@ from make_masks import KINDS, make_mask
 from PIL import Image
 
 from ggm_image.cli.main import run
+from ggm_image.cli.options import overwrite_option
 from ggm_image.data.images import image_grid, open_source, rgb_pixels, to_pil
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path
+from ggm_image.outputs import Gate, numbered
 from ggm_image.pipeline import Model, load_model
 from ggm_image.signal_map import heat_map
 
 SCALE, GAP = 3, 2
-
-
-def save(picture: Image.Image, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 def replace_tokens(model: Model, picture: Image.Image, k: int) -> Image.Image:
@@ -51,7 +47,11 @@ def paste_patch(picture: Image.Image, other: Image.Image) -> Image.Image:
 @click.option("--patch", default="8,1", show_default=True, help="The damaged sample, and the one its patch is from.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="inpainting", show_default=True)
-def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: Path) -> None:
+@overwrite_option
+def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: Path, overwrite: bool) -> None:
+    gate = Gate("inpainting_examples", overwrite)
+    for name in ("examples.png", "damage.png"):
+        gate.check_file(out / name)
     model = load_model(model_name)
     source = open_source(samples)
     rows, damage = [int(k) for k in pick.split(",")], [int(k) for k in patch.split(",")]
@@ -59,7 +59,7 @@ def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: 
         raise UserError(f"--pick names {len(KINDS)} samples and --patch two", f"{pick}; {patch}", f"of {len(source)}")
     cells = []
     for kind, k in zip(KINDS, rows, strict=True):
-        picture = Image.open(samples / source.names[k])
+        picture = Image.open(samples / numbered(k))
         hole = make_mask(kind, picture.height, picture.width, seed=seed, index=k)
         classes = k % max(1, len(model.class_names))  # samples are drawn with the classes in turn
         answers = model.inpaint(picture, hole, n=5, classes=classes, seed=seed)
@@ -67,15 +67,15 @@ def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: 
         shown[1] = shown[1].masked_fill(torch.from_numpy(hole), 128)
         cells += shown
     grid = torch.stack(cells).repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
-    save(to_pil(image_grid(grid, 7, gap=GAP)), out / "examples.png")
+    gate.save(out / "examples.png", to_pil(image_grid(grid, 7, gap=GAP)))
 
     label = damage[0] % max(1, len(model.class_names))
-    whole, other = (Image.open(samples / source.names[k]).convert("RGB") for k in damage)
+    whole, other = (Image.open(samples / numbered(k)).convert("RGB") for k in damage)
     maps = []
     for damaged, level in ((replace_tokens(model, whole, 6), 0.9), (paste_patch(whole, other), 0.5)):
         probability = model.signal(damaged, level=level, classes=label)
         maps.append(rgb_pixels(heat_map(damaged, probability, model.tokenizer.downscale)))
-    save(to_pil(image_grid(torch.stack(maps), 1, gap=8)), out / "damage.png")
+    gate.save(out / "damage.png", to_pil(image_grid(torch.stack(maps), 1, gap=8)))
 
 
 if __name__ == "__main__":

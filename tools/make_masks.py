@@ -19,9 +19,10 @@ from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 from ggm_image.cli.main import run
+from ggm_image.cli.options import overwrite_option, seed_option
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_path
 from ggm_image.inpaint import load_mask
+from ggm_image.outputs import Gate
 
 Mask = Bool[np.ndarray, "h w"]
 
@@ -85,8 +86,11 @@ def make_mask(kind: str, height: int, width: int, *, seed: int, index: int, cell
 @click.option("-n", "count", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--cell", type=click.IntRange(1), default=4, show_default=True, help="Pixels a side for scattered.")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of pictures, for alpha.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def main(out: Path, kind: str, size: str, count: int, cell: int, source: Path | None, seed: int) -> None:
+@overwrite_option
+@seed_option
+def main(
+    out: Path, kind: str, size: str, count: int, cell: int, source: Path | None, overwrite: bool, seed: int
+) -> None:
     if kind == "alpha":
         if source is None or not source.is_dir():
             raise UserError(
@@ -102,9 +106,11 @@ def main(out: Path, kind: str, size: str, count: int, cell: int, source: Path | 
             f"{k:06d}.png": make_mask(kind, int(height), int(width), seed=seed, index=k, cell=cell)
             for k in range(count)
         }
+    gate = Gate("make_masks", overwrite)
+    for name in masks:
+        gate.check_file(out / name)
     for name, mask in masks.items():
-        with atomic_path(out / name) as temporary:
-            Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+        gate.save(out / name, Image.fromarray(mask.astype(np.uint8) * 255))
     click.echo(f"{out}: {len(masks)} masks")
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from ggm_image.cli.options import (
+    SEED,
     device_option,
     json_option,
+    overwrite_option,
     own_device,
     print_json,
     resolve_device,
@@ -15,6 +17,7 @@ from ggm_image.cli.options import (
     share_option,
 )
 from ggm_image.errors import UserError
+from ggm_image.outputs import Gate, merged_folder
 
 
 @click.command()
@@ -100,6 +103,7 @@ def encode(
     if out is None or tokenizer_name is None:
         hint, kind = ("OUT", "argument") if out is None else ("--tokenizer", "option")
         raise click.MissingParameter(ctx=click.get_current_context(), param_hint=hint, param_type=kind)
+    Gate("encode", None, "OUT").check_folder(out)
     from ggm_image.data.encode import encode as encode_source
     from ggm_image.data.encode import nearest_folder, open_pictures
     from ggm_image.data.images import ImageSource, open_source
@@ -229,14 +233,16 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names.")
 @click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Grids a pass; fits the device by default.")
+@overwrite_option
 @device_option
-@click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; decoding draws nothing.")
+@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
 @json_option
 def decode(
     tokens: Path,
     out: Path,
     tokenizer_name: str | None,
     batch_size: int | None,
+    overwrite: bool,
     device: str | None,
     seed: int,
     as_json: bool,
@@ -245,17 +251,18 @@ def decode(
 
     Rows become 000000.png ..., in class folders where the cache has classes.
     """
-    from ggm_image.cli.options import check_output_folder
+    Gate("decode", overwrite, "OUT").check_folder(out, empty=True)
+
     from ggm_image.data.encode import decode as decode_cache
     from ggm_image.data.encode import tokenizer_of
     from ggm_image.data.token_cache import TokenCache
     from ggm_image.tokenizers.registry import load_tokenizer
 
     cache = TokenCache.open(tokens)
-    check_output_folder(out)
     device = resolve_device(device)
     tokenizer = load_tokenizer(tokenizer_name or tokenizer_of(cache.manifest), device=device)
-    count = decode_cache(cache, out, tokenizer, batch_size=batch_size, device=device)
+    with merged_folder(out) as folder:
+        count = decode_cache(cache, folder, tokenizer, batch_size=batch_size, device=device)
     if as_json:
         print_json({"out": str(out), "count": count})
     else:

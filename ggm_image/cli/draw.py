@@ -1,74 +1,46 @@
-"""Commands that draw: sample, inpaint, signal; and what there is to draw with: models."""
+"""Commands that sample: sample, inpaint; and signal, which judges.
+
+What can be refused is refused before torch is imported: names, classes, settings, and outputs that are somebody's.
+"""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ggm_image.classes import turns
 from ggm_image.cli.options import (
+    SEED,
     device_option,
     json_option,
-    own_device,
+    overwrite_option,
     print_json,
     seed_option,
     share_option,
 )
+from ggm_image.cli.sampling import (
+    COMPILE,
+    MODEL,
+    TOKENIZER,
+    asked_labels,
+    class_option,
+    find_described_model,
+    load,
+    sampler_options,
+)
 from ggm_image.errors import UserError
+from ggm_image.files import check_plain
+from ggm_image.outputs import Gate, check_inputs_kept, numbered
+from ggm_image.streams import say
 
 SHEET_SIDE = 128
-"""Pixels to which the shorter side of a picture is enlarged on a contact sheet."""
-
-MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
-PRESET = click.option(
-    "--preset",
-    default="best",
-    show_default=True,
-    help="fast, best or exact (the paper's chain, no truncation).",
-)
-
-COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network: for many pictures.")
-TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, where it has moved.")
+"""Pixels to which the shorter side of an image is enlarged on a contact sheet."""
 
 
-def sampler_options(command: Any) -> Any:
-    """The sampler's settings; what is left out is the preset's."""
-    for option in reversed(
-        [
-            PRESET,
-            click.option("--order", type=click.Choice(["schedule", "signal"]), help="How the next block is chosen."),
-            click.option("--sweeps", type=click.IntRange(min=1), help="Visits of every site."),
-            click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
-            click.option("--guidance", type=float, help="Guidance weight, in the end where it grows; 1 is off."),
-            click.option(
-                "--guidance-power",
-                type=click.FloatRange(min=0),
-                help="Let it grow with the picture: 1 linearly, 0 not.",
-            ),
-            click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="1 is off."),
-            click.option("--top-k", type=click.IntRange(min=1), help="Keep the K likeliest codes."),
-            click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep this much probability."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def _settings(model: Any, preset: str, options: dict[str, Any]) -> Any:
-    names = ("order", "sweeps", "block", "guidance", "guidance_power", "temperature", "top_k", "top_p")
-    return model.settings(preset, **{name: options[name] for name in names})
-
-
-def _load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
-    from ggm_image.pipeline import load_model
-
-    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether ``--out`` names one picture rather than a folder."""
+def _is_image(path: Path) -> bool:
+    """Whether ``--out`` names one image rather than a folder."""
     if path.suffix.lower() == ".png" and not path.is_dir():
         return True
     if path.suffix and not path.is_dir():
@@ -76,23 +48,25 @@ def _is_picture(path: Path) -> bool:
     return False
 
 
-def _keep_inputs(out: Path, *inputs: Path | None) -> None:
-    """Raise UserError if ``out`` is one of the files that are read."""
-    for path in inputs:
-        if path is not None and out.exists() and path.exists() and out.samefile(path):
-            raise UserError(
-                "--out must not be an input", f"got {out}", "choose another name: inputs are never written over"
-            )
+def _check_input(path: Path, what: str) -> None:
+    """Raise UserError unless a file can be opened; its content is looked at later."""
+    try:
+        check_plain(path)
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{what} cannot be opened", f"{path}: {error.strerror}", "check the file") from error
 
 
 @click.command()
 @MODEL
 @TOKENIZER
-@click.option("--class", "classes", metavar="NAME|INDEX", help="Class of all pictures; each class in turn by default.")
-@click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures.")
+@class_option("Class to sample; several take turns.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
+@overwrite_option
 @sampler_options
-@click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising as an animated GIF.")
+@click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising steps as an animated GIF.")
 @COMPILE
 @share_option
 @seed_option
@@ -101,9 +75,10 @@ def _keep_inputs(out: Path, *inputs: Path | None) -> None:
 def sample(
     model_name: str,
     tokenizer: str | None,
-    classes: str | None,
+    classes: tuple[str, ...],
     count: int,
     out: Path,
+    overwrite: bool,
     preset: str,
     trajectory: Path | None,
     compiled: bool,
@@ -113,27 +88,38 @@ def sample(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw pictures. --out X.png is one picture or a grid, --out DIR single files with a manifest.
+    """Sample images. --out X.png is one image or a grid, --out DIR single files with a manifest.
 
-    Into a folder an interrupted run goes on where it stopped, and several processes share the work: those of torchrun,
-    or one command with --shard 0/4, one with 1/4 ... The files are the same, whoever draws them.
+    --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K. Without
+    it, all classes of the model take turns.
+
+    Rerun the same command to resume an unfinished folder, or with a larger -n to add images. Several processes share a
+    folder: those of torchrun, or one command with --shard 0/4, one with 1/4 ... The files are the same either way.
+
+    A file or folder that `sample` did not write, or that holds other samples, is only replaced with --overwrite.
     """
     import time
 
     from ggm_image.processes import share
 
     rank, processes = share(shard)
-    single = _is_picture(out)
-    if single and processes > 1:
-        raise UserError(
-            "only a folder can be filled by several processes",
-            f"--out {out} and {processes} processes",
-            "give --out DIR",
-        )
-    if trajectory is not None and trajectory.suffix.lower() != ".gif":
-        raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
-    model = _load(model_name, tokenizer, device, compiled=compiled)
-    settings = _settings(model, preset, options)
+    single, gate = _is_image(out), Gate("sample", overwrite)
+    if processes > 1 and (single or overwrite):
+        what = "only a folder can be filled by several processes" if single else "--overwrite needs one process"
+        fix = "give --out DIR" if single else "remove the folder, or choose another one"
+        raise UserError(what, f"--out {out} and {processes} processes", fix)
+    if trajectory is not None:
+        if trajectory.suffix.lower() != ".gif":
+            raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
+        replace(gate, option="--trajectory").check_file(trajectory)
+    found = find_described_model(model_name)
+    settings, asked = found.settings(preset, **options), asked_labels(found, classes)
+    if single:
+        gate.check_file(out)
+    else:
+        gate.check_images(out, count)
+
+    model = load(model_name, tokenizer, device, compiled=compiled)
     recording = None
     if trajectory is not None and rank == 0:
         from ggm_image.trajectory import Trajectory
@@ -142,7 +128,7 @@ def sample(
     callback = None if recording is None else recording.record
     start = time.perf_counter()
     if single:
-        _draw_grid(model, out, count, classes, seed, settings, callback)
+        _draw_grid(model, out, count, asked, seed, settings, callback, gate)
         drawn, missing = count, 0
     else:
         from ggm_image.picture_folder import draw_folder
@@ -151,71 +137,66 @@ def sample(
             model,
             out,
             count,
-            classes=classes,
+            classes=asked,
             seed=seed,
             settings=settings,
             share=(rank, processes),
             callback=callback,
+            overwrite=overwrite,
         )
         drawn, missing = done.drawn, done.missing
     seconds = time.perf_counter() - start
     if recording is not None and trajectory is not None:
         recording.save(trajectory)
     if as_json:
-        manifest = model.manifest(count, classes=classes, seed=seed, settings=settings)
+        labels = None if asked is None else turns(asked, range(count))
+        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
         told = {"out": str(out), "seconds": round(seconds, 3), "drawn": drawn, "missing": missing}
         click.echo(json.dumps({**told, "share": f"{rank}/{processes}", **manifest}))
         return
     calls = settings.calls(model.grid[0] * model.grid[1])
     whose = f"share {rank}/{processes}, " if processes > 1 else ""
-    amount = f"{count} pictures" if drawn == count else f"{drawn} of {count} pictures drawn"
+    amount = f"{count} images" if drawn == count else f"{drawn} of {count} images sampled"
     click.echo(f"{out}: {whose}{amount}, {calls} network calls each, {seconds:.1f} s")
     if missing:
-        click.echo(f"{missing} pictures are not there yet; whoever draws the last writes manifest.json")
+        click.echo(f"{missing} images are missing; the process that samples the last one writes manifest.json")
 
 
-def _draw_grid(model: Any, out: Path, count: int, classes: str | None, seed: int, settings: Any, callback: Any) -> None:
-    """One picture, or a grid of them."""
-    from ggm_image.data.images import image_grid, save_png
+def _draw_grid(
+    model: Any, out: Path, count: int, asked: list[int] | None, seed: int, settings: Any, callback: Any, gate: Gate
+) -> None:
+    """One image, or a grid of them."""
+    from ggm_image.data.images import image_grid, to_pil
     from ggm_image.files import progress_bar
 
+    labels = None if asked is None else turns(asked, range(count))
     with progress_bar(total=count, unit="img", label="sample") as advance:
         tokens = model.sample_tokens(
-            model.labels(count, classes),
+            model.labels(count, labels),
             seed=seed,
             settings=settings,
             callback=callback,
             on_batch=lambda done: advance(len(done)),
         )
-    save_png(image_grid(model.decode(tokens)), out)
-
-
-def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -> None:
-    """Write 000000.png ... and then the manifest: a folder with a manifest is complete."""
-    from ggm_image.files import remove_temporaries, write_json
-    from ggm_image.picture_folder import numbered
-
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out)
-    (out / "manifest.json").unlink(missing_ok=True)
-    for k, picture in enumerate(pictures):
-        _save(picture, out / numbered(k))
-    write_json(out / "manifest.json", manifest)
+    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+    manifest["classes"] = None if asked is None else [model.class_names[label] for label in asked]  # in turn
+    gate.save(out, to_pil(image_grid(model.decode(tokens))), manifest)
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("mask", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), default="inpainted.png", show_default=True)
+@overwrite_option
 @MODEL
 @TOKENIZER
-@click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
-@click.option("-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many answers.")
+@class_option("What it shows; several take turns.")
+@click.option("-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many samples.")
 @click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
 @click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")
-@click.option("--extend", metavar="SIDE=PX,...", help="Paint beyond the picture, e.g. left=32,top=16.")
-@click.option("--context", type=click.IntRange(min=0), help="Known pixels to show the model around the hole.")
-@click.option("--fit", is_flag=True, help="Stretch a MASK of another size to the picture's.")
+@click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16.")
+@click.option("--context", type=click.IntRange(min=0), help="Known pixels around the hole that the model sees.")
+@click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image.")
 @sampler_options
 @seed_option
 @device_option
@@ -224,9 +205,10 @@ def inpaint(
     image: Path,
     mask: Path | None,
     out: Path,
+    overwrite: bool,
     model_name: str,
     tokenizer: str | None,
-    classes: str | None,
+    classes: tuple[str, ...],
     count: int,
     dilate: int,
     feather: int,
@@ -239,36 +221,50 @@ def inpaint(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Paint the white part of MASK anew; every other pixel of IMAGE stays as it is, bit for bit.
+    """Inpaint the white part of MASK; every other pixel of IMAGE stays as it is, bit for bit.
 
     An IMAGE with transparent parts needs no MASK; a MASK larger than IMAGE, or --extend, paints beyond it. With -n the
-    answers go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; into a folder OUT they go
-    as single files with a manifest.
-    """
-    from ggm_image.canvas import Extension
-    from ggm_image.files import sha256_file
-    from ggm_image.inpaint import load_mask
-    from ggm_image.picture_folder import numbered
+    samples go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; into a folder OUT they go
+    as single files with a manifest. With K classes, sample k gets class k mod K.
 
-    single = _is_picture(out)
+    A file or folder that `inpaint` did not write is only replaced with --overwrite; inputs never are.
+    """
+    from ggm_image.extension import Extension
+
+    single, gate = _is_image(out), Gate("inpaint", overwrite)
     sheet = out if single and count > 1 else None
     if single:
         paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
     else:
         paths = [out / numbered(k) for k in range(count)]
     for path in (out, *paths):
-        _keep_inputs(path, image, mask)
+        check_inputs_kept(path, image, mask)
+    for given, what in ((image, "picture"), (mask, "picture")):
+        if given is not None:
+            _check_input(given, what)
     extend_by = None if extend is None else Extension.parse(extend)
-    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
-    model = _load(model_name, tokenizer, device)
-    if classes is None:
+    found = find_described_model(model_name)
+    asked = asked_labels(found, classes)
+    if asked is None:
         options["guidance"] = 1.0  # there is no class to be guided to
-    settings = _settings(model, preset, options)
+    settings = found.settings(preset, **options)
+    if single:
+        for path in dict.fromkeys([out, *paths]):
+            gate.check_file(path)
+    else:
+        gate.check_images(out, count)
+
+    from ggm_image.files import sha256_file
+    from ggm_image.inpaint import load_mask
+
+    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
+    model = load(model_name, tokenizer, device)
+    labels = None if asked is None else turns(asked, range(count))
     answers = model.inpaint(
         picture,
         hole,
         n=count,
-        classes=classes,
+        classes=labels,
         seed=seed,
         settings=settings,
         dilate=dilate,
@@ -276,8 +272,9 @@ def inpaint(
         context=context,
     )
     windows = model.plan_windows(hole, context) if hole.any() else []
-    manifest = model.manifest(count, classes=classes, seed=seed, settings=settings) | {
-        "classes": classes,
+    names = [model.class_names[label] for label in asked or ()]
+    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | {
+        "classes": names if len(names) > 1 else next(iter(names), None),  # in turn
         "kernel_batch": model.paint_batch,
         "image": str(image),
         "image_sha256": sha256_file(image),
@@ -294,23 +291,16 @@ def inpaint(
     }
     if single:
         for path, answer in zip(paths, answers, strict=True):
-            _save(answer, path)
+            gate.save(path, answer, manifest)
         if sheet:
-            _save(_contact_sheet(picture, hole, answers), sheet)
-    else:
-        _save_folder(answers, out, manifest)
+            gate.save(sheet, _contact_sheet(picture, hole, answers), manifest)
+    elif removed := gate.save_images(answers, out, manifest):
+        say(f"removed {removed} images of the run before, which had more: {out}")
     if as_json:
         print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
         return
     click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
     click.echo(_what_was_done(picture, hole, windows), err=True)
-
-
-def _save(picture: Any, path: Path) -> None:
-    from ggm_image.files import atomic_path
-
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 def _contact_sheet(picture: Any, hole: Any, answers: list[Any]) -> Any:
@@ -344,9 +334,10 @@ def _what_was_done(picture: Any, hole: Any, windows: list[Any]) -> str:
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="signal.png", show_default=True)
+@overwrite_option
 @MODEL
 @TOKENIZER
-@click.option("--class", "classes", metavar="NAME|INDEX", help="What the picture shows; no class by default.")
+@class_option("What the image shows; no class by default.")
 @click.option(
     "--level",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -355,15 +346,16 @@ def _what_was_done(picture: Any, hole: Any, windows: list[Any]) -> str:
     help="Share of the tokens that you expect to be signal.",
 )
 @click.option("--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one call.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Accepted everywhere; judging draws nothing.")
+@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
 @device_option
 @json_option
 def signal(
     image: Path,
     out: Path,
+    overwrite: bool,
     model_name: str,
     tokenizer: str | None,
-    classes: str | None,
+    classes: tuple[str, ...],
     level: float,
     block: int,
     seed: int,
@@ -372,17 +364,25 @@ def signal(
 ) -> None:
     """Show which parts of IMAGE look like noise: the model's own probability of signal, token by token.
 
-    --out is the picture, and beside it a map: the stronger the red, the less a token looks like signal.
+    --out is the image with a map beside it: the stronger the red, the less a token looks like signal.
     """
+    if not _is_image(out):
+        raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
+    check_inputs_kept(out, image)
+    _check_input(image, "picture")
+    asked = asked_labels(find_described_model(model_name), classes)
+    if asked is not None and len(asked) > 1:
+        raise UserError("signal takes one class", ", ".join(classes), "give one, or none")
+    gate = Gate("signal", overwrite)
+    gate.check_file(out)
+
     from ggm_image.inpaint import open_picture
     from ggm_image.signal_map import heat_map
 
-    if not _is_picture(out):
-        raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
-    _keep_inputs(out, image)
-    model = _load(model_name, tokenizer, device)
-    probability = model.signal(image, level=level, block=block, classes=classes)
-    _save(heat_map(open_picture(image), probability, model.tokenizer.downscale), out)
+    model = load(model_name, tokenizer, device)
+    probability = model.signal(image, level=level, block=block, classes=None if asked is None else asked[0])
+    details = {"model": model.name, **model.identity, "image": str(image), "level": level, "block": block}
+    gate.save(out, heat_map(open_picture(image), probability, model.tokenizer.downscale), details)
     if as_json:
         print_json(
             {
@@ -399,40 +399,3 @@ def signal(
     columns = probability.shape[1]
     shown = ", ".join(f"row {k // columns} column {k % columns}: {probability.flatten()[k]:.2f}" for k in least)
     click.echo(f"{out}: mean {probability.mean():.2f}; least signal at {shown}")
-
-
-@click.command()
-@json_option
-def models(as_json: bool) -> None:
-    """List the models that are shipped: size, tokenizer, classes."""
-    from ggm_image.model_files import shipped_models
-
-    rows = [
-        {
-            "name": m.name,
-            "grid": list(m.network.grid),
-            "classes": len(m.class_names),
-            "tokenizer": m.tokenizer_name,
-            "megabytes": round(m.weights.stat().st_size / 1e6, 1) if m.weights.is_file() else None,
-            "presets": sorted(m.presets),
-            "folder": str(m.folder),
-        }
-        for m in shipped_models()
-    ]
-    _list(rows, as_json)
-
-
-def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    for row in rows:
-        name = row.pop("name")
-        click.echo(name)
-        for key, value in row.items():
-            shown = "not on disk" if value is None else value
-            if isinstance(value, list):
-                shown = " x ".join(map(str, value)) if key == "grid" else ", ".join(map(str, value))
-            elif isinstance(value, dict):
-                shown = ", ".join(f"{k} {v}" for k, v in value.items())
-            click.echo(f"  {key.replace('_', ' '):<12} {shown}")

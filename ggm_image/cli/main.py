@@ -19,19 +19,21 @@ from typing import Any, ClassVar
 import click
 
 from ggm_image.errors import Elsewhere, UserError, printable
+from ggm_image.streams import say, standard_streams
 
 COMMANDS = {
-    "encode": ("ggm_image.cli.data:encode", "Encode pictures into a token cache."),
+    "encode": ("ggm_image.cli.data:encode", "Encode images into a token cache."),
     "decode": ("ggm_image.cli.data:decode", "Decode a token cache into PNG files."),
     "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
-    "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on pictures."),
-    "plot": ("ggm_image.cli.train:plot", "Draw the training curves of a run."),
-    "sample": ("ggm_image.cli.draw:sample", "Draw pictures."),
-    "inpaint": ("ggm_image.cli.draw:inpaint", "Paint the masked part of a picture anew."),
+    "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on images."),
+    "plot": ("ggm_image.cli.train:plot", "Plot the training curves of a run."),
+    "sample": ("ggm_image.cli.draw:sample", "Sample images."),
+    "inpaint": ("ggm_image.cli.draw:inpaint", "Inpaint the masked part of an image."),
     "signal": ("ggm_image.cli.draw:signal", "Show what looks like noise to the model."),
-    "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of pictures."),
-    "models": ("ggm_image.cli.draw:models", "List the models at hand."),
-    "tokenizers": ("ggm_image.cli.tokenizers:tokenizers", "List the tokenizers that are known, and what is on disk."),
+    "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of images."),
+    "models": ("ggm_image.cli.models:models", "List the shipped models."),
+    "tokenizers": ("ggm_image.cli.tokenizers:tokenizers", "List the known tokenizers, and what is on disk."),
+    "configs": ("ggm_image.cli.configs:configs", "List the shipped configs, or copy one."),
     "convert": ("ggm_image.cli.tokenizers:convert", "Write a published tokenizer as safetensors."),
 }
 """Name of each command: where it is, and its line in ``ggm-image --help``."""
@@ -82,7 +84,19 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         import ggm_image
 
         click.echo(f"ggm-image {ggm_image.__version__}")
+        click.echo(_torch_version())
         ctx.exit()
+
+
+def _torch_version() -> str:
+    """torch's version, which names the build (``+cpu``, ``+cu128``), and Python's; torch itself is not imported."""
+    from importlib import metadata
+
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "not installed"
+    return f"torch {torch}, Python {sys.version.split()[0]}"
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -143,7 +157,7 @@ class _Signals:
 
 
 def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for what a user can mend, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run a command and return its exit code: 0, 2 for an error of the user, 130 for Ctrl-C, 143 for SIGTERM.
 
     Training turns both signals into a checkpoint and ends with 130.
 
@@ -152,6 +166,11 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
         argv: the arguments after the program's name; those of the process by default.
         name: the program's name in its help.
     """
+    with standard_streams():
+        return _run(command, argv, name)
+
+
+def _run(command: click.Command, argv: Sequence[str] | None, name: str | None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of files that it reads all the same
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
@@ -169,7 +188,7 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
             if code is None:
                 raise
             if line:
-                print(line, file=sys.stderr)
+                say(line)
             return code
 
 

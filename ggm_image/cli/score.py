@@ -1,15 +1,24 @@
 """``ggm-image fid``."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from ggm_image.cli.draw import COMPILE, sampler_options
 from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, share_option
+from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options
 from ggm_image.errors import UserError
+from ggm_image.metrics import METRICS
 
+if TYPE_CHECKING:
+    from ggm_image.metrics.features import Extractor
+    from ggm_image.metrics.sides import Drawing
+    from ggm_image.model_folders import NetworkFolder
+
+FEATURE_FILE = "a TorchScript file that takes uint8 images (N, 3, H, W) and gives float features (N, D)"
 _SHOWN_CLASSES = 40
 _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "guidance_power", "temperature",
               "top_k", "top_p", "compiled")  # fmt: skip
@@ -19,7 +28,7 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
 @click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
 @click.option("--model", "model_name", metavar="NAME|DIR", help="Draw from this model instead of reading GENERATED.")
 @click.option("-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Pictures of a model.")
-@click.option("--class", "classes", metavar="NAME|INDEX", help="Class of a model's pictures; each in turn by default.")
+@class_option("Class of a model's images; several take turns.")
 @sampler_options
 @click.option(
     "--features",
@@ -55,7 +64,7 @@ def fid(
     sides: tuple[str, ...],
     model_name: str | None,
     count: int,
-    classes: str | None,
+    classes: tuple[str, ...],
     preset: str,
     features: str,
     weights: Path | None,
@@ -83,6 +92,8 @@ def fid(
     if model_name is not None:
         sides = (f"model:{model_name}", *sides)
     _check_sides(sides, model_name)
+    chosen = [name.strip() for name in metrics.split(",") if name.strip()]
+    _check_early(sides, features, weights, chosen, lambda folder: _check_model(folder, classes, preset, options))
 
     from ggm_image.metrics.sides import Drawing, kind_of, open_side
 
@@ -92,20 +103,21 @@ def fid(
             option = next(p.opts[0] for p in context.command.params if p.name == given[0])
             raise UserError("option is for a model, and neither side is one", option, "add --model, or leave it out")
 
-    from ggm_image.metrics.features import load_extractor
     from ggm_image.metrics.score import score
     from ggm_image.processes import share
 
     rank, processes = share(shard)
     device = own_device(device)
-    drawing = Drawing(n=count, seed=seed, classes=classes, preset=preset, changes=options, compiled=compiled)
+    drawing = Drawing(n=count, seed=seed, preset=preset, changes=options, compiled=compiled)
     # Paths first: a typing error should not wait for a network to load.
-    generated, reference = (open_side(s, tokenizer=tokenizer, device=device, drawing=drawing) for s in sides)
+    generated, reference = (
+        open_side(s, tokenizer=tokenizer, device=device, drawing=_with_classes(drawing, s, classes)) for s in sides
+    )
     report = score(
         generated,
         reference,
-        load_extractor(features, weights=weights, device=device),
-        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        _extractor(features, weights, device),
+        metrics=chosen,
         statistics=statistics,
         bootstrap=bootstrap,
         seed=seed,
@@ -131,6 +143,63 @@ def _check_sides(sides: tuple[str, ...], model_name: str | None) -> None:
         raise UserError("--model takes the place of GENERATED", f"got {got}", "give REFERENCE alone")
     fix = "give REFERENCE" if model_name is not None else "give GENERATED and REFERENCE, or --model and REFERENCE"
     raise UserError("two sides are compared", f"got {got}", fix)
+
+
+def _described_model(side: str) -> "NetworkFolder | None":
+    """The model that a side is, by its config; None for anything else."""
+    from ggm_image.model_folders import CONFIG, WEIGHTS, find_model
+
+    if side.startswith("model:"):
+        return find_model(side.removeprefix("model:"))
+    folder = Path(side)
+    return find_model(folder) if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else None
+
+
+def _with_classes(drawing: "Drawing", side: str, classes: Sequence[str]) -> "Drawing":
+    """What a side draws where it is a model: the classes of --class by that model's own names."""
+    folder = _described_model(side) if classes else None
+    return drawing if folder is None else replace(drawing, classes=asked_labels(folder, classes))
+
+
+def _check_early(
+    sides: Sequence[str],
+    features: str,
+    weights: Path | None,
+    metrics: Sequence[str],
+    check_model: Callable[["NetworkFolder"], object],
+) -> None:
+    """Refuse what can be refused before torch is imported."""
+    for side in sides:
+        if (folder := _described_model(side)) is not None:
+            folder.check_weights()
+            check_model(folder)
+        elif not Path(side).exists():
+            raise UserError("source of pictures does not exist", side, "check the path")
+    if weights is not None and not weights.is_file():
+        raise UserError("file of weights not found", weights, "check the path")
+    if Path(features).suffix == ".pt" and not Path(features).is_file():
+        raise UserError("file of features not found", features, f"give {FEATURE_FILE}")
+    if unknown := set(metrics) - set(METRICS):
+        raise UserError("metrics must be of fid, kid and prdc", ", ".join(sorted(unknown)), "e.g. fid,kid")
+
+
+def _check_model(folder: "NetworkFolder", classes: Sequence[str], preset: str, options: dict[str, Any]) -> None:
+    asked_labels(folder, classes)
+    folder.settings(preset, **options)
+
+
+def _extractor(features: str, weights: Path | None, device: str) -> "Extractor":
+    """The feature network; where its weights cannot be had, the error also says how to go on without a network."""
+    from ggm_image.metrics.features import load_extractor
+
+    try:
+        return load_extractor(features, weights=weights, device=device)
+    except UserError as error:
+        fetched = features in ("inception", "clip") or features.startswith("timm:")
+        if not fetched or weights is not None or "no such" in error.what:
+            raise
+        fix = f"{error.fix}; without a network: --features FILE.pt, {FEATURE_FILE}"
+        raise UserError(error.what, error.got, fix) from error
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggm_image.cli.options import json_option, print_json
+from ggm_image.cli.options import json_option, overwrite_option, print_json
 from ggm_image.errors import UserError
+from ggm_image.outputs import Gate, check_inputs_kept, merged_folder
 
 if TYPE_CHECKING:
     from ggm_image.tokenizers.spec import TokenizerSpec
@@ -71,18 +72,22 @@ def tokenizers(as_json: bool) -> None:
     type=click.Choice(["-1..1", "0..1"]),
     help="For a diffusers folder: what its network takes; guessed by default.",
 )
+@overwrite_option
 @json_option
-def convert(src: str, out: Path, like: str, name: str, half: bool, pixels: str | None, as_json: bool) -> None:
+def convert(
+    src: str, out: Path, like: str, name: str, half: bool, pixels: str | None, overwrite: bool, as_json: bool
+) -> None:
     """Write the tokenizer SRC as safetensors and config.yaml into the new folder OUT.
 
     SRC is a known name, a checkpoint (.ckpt, .pt, .bin, .safetensors) with its config beside it where it has one,
     or a folder of taming-transformers, latent-diffusion or diffusers. Nothing in it is run.
     """
-    from ggm_image.cli.options import check_output_folder
+    check_inputs_kept(out, src, option="OUT")
+    Gate("convert", overwrite, "OUT").check_folder(out, empty=True)
+
     from ggm_image.tokenizers.convert import convert_tokenizer
     from ggm_image.tokenizers.registry import find_tokenizer, published_spec
 
-    check_output_folder(out)
     path = Path(src)
     if like or pixels:
         if not path.exists():
@@ -90,9 +95,10 @@ def convert(src: str, out: Path, like: str, name: str, half: bool, pixels: str |
         spec = published_spec(path, like=like, unit_range=None if pixels is None else pixels == "0..1")
     else:
         spec = find_tokenizer(src)
-    made = convert_tokenizer(spec, out, name=name, half=half)
+    with merged_folder(out) as folder:
+        made = convert_tokenizer(spec, folder, name=name, half=half)
+        size = made.weights.stat().st_size / 1e6
     if as_json:
         print_json({"out": str(out), "name": made.name, "family": made.family, "sha256": made.sha256})
     else:
-        size = made.weights.stat().st_size / 1e6
         click.echo(f"{out}: {made.name}, family {made.family}, {made.codebook_size} codes, {size:.1f} MB")

@@ -1,1 +1,3 @@
 """Scores of pictures: feature networks, Fréchet distance, class accuracy, PSNR and SSIM."""
+
+METRICS = ("fid", "kid", "prdc")

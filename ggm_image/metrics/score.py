@@ -8,6 +8,7 @@ from typing import Any
 
 from ggm_image.data.images import ImageSource
 from ggm_image.errors import UserError
+from ggm_image.metrics import METRICS
 from ggm_image.metrics.bootstrap import bootstrap as bootstrap_distance
 from ggm_image.metrics.by_class import class_accuracy, per_class
 from ggm_image.metrics.feature_rows import Features
@@ -18,7 +19,6 @@ from ggm_image.metrics.measure import Measurement, versions
 from ggm_image.metrics.neighbours import DENSITY_K, PRECISION_K, neighbours
 from ggm_image.metrics.sides import PictureSide, Side, open_side
 
-METRICS = ("fid", "kid", "prdc")
 _SHOWN_SIZES = 5
 _SHOWN_LIST = 32
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ggm_image.classes import turns
 from ggm_image.data.encode import check_tokenizer, decode_batch, tokenizer_of
 from ggm_image.data.images import ImageSource, open_source
 from ggm_image.data.token_cache import TokenCache
@@ -25,6 +26,7 @@ from ggm_image.errors import UserError
 from ggm_image.files import progress, sha256_file
 from ggm_image.metrics.feature_rows import RECORD, Features, are_features, open_features
 from ggm_image.model_files import CONFIG, WEIGHTS
+from ggm_image.outputs import number_of
 from ggm_image.pipeline import Model, Settings, load_model
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
@@ -77,7 +79,7 @@ class PictureSide(Side):
         if not self.class_names and isinstance(asked, list) and len(asked) == len(source):
             self.class_names = sorted({str(name) for name in asked})
             index = {name: k for k, name in enumerate(self.class_names)}
-            self.labels = [index[str(name)] for name in asked]
+            self.labels = [index[str(asked[k])] for k in _numbers(source.names)]
 
     def name(self, index: int) -> str:
         return self.source.names[index]
@@ -86,6 +88,8 @@ class PictureSide(Side):
         found = {"names_sha256": self.source.fingerprint(), "content_sha256": _content_sha256(self.source)}
         if self.labels is not self.source.labels and self.manifest is not None:
             found["manifest_sha256"] = self.manifest["sha256"]
+            if (numbers := _numbers(self.source.names)) != sorted(numbers):
+                found["classes"] = "by number"  # features saved by earlier versions have the classes of other images
         return {"kind": "pictures", **found}
 
     def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
@@ -143,20 +147,27 @@ class ModelSide(_MadeSide):
     Args:
         model: on its device.
         n: how many pictures.
-        classes: a class for all; each in turn by default.
+        classes: a class for all, or several that take turns; all of the model's by default.
         seed: any integer.
         settings: how to draw; the preset "best" by default.
     """
 
     def __init__(
-        self, model: Model, n: int, *, classes: str | int | None = None, seed: int = 0, settings: Settings | None = None
+        self,
+        model: Model,
+        n: int,
+        *,
+        classes: str | int | Sequence[str | int] | None = None,
+        seed: int = 0,
+        settings: Settings | None = None,
     ) -> None:
         self.model, self.seed, self.settings = model, seed, settings or model.settings()
-        self.asked = None if classes is None else model.label(classes)
+        given = [classes] if isinstance(classes, str | int) else classes
+        self.asked = None if given is None else [model.label(name) for name in given]
         self.block = model.kernel_batch
         self.description = MODEL_PREFIX + model.name
         self.class_names = model.class_names
-        self.labels = model.labels(n, self.asked) if self.class_names else [-1] * n
+        self.labels = self._labels(range(n)) if self.class_names else [-1] * n
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -164,12 +175,26 @@ class ModelSide(_MadeSide):
             **self.model.identity,
             "settings": asdict(self.settings),
             "seed": self.seed,
-            "class": None if self.asked is None else self.class_names[self.asked],
+            "class": self._asked_names(),
         }
+
+    def _labels(self, rows: range) -> list[int]:
+        asked = None if self.asked is None else turns(self.asked, rows)
+        return self.model.labels(len(rows), asked, rows.start)
+
+    def _asked_names(self) -> str | list[str] | None:
+        if self.asked is None:
+            return None
+        names = [self.class_names[label] for label in self.asked]
+        return names[0] if len(names) == 1 else names
 
     def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
         return self.model.sample(
-            len(rows), classes=self.asked, seed=self.seed, settings=self.settings, first=rows.start
+            len(rows),
+            classes=None if self.asked is None else turns(self.asked, rows),
+            seed=self.seed,
+            settings=self.settings,
+            first=rows.start,
         )
 
 
@@ -180,7 +205,7 @@ class Drawing:
     Attributes:
         n: how many pictures.
         seed: of the draw.
-        classes: a class for all pictures; each in turn by default.
+        classes: a class for all pictures, or several that take turns; all of the model's by default.
         preset: of the model.
         changes: sampler settings that differ from the preset's; None leaves the preset's.
         compiled: whether the network is compiled.
@@ -188,7 +213,7 @@ class Drawing:
 
     n: int = 50_000
     seed: int = 0
-    classes: str | int | None = None
+    classes: str | int | Sequence[str | int] | None = None
     preset: str = "best"
     changes: Mapping[str, Any] = field(default_factory=dict)
     compiled: bool = False
@@ -242,6 +267,17 @@ def open_side(
     if Path(path).is_dir() and (saved := sorted(Path(path).glob(f"*/{RECORD}"))):
         raise UserError("a side is one set of features", f"{path} holds {len(saved)}", f"give {saved[0].parent}")
     return PictureSide(open_source(path))
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """The entry of the manifest that each file is of: its number, and its place where names are no such numbers.
+
+    Names are sorted as text, in which 1000000 comes before 999999.
+    """
+    numbers = [number_of(name) for name in names]
+    if sorted(k for k in numbers if k is not None) == list(range(len(names))):
+        return [k for k in numbers if k is not None]
+    return list(range(len(names)))
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """The denoising network."""
 
-from .transformer import NetworkConfig, Transformer
+from ggm_image.network_config import NetworkConfig
+
+from .transformer import Transformer
 
 __all__ = ["NetworkConfig", "Transformer"]

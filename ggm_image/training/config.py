@@ -16,10 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ggm_image.config_files import read_yaml
+from ggm_image.configs import find_config
 from ggm_image.errors import UserError
 from ggm_image.files import write_text
 from ggm_image.network import NetworkConfig
 from ggm_image.objective import LOSSES
+from ggm_image.outputs import RUN_HEAD
 
 C = TypeVar("C")
 
@@ -190,7 +192,7 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
 
     Args:
         schema: the dataclass.
-        path: YAML file.
+        path: YAML file, or the name of a shipped config.
         overrides: ``key=value`` with dots between levels; values are YAML.
 
     Returns:
@@ -200,9 +202,7 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
         UserError: the file cannot be read, a key is unknown (the nearest right one is named), a value has the
             wrong type, or a check of the dataclass fails.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError("config file does not exist", path, "give a YAML file, for example configs/cifar10.yaml")
+    path = find_config(path)
     written = read_yaml(path, "must be YAML", "compare it with those in configs/")
     if not isinstance(written, DictConfig):
         raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
@@ -251,7 +251,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def save_config(path: str | Path, config: Any) -> None:
     """Write a config, fully resolved, as YAML."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    write_text(path, f"{RUN_HEAD}the config as it was used\n{OmegaConf.to_yaml(OmegaConf.create(plain(config)))}")
 
 
 def _known_keys(schema: Any, prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path
+from ggm_image.outputs import mark_png
 
 CURVES = "curves.png"
 _TOGETHER = {"nll_level": "NLL at level, nats a token", "nll_masked": "NLL at masked share, nats a token"}
@@ -89,8 +91,10 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
     for k, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, min(_COLUMNS, len(panels)), k + 1)
         _panel(axes, title, lines)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format="png")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        temporary.write_bytes(mark_png(file.getvalue(), "plot"))
     return path
 
 

@@ -38,7 +38,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_sample_grid_and_folder_agree(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ("--model", model, "--class", "dog", "--preset", "fast", "--seed", 3)
     assert run("sample", *common, "-n", 4, "--out", tmp_path / "grid.png") == 0
-    assert "4 pictures" in capsys.readouterr().out
+    assert "4 images" in capsys.readouterr().out
     assert run("sample", *common, "-n", 6, "--out", tmp_path / "files", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     manifest = json.loads((tmp_path / "files" / "manifest.json").read_text())
@@ -63,8 +63,8 @@ def test_sample_by_several_processes(
     capsys.readouterr()
     assert run(*arguments, "--out", tmp_path / "two", "--shard", "0/2") == 0
     first = capsys.readouterr().out.splitlines()
-    assert "share 0/2, 24 of 40 pictures drawn" in first[0]
-    assert first[1].startswith("16 pictures are not there yet")
+    assert "share 0/2, 24 of 40 images sampled" in first[0]
+    assert first[1].startswith("16 images are missing")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(*arguments, "--out", tmp_path / "two", "--json") == 0
@@ -79,6 +79,95 @@ def test_sample_by_several_processes(
 def test_one_picture(model: Path, tmp_path: Path) -> None:
     assert run("sample", "--model", model, "-n", 1, "--preset", "fast", "--out", tmp_path / "one.png") == 0
     assert pixels(tmp_path / "one.png").shape == (16, 16, 3)
+
+
+def test_classes_take_turns(model: Path, tmp_path: Path) -> None:
+    """Given twice or with a comma: image k is of class k mod 2. Seen to fail with the last --class alone."""
+    common = ("sample", "--model", model, "-n", 5, "--preset", "fast", "--seed", 3)
+    assert run(*common, "--class", "dog", "--class", "cat", "--out", tmp_path / "twice") == 0
+    assert run(*common, "--class", "DOG,0", "--out", tmp_path / "comma") == 0
+    assert run(*common, "--class", "dog", "--out", tmp_path / "dog") == 0
+    assert run(*common, "--class", "cat", "--out", tmp_path / "cat") == 0
+    manifest = json.loads((tmp_path / "twice" / "manifest.json").read_text())
+    assert manifest["classes"] == ["dog", "cat", "dog", "cat", "dog"]
+    assert digests(tmp_path / "twice") == digests(tmp_path / "comma")
+    for k in range(5):
+        name = f"{k:06d}.png"
+        expected = pixels(tmp_path / ("dog", "cat")[k % 2] / name)
+        assert np.array_equal(pixels(tmp_path / "twice" / name), expected)
+        assert not np.array_equal(expected, pixels(tmp_path / ("cat", "dog")[k % 2] / name))
+    assert run(*common, "--class", "dog,cat", "--out", tmp_path / "grid.png") == 0
+    assert np.array_equal(pixels(tmp_path / "grid.png")[:16, 16:32], pixels(tmp_path / "cat" / "000001.png"))
+    with Image.open(tmp_path / "grid.png") as image:
+        made = json.loads(image.info["ggm-image"])
+    assert made["settings"]["classes"] == ["dog", "cat"]
+    assert (made["settings"]["seed"], made["settings"]["count"]) == (3, 5)
+
+
+def test_inpaint_classes_take_turns(model: Path, picture: Path, mask: Path, tmp_path: Path) -> None:
+    common = ("inpaint", picture, mask, "--model", model, "--preset", "fast", "-n", 3)
+    assert run(*common, "--class", "dog,cat", "--out", tmp_path / "both") == 0
+    assert json.loads((tmp_path / "both" / "manifest.json").read_text())["classes"] == ["dog", "cat"]
+    for name in ("dog", "cat"):
+        assert run(*common, "--class", name, "--out", tmp_path / name) == 0
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["classes"] == name
+    for k in range(3):
+        expected = tmp_path / ("dog", "cat")[k % 2] / f"{k:06d}.png"
+        assert np.array_equal(pixels(tmp_path / "both" / f"{k:06d}.png"), pixels(expected))
+
+
+def test_outputs_of_others_stay(
+    model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A photo, a token cache, samples: refused in one line, replaced with --overwrite; our own are replaced at once."""
+    fast = ("--model", model, "--preset", "fast")
+    sample, inpaint = ("sample", *fast, "-n", 3), ("inpaint", picture, mask, *fast, "-n", 3)
+    out, photo = tmp_path / "out", tmp_path / "photo.png"
+    out.mkdir()
+    photo.write_bytes(picture.read_bytes())
+    (out / "manifest.json").write_text(json.dumps({"shards": [], "tokenizer_sha256": ""}))
+    (out / "tokens-00000.safetensors").write_bytes(b"tokens")
+    before = digests(out), photo.read_bytes()
+    for command in (sample, inpaint, ("signal", picture, "--model", model)):
+        for target in (photo, out) if command[0] != "signal" else (photo,):
+            told = refused(capsys, run(*command, "--out", target))
+            assert "exists and was not written by this command" in told
+            assert "choose another --out or add --overwrite" in told
+    assert (digests(out), photo.read_bytes()) == before
+    gif = tmp_path / "a.gif"
+    Image.new("L", (4, 4)).save(gif)
+    told = refused(capsys, run(*sample, "--out", tmp_path / "new.png", "--trajectory", gif))
+    assert "choose another --trajectory or add --overwrite" in told
+    assert not (tmp_path / "new.png").exists()
+    for _ in range(2):
+        assert run(*sample, "--out", tmp_path / "new.png", "--trajectory", tmp_path / "b.gif") == 0
+    capsys.readouterr()
+    assert "written by ggm-image sample" in refused(capsys, run(*inpaint, "--out", tmp_path / "new.png"))
+    for command in (sample, inpaint):
+        assert run(*command, "--out", photo, "--overwrite") == 0
+        assert run(*command, "--out", photo) == 0
+    assert run(*sample, "--out", tmp_path / "samples") == 0
+    capsys.readouterr()
+    assert "ggm-image sample" in refused(capsys, run(*inpaint, "--out", tmp_path / "samples"))
+    assert run(*inpaint, "--out", out, "--overwrite") == 0
+    assert (out / "tokens-00000.safetensors").read_bytes() == b"tokens"
+    capsys.readouterr()
+    assert "ggm-image inpaint" in refused(capsys, run(*sample, "--out", out))
+
+
+def test_fewer_samples_than_before(
+    model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder holds what its manifest says, and it is said what was removed."""
+    common = ("inpaint", picture, mask, "--model", model, "--preset", "fast", "--out", tmp_path / "out")
+    assert run(*common, "-n", 4) == 0
+    capsys.readouterr()
+    assert run(*common, "-n", 2) == 0
+    assert "removed 2 images" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.png", "000001.png", "manifest.json"]
+    (tmp_path / "out" / "000001.png").write_bytes(picture.read_bytes())
+    assert "000001.png exists" in refused(capsys, run(*common, "-n", 2))
+    assert (tmp_path / "out" / "000001.png").read_bytes() == picture.read_bytes()
 
 
 @pytest.mark.parametrize("order", ["schedule", "signal"])

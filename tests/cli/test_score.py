@@ -10,6 +10,8 @@ import torch
 
 from ggm_image.cli.main import main
 from ggm_image.data.images import ImageSource
+from ggm_image.errors import UserError
+from ggm_image.metrics import features as features_module
 from ggm_image.metrics import measure
 from ggm_image.pipeline import Model
 from tests.faults.harness import digests
@@ -264,3 +266,22 @@ def test_help_does_not_import_torch() -> None:
     code = "import sys, ggm_image.cli.main as m; m.main(['fid', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--features" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["inception", "timm:resnet18"])
+def test_without_a_network_it_says_how_to_go_on(
+    name: str, sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("weights cannot be downloaded", "no network", "check the connection")
+
+    monkeypatch.setattr(features_module, "load_extractor", refuse)
+    assert run(*sides, "--features", name) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: weights cannot be downloaded (no network); check the connection; without a network: "
+    )
+    assert "--features FILE.pt, a TorchScript file that takes uint8 images (N, 3, H, W)" in error
+    assert error.count("\n") == 1
+    assert run(*sides, "--features", name, "--weights", sides[0] / "red" / "0.png") == 2
+    assert "without a network" not in capsys.readouterr().err

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from ggm_image import outputs
 from ggm_image.data.encode import decode, encode
 from ggm_image.data.images import open_source, save_png
 from ggm_image.data.token_cache import TokenCache
@@ -94,6 +96,46 @@ def test_classes_of_a_flat_folder(tmp_path: Path) -> None:
     before = key(side)
     (tmp_path / "manifest.json").write_text(json.dumps({"classes": ["red", "green", "green"]}))
     assert key(open_side(tmp_path)) != before
+
+
+def test_classes_beyond_a_million_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names sort as text: 1000000.png comes before 999999.png. Here with names of two digits, and 102 of them.
+
+    Seen to fail with classes in the order of names.
+    """
+    monkeypatch.setattr(outputs, "numbered", lambda k: f"{k:02d}.png")
+    n, classes = 102, ("even", "odd")
+    (tmp_path / "manifest.json").write_text(json.dumps({"classes": [classes[k % 2] for k in range(n)]}))
+    for k in range(n):
+        save_png(torch.full((3, 1, 1), k, dtype=torch.uint8), tmp_path / f"{k:02d}.png")
+    side = open_side(tmp_path)
+    assert isinstance(side, PictureSide)
+    assert side.source.names.index("100.png") < side.source.names.index("11.png")
+    assert side.class_names == list(classes)
+    assert [int(name[:-4]) % 2 for name in side.source.names] == side.labels
+
+
+def test_classes_of_files_that_are_not_numbered(tmp_path: Path) -> None:
+    """By their place, as they were."""
+    paint(tmp_path, ["red", "green", "red"], classes=False)
+    (tmp_path / "manifest.json").write_text(json.dumps({"classes": ["red", "green", "red"]}))
+    before = open_side(tmp_path)
+    assert isinstance(before, PictureSide)
+    (tmp_path / before.source.names[2]).rename(tmp_path / "renamed.png")
+    after = open_side(tmp_path)
+    assert isinstance(after, PictureSide)
+    assert after.labels == before.labels == [1, 0, 1]
+
+
+def test_model_of_classes_that_take_turns(model: Model) -> None:
+    """Class k mod 2 for picture k, in blocks too. Seen to fail with turns counted from each block's first."""
+    side = ModelSide(model, 37, classes=["ship", "cat"], seed=4, settings=FAST)
+    assert side.labels == [(2, 0)[k % 2] for k in range(37)]
+    assert side.identity()["class"] == ["ship", "cat"]
+    side.block = 5
+    ships, cats = (features_of(ModelSide(model, 37, classes=name, seed=4, settings=FAST)) for name in ("ship", "cat"))
+    expected = [(ships, cats)[k % 2][k] for k in range(37)]
+    assert np.array_equal(features_of(side), expected)
 
 
 def test_what_pictures_depend_on(class_folder: Path, tmp_path: Path, mean_tokenizer: MeanTokenizer) -> None:

@@ -1,0 +1,83 @@
+"""What the commands that sample share: model, classes and sampler settings. Nothing here imports torch at first."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggm_image.classes import class_labels
+from ggm_image.cli.options import own_device
+
+if TYPE_CHECKING:
+    from ggm_image.model_folders import NetworkFolder
+
+MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
+PRESET = click.option(
+    "--preset",
+    default="best",
+    show_default=True,
+    help="fast, best or exact (the paper's chain, no truncation).",
+)
+
+COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network: pays for hundreds of images.")
+TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
+
+
+def sampler_options(command: Any) -> Any:
+    """The sampler's settings; what is left out is the preset's."""
+    for option in reversed(
+        [
+            PRESET,
+            click.option("--order", type=click.Choice(["schedule", "signal"]), help="How blocks of sites are chosen."),
+            click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
+            click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
+            click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 disables it."),
+            click.option(
+                "--guidance-power",
+                type=click.FloatRange(min=0),
+                help="Exponent of the guidance ramp: 0 constant, 1 linear.",
+            ),
+            click.option(
+                "--temperature",
+                type=click.FloatRange(min=0, min_open=True),
+                help="Softmax temperature.",
+            ),
+            click.option("--top-k", type=click.IntRange(min=1), help="Keep only the K most likely codes."),
+            click.option(
+                "--top-p",
+                type=click.FloatRange(0, 1, min_open=True),
+                help="Keep this much probability mass.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def class_option(text: str) -> Any:
+    """``--class``, passed as ``classes: tuple[str, ...]``; give it to `asked_labels`."""
+    return click.option("--class", "classes", multiple=True, metavar="NAME|INDEX,...", help=text)
+
+
+def asked_labels(folder: "NetworkFolder", classes: Sequence[str]) -> list[int] | None:
+    """The labels of ``--class``, which take turns; None where it was not given. Needs no weights.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    return class_labels(folder.class_names, classes) if classes else None
+
+
+def find_described_model(model_name: str) -> "NetworkFolder":
+    """The model's description, before torch is imported: what is wrong with a request shows at once."""
+    from ggm_image.model_folders import find_model
+
+    folder = find_model(model_name)
+    folder.check_weights()
+    return folder
+
+
+def load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
+    from ggm_image.pipeline import load_model
+
+    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)
