@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +23,35 @@ _RANGES: dict[str, tuple[float, float]] = {
     "confidence_noise": (0, 1e6),
 }
 """What can be drawn with; NaN lies in none of them."""
+
+
+def check_seed(seed: object) -> int:
+    """A seed as an int.
+
+    Raises:
+        UserError: it is no whole number; a bool is none.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise UserError("a seed must be a whole number", f"got {seed!r}", "use for example 0")
+    return int(seed)
+
+
+def check_count(count: Any, what: str = "the number of pictures", *, least: int = 0, most: int = 1 << 62) -> int:
+    """A count as an int.
+
+    Raises:
+        UserError: it is no whole number, or beyond ``least`` and ``most``.
+    """
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        raise UserError(f"{what} must be a whole number", f"got {count!r}", "use for example 4")
+    found = int(count)
+    if found < least:
+        raise UserError(f"{what} must be at least {least}", f"got {count}", f"use {least} or more")
+    if found > most:
+        raise UserError(
+            f"{what} must be at most {most:,}", f"got {count}", "do it in several runs, each with its own seed"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +101,13 @@ class Settings:
             if value is None and name in ("first_block", "top_k", "top_p"):
                 continue
             whole = name in ("sweeps", "block", "first_block", "top_k")
-            number = isinstance(value, int) or (not whole and isinstance(value, float))
-            if isinstance(value, bool) or not number or not low <= value <= high:
+            kinds: tuple[Any, ...] = (numbers.Integral,) if whole else (numbers.Real,)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
                 kind = "a whole number" if whole else "a number"
                 raise UserError(
                     f"{name} must be {kind} in [{low:g}, {high:g}]", f"got {value!r}", "choose one of these"
                 )
+            object.__setattr__(self, name, int(value) if whole else float(value))  # NumPy's numbers too
 
     @staticmethod
     def of(entries: dict[str, Any]) -> "Settings":

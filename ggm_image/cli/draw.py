@@ -216,6 +216,9 @@ def _save_folder(pictures: Iterable[Any], out: Path, manifest: dict[str, Any]) -
 @click.option("--extend", metavar="SIDE=PX,...", help="Paint beyond the picture, e.g. left=32,top=16.")
 @click.option("--context", type=click.IntRange(min=0), help="Known pixels to show the model around the hole.")
 @click.option("--fit", is_flag=True, help="Stretch a MASK of another size to the picture's.")
+@click.option(
+    "--mask-index", type=click.IntRange(0, 65535), help="Paint where MASK has this palette index or grey value."
+)
 @sampler_options
 @seed_option
 @device_option
@@ -233,6 +236,7 @@ def inpaint(
     extend: str | None,
     context: int | None,
     fit: bool,
+    mask_index: int | None,
     preset: str,
     seed: int,
     device: str | None,
@@ -259,7 +263,9 @@ def inpaint(
     for path in (out, *paths):
         _keep_inputs(path, image, mask)
     extend_by = None if extend is None else Extension.parse(extend)
-    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
+    picture, hole = load_mask(
+        image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index
+    )  # before the model is loaded
     model = _load(model_name, tokenizer, device)
     if classes is None:
         options["guidance"] = 1.0  # there is no class to be guided to
@@ -285,6 +291,7 @@ def inpaint(
         "mask_sha256": None if mask is None else sha256_file(mask),
         "extend": extend,
         "fit": fit,
+        "mask_index": mask_index,
         "dilate": dilate,
         "feather": feather,
         "context": context,

@@ -309,7 +309,9 @@ def _downloaded_timm(model_name: str) -> Path:
     config = get_pretrained_cfg(model_name)
     if config is None or not (config.hf_hub_id or config.url):
         raise UserError("timm has no weights for this model", model_name, "give the file by --weights")
-    urls, elsewhere, file = [], [], Path(config.url or "").name
+    urls: list[str] = []
+    elsewhere: list[str] = []
+    file = Path(config.url or "").name
     if config.hf_hub_id:
         repository, _, revision = config.hf_hub_id.partition("@")
         file = config.hf_hub_filename or "model.safetensors"
@@ -318,7 +320,7 @@ def _downloaded_timm(model_name: str) -> Path:
         elsewhere = [kept] if isinstance(kept, str) else []
     elif config.url:
         urls = [config.url]
-        elsewhere = [Path(torch.hub.get_dir()) / "checkpoints" / file]
+        elsewhere = [os.path.join(torch.hub.get_dir(), "checkpoints", file)]
     name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
     return fetch(file, urls, folder=f"features/timm/{name}", elsewhere=elsewhere, or_else="give the file by --weights")
 

@@ -94,9 +94,18 @@ class NetworkConfig:
 
 
 def _attention_kernel(q: Tensor) -> AbstractContextManager[None]:
-    """On a CPU the flash kernel's backward pass costs several times the plain products on a small grid."""
-    if q.device.type == "cpu" and q.shape[2] <= SMALL_GRID and torch.is_grad_enabled():
-        return sdpa_kernel(SDPBackend.MATH)
+    """The kernels to choose from, in this order, whatever is switched on or off elsewhere.
+
+    On a CPU the flash kernel's backward pass costs several times the plain products on a small grid. On CUDA cuDNN's
+    is left out: it makes a plan, of tens of milliseconds, for every new number of queried sites.
+    """
+    if q.device.type == "cpu":
+        if q.shape[2] <= SMALL_GRID and torch.is_grad_enabled():
+            return sdpa_kernel(SDPBackend.MATH)
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+    if q.device.type == "cuda":
+        order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        return sdpa_kernel(order, set_priority=True)
     return nullcontext()
 
 

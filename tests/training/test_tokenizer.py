@@ -3,7 +3,6 @@
 import csv
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
