@@ -1,25 +1,45 @@
-"""Which device to run on: one rule for the library and the command line."""
+"""Where a model runs: one choice for the command line and the library."""
 
-import torch
+import difflib
+import os
+import re
+from typing import TYPE_CHECKING
 
 from ggm_image.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of a name, checked to be there.
+KINDS = ("cpu", "cuda", "mps")
+
+
+def check_device_name(name: str) -> str:
+    """The name of a device, checked without importing torch; whether this machine has it is not looked up.
+
+    Raises:
+        UserError: it is not ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    """
+    if not re.fullmatch(r"(cpu|cuda|mps)(:[0-9]{1,3})?", name):
+        near = " or ".join(difflib.get_close_matches(name.partition(":")[0], KINDS, n=3, cutoff=0.5))
+        raise UserError("no such device", name, f"use {near or 'cpu, cuda, cuda:N or mps'}")
+    return name
+
+
+def resolve_device(name: "str | torch.device | None" = None) -> str:
+    """The device to run on.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None and ``auto`` are CUDA where there is a GPU, else the CPU.
+        name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None and ``auto`` are CUDA where there is a GPU, else the CPU;
             Apple's GPU is used only when it is named.
 
     Raises:
-        UserError: no such device, or this machine has none.
+        UserError: no such device, or none on this machine.
     """
+    import torch
+
     if name is None or str(name) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = str(name).partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (number.isdecimal() and len(number) < 4)):
-        raise UserError("no such device", name, "use cpu, cuda, cuda:N or mps")
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = check_device_name(str(name)).partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) >= count:
@@ -27,4 +47,21 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
             raise UserError("device is not available", f"{name}, {count} CUDA devices found", fix)
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device is not available", name, "use cpu")
-    return torch.device(str(name))
+    return str(name)
+
+
+def choose_device(name: "str | torch.device | None" = None) -> "torch.device":
+    """The device to run on, as `resolve_device` finds it; each of torchrun's processes gets a GPU of its own.
+
+    Args:
+        name: as for `resolve_device`. A GPU that is named by number is taken as it is.
+
+    Raises:
+        UserError: no such device, or none on this machine.
+    """
+    import torch
+
+    found, number = resolve_device(name), os.environ.get("LOCAL_RANK", "")
+    if found == "cuda" and number.isdecimal():
+        found = f"cuda:{int(number) % torch.cuda.device_count()}"
+    return torch.device(found)

@@ -1,8 +1,5 @@
 """The one error that a user can cause and can mend."""
 
-import contextlib
-import sys
-
 LONGEST = 400
 """Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
 
@@ -13,13 +10,6 @@ def printable(text: object) -> str:
     if len(line) > LONGEST:
         line = f"{line[: LONGEST - 80]} ... {line[-60:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-
-
-def note(text: object) -> None:
-    """Say one line on stderr; nothing where there is no stderr."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # closed
-            print(printable(text), file=sys.stderr, flush=True)
 
 
 class UserError(ValueError):

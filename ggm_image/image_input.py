@@ -14,8 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ggm_image.canvas import upright
-from ggm_image.data.images import rgb_pixels
+from ggm_image.data.images import rgb_pixels, upright
 from ggm_image.errors import UserError
 from ggm_image.files import check_plain
 
@@ -43,6 +42,10 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
         return upright(source)
     if isinstance(source, np.ndarray | Tensor):
         return image_of_array(source, what)
+    return _open_file(source, what)
+
+
+def _open_file(source: str | os.PathLike[str] | bytes | bytearray | IO[bytes], what: str) -> Image.Image:
     file: IO[bytes] | str
     if isinstance(source, bytes | bytearray):
         name, file = f"{len(source)} bytes", io.BytesIO(source)

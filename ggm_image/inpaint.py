@@ -18,9 +18,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from ggm_image.canvas import Extension, extend, place_under
-from ggm_image.errors import UserError, note
+from ggm_image.errors import UserError
 from ggm_image.image_input import Picture, open_picture
 from ggm_image.masks import THRESHOLD, Mask, read_mask
+from ggm_image.streams import say
 
 __all__ = [
     "Mask",
@@ -68,7 +69,7 @@ def load_mask(
     else:
         hole, how = read_mask(mask, index=mask_index)
         if how:
-            note(f"mask: {how}")
+            say(f"mask: {how}")
         if hole.shape != (picture.height, picture.width) and fit:
             hole = _stretched(hole, picture.size)
         if hole.shape != (picture.height, picture.width):

@@ -29,7 +29,7 @@ from ggm_image.canvas import Extension, Window, match_border, plan_windows, wind
 from ggm_image.compilation import cannot_compile
 from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
 from ggm_image.devices import choose_device
-from ggm_image.errors import UserError, note
+from ggm_image.errors import UserError
 from ggm_image.files import progress, progress_bar
 from ggm_image.image_input import Picture, open_rgb, pixel_batch
 from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, token_mask
@@ -40,6 +40,7 @@ from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
 from ggm_image.settings import Settings, check_count, check_seed
 from ggm_image.signal_map import signal_probability
+from ggm_image.streams import say
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
 
@@ -451,7 +452,7 @@ class Model:
         labels = self._labels(n, classes) if classes is not None else [self.null_label] * n
         if classes is None:
             if changes.get("guidance") is not None:
-                note("guidance has no effect without a class")
+                say("guidance has no effect without a class")
             settings = replace(settings, guidance=1.0)
         if n == 0:
             return []
