@@ -404,7 +404,7 @@ class Model:
         mask: Mask | None = None,
         *,
         n: int = 1,
-        classes: str | int | None = None,
+        classes: Classes = None,
         seed: int = 0,
         preset: str = "best",
         settings: Settings | None = None,
@@ -428,7 +428,7 @@ class Model:
             mask: white (>= 128) where to paint, or by another convention of `ggm_image.masks`; None for the transparent
                 parts of ``image``.
             n: how many answers; 0 gives an empty list.
-            classes: what the picture shows; no class by default.
+            classes: what the picture shows, or what each answer is to show; no class by default.
             seed: any integer; answer k of a seed is the same whatever n is.
             preset, settings: as in `sample`.
             dilate: pixels by which the part drawn anew by the model reaches beyond the mask.

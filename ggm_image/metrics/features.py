@@ -25,16 +25,17 @@ import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
+from ggm_image.arithmetic import exact_arithmetic
 from ggm_image.data.images import to_pil
 from ggm_image.downloads import fetch
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file
 
-INCEPTION_VARIABLE = "GGM_IMAGE_INCEPTION"
-_INCEPTION_FILE = "inception-2015-12-05.pt"
 _INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 _CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 _CLIP_URL = f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-B-32.pt"
+INCEPTION_VARIABLE = "GGM_IMAGE_INCEPTION"
+_INCEPTION_FILE = "inception-2015-12-05.pt"
 _FORMS = "inception, clip, timm:NAME or the path of a TorchScript FILE.pt"
 
 
@@ -87,7 +88,7 @@ class Extractor:
         for k, image in enumerate(inputs):
             groups.setdefault(image.shape, []).append(k)
         rows: list[Any] = [None] * len(inputs)
-        with torch.inference_mode():
+        with exact_arithmetic():
             for indices in groups.values():
                 values = network(torch.stack([inputs[k] for k in indices]).to(self.device))
                 for k, row in zip(indices, values.double().cpu().numpy(), strict=True):
