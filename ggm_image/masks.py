@@ -130,7 +130,8 @@ def _of_levels(values: np.ndarray, full: int) -> tuple[np.ndarray, str]:
     if 0 < high < middle and (high == 1 or (low == 0 and len(levels) == 2)):
         return values == high, f"values {low if len(levels) == 2 else 0} and {high}; {high} is painted"
     if full > 255 >= high and len(levels) > 1:
-        return _of_levels(values, 255)
+        hole, how = _of_levels(values, 255)
+        return hole, how or f"16 bits, but values up to {high}; those from {THRESHOLD} on are painted"
     if len(levels) == 2 and (high < middle or low >= middle) and high - low > full // 8:
         return values == high, f"values {low} and {high}; {high} is painted"
     if high < middle and len(levels) > 2:

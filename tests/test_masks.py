@@ -61,6 +61,10 @@ READ: dict[str, tuple[Any, str]] = {
     "one label": (painted(7, 0), "values 0 and 7; 7 is painted"),
     "16 bits": (Image.fromarray(painted(65535, 0, np.uint16)), ""),
     "16 bits of 0 and 255": (Image.fromarray(painted(255, 0, np.uint16)), "values 0 and 255; 255 is painted"),
+    "16 bits of grey": (
+        Image.fromarray(painted(250, 10, np.uint16)),
+        "16 bits, but values up to 250; those from 128 on are painted",
+    ),
     "16 bits of 0 and 1": (Image.fromarray(painted(1, 0, np.uint16)), "values 0 and 1; 1 is painted"),
     "light grey and white": (painted(255, 200), "values 200 and 255; 255 is painted"),
     "VOC": (palette(VOC, painted(1, 0)), "black and rgb(128, 0, 0); rgb(128, 0, 0) is painted"),
