@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from ggm_image.cli.main import main
 from ggm_image.errors import UserError
 from ggm_image.inpaint import load_mask
 from ggm_image.masks import read_mask
+from tests.models import tiny_model_folder
 
 HEIGHT, WIDTH = 24, 36
 HOLE = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -205,3 +207,26 @@ def test_how_it_was_read_is_said_once(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr("sys.stderr", None)
     load_mask(image, painted(1, 0))
     assert capsys.readouterr().out == ""
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A red mask is named on stderr, one with two objects refused, and --mask-index chooses one."""
+    model = tiny_model_folder(tmp_path / "model")
+    Image.fromarray(PHOTO).save(tmp_path / "image.png")
+    Image.fromarray(painted((255, 0, 0), (0, 0, 0))).save(tmp_path / "red.png")
+    palette(VOC, painted(1, 0) + 2 * (np.arange(WIDTH) > 30)).save(tmp_path / "voc.png")
+
+    def inpaint(mask: str, *more: str) -> int:
+        paths = [str(tmp_path / name) for name in ("image.png", mask)]
+        out = ["--out", str(tmp_path / f"out-{mask}"), "--model", str(model), "--preset", "fast", "--device", "cpu"]
+        return main(["inpaint", *paths, *out, *more])
+
+    assert inpaint("red.png") == 0
+    assert "mask: black and red; red is painted\n" in capsys.readouterr().err
+    assert inpaint("voc.png") == 2
+    assert "choose one with --mask-index 1" in capsys.readouterr().err
+    assert inpaint("voc.png", "--mask-index", "1") == 0
+    for name in ("red", "voc"):
+        result = np.asarray(Image.open(tmp_path / f"out-{name}.png"))
+        assert np.array_equal(result[~HOLE], PHOTO[~HOLE])
+        assert not np.array_equal(result[HOLE], PHOTO[HOLE])
