@@ -12,8 +12,9 @@ reach them too. `isolated` fixes it and puts it back:
 | cuDNN | on, deterministic algorithms, no benchmark |
 | deterministic algorithms | off: they replace kernels, and some operations have none |
 | oneDNN, reduced bfloat16 reductions | on |
+| attention | flash, memory-efficient, plain; not cuDNN's, see `ggm_image.network.transformer` |
 
-Attention chooses its kernel itself, see `ggm_image.network.transformer`. The number of threads is the machine's.
+The number of threads is the machine's.
 """
 
 import functools
@@ -82,6 +83,9 @@ def _switches() -> list[_Switch]:
             (False, False),
         ),
     ]
+    for name, rule in (("flash", True), ("mem_efficient", True), ("math", True), ("cudnn", False)):
+        read = getattr(backends.cuda, f"{name}_sdp_enabled")
+        found.append(_Switch(read, getattr(backends.cuda, f"enable_{name}_sdp"), rule))
     if hasattr(backends, "fp32_precision"):  # torch 2.9 and later; written after the old names, which change these
         parts = backends.cuda.matmul, cudnn.conv, cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv
         found += [_attribute(part, "fp32_precision", "ieee") for part in parts]

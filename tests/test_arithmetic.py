@@ -66,6 +66,8 @@ def snapshot() -> list[Any]:
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch._C._get_mkldnn_enabled(),
+        backends.cuda.flash_sdp_enabled(),
+        backends.cuda.cudnn_sdp_enabled(),
         backends.cudnn.benchmark,
         backends.cudnn.deterministic,
         backends.cudnn.allow_tf32,

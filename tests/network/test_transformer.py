@@ -1,5 +1,6 @@
 """The network: what its answer may and may not depend on, and how exact it is."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from ggm_image.arithmetic import isolated
 from ggm_image.errors import UserError
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.transformer import _attention_kernel
@@ -120,6 +122,8 @@ def test_attention_on_a_gpu_takes_flash_first_and_never_cudnn() -> None:
         assert torch.backends.cuda.mem_efficient_sdp_enabled()
         assert torch.backends.cuda.math_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled()
+    with isolated():  # the switches stand right, and touching them costs as much as a kernel
+        assert isinstance(_attention_kernel(query), nullcontext)  # type: ignore[arg-type]
 
 
 def test_training_and_inference_attend_alike() -> None:
