@@ -4,6 +4,10 @@
 | --- | --- |
 | ``GGM_IMAGE_CACHE`` | the cache; else ``$XDG_CACHE_HOME/ggm-image``, else ``~/.cache/ggm-image`` |
 | ``GGM_IMAGE_OFFLINE`` | anything but empty or 0: the network is never touched |
+| ``HF_HUB_OFFLINE`` | 1, on, yes or true: the same |
+
+Every file that the package downloads comes through here. Libraries that would download for themselves (timm, clip,
+clean-fid, torch.hub) get a local file from `fetch` instead.
 
 A file under download is called ``NAME.part``. It goes on where it stopped only if the server promises, by its ETag or
 its date, that the file is still the same; then it is compared with the size and the SHA-256, and only then renamed.
@@ -35,12 +39,59 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ggm-image"
 
 
+def offline_variable() -> str:
+    """Name of the environment variable that forbids the network; empty where none does."""
+    if os.environ.get("GGM_IMAGE_OFFLINE", "") not in ("", "0"):
+        return "GGM_IMAGE_OFFLINE"
+    # The values that huggingface_hub takes for true.
+    return "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") else ""
+
+
 def is_offline() -> bool:
     """Whether the user has forbidden the network."""
-    return os.environ.get("GGM_IMAGE_OFFLINE", "") not in ("", "0")
+    return bool(offline_variable())
 
 
-def download(path: Path, urls: Sequence[str], *, size: int | None = None, sha256: str = "", label: str = "") -> None:
+def fetch(
+    name: str,
+    urls: Sequence[str],
+    *,
+    folder: str,
+    sha256: str = "",
+    elsewhere: Sequence[str | os.PathLike[str]] = (),
+    or_else: str = "",
+) -> Path:
+    """The path of a published file, downloaded into the cache at its first use.
+
+    Args:
+        name: of the file.
+        urls: as in `download`.
+        folder: of the cache, for example ``features``.
+        sha256: as in `download`.
+        elsewhere: where other libraries keep the same file. The first copy that is there is used, unless its SHA-256
+            is known to be another.
+        or_else: what a user can do instead, for the error message.
+
+    Raises:
+        UserError: as `download`.
+    """
+    path = cache_dir() / folder / name
+    for copy in () if path.is_file() else map(Path, elsewhere):
+        if copy.is_file() and (not sha256 or sha256_file(copy) == sha256):
+            return copy
+    download(path, urls, sha256=sha256, or_else=or_else)
+    return path
+
+
+def download(
+    path: Path,
+    urls: Sequence[str],
+    *,
+    size: int | None = None,
+    sha256: str = "",
+    label: str = "",
+    or_else: str = "",
+) -> None:
     """Fetch a file, unless it is there.
 
     Args:
@@ -49,16 +100,17 @@ def download(path: Path, urls: Sequence[str], *, size: int | None = None, sha256
         size: its bytes, where they are known.
         sha256: 64 hexadecimal digits, where they are known.
         label: in front of the progress bar.
+        or_else: what a user can do instead, for the error message.
 
     Raises:
         UserError: offline, no address, no room on the disk, or no address gives the right file.
     """
     if path.is_file():
         return
-    by_hand = f"fetch it elsewhere and put it at {path}"
-    if is_offline():
+    by_hand = f"fetch it elsewhere and put it at {path}" + (f", or {or_else}" if or_else else "")
+    if variable := offline_variable():
         first = urls[0] if urls else "no address is known"
-        raise UserError("a file is missing and GGM_IMAGE_OFFLINE is set", f"{path.name}: {first}", by_hand)
+        raise UserError(f"a file is missing and {variable} is set", f"{path.name}: {first}", by_hand)
     if not urls:
         raise UserError("a file is missing and has no address to download it from", path.name, by_hand)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +149,13 @@ def _fetch(url: str, part: Path, size: int | None, label: str) -> None:
             return
         except urllib.error.HTTPError as error:
             error.close()
+            # Nothing is left to send: the part is the whole file already, or it is no part of this file.
+            if error.code == 416 and part.is_file():
+                if _length_of(error) == part.stat().st_size == (size or part.stat().st_size):
+                    return
+                _drop(part)
+                failure = _Failure("HTTP 416")
+                continue
             raise _Failure(f"HTTP {error.code}") from error
         except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and cut connections among them
             failure = _Failure(str(getattr(error, "reason", None) or error) or type(error).__name__)
@@ -135,6 +194,12 @@ def _request(url: str, part: Path, size: int | None, label: str) -> None:
     if size is not None and done != size:
         _drop(part)
         raise _Failure(f"{done} bytes, not {size}")
+
+
+def _length_of(error: urllib.error.HTTPError) -> int | None:
+    """Bytes of the whole file, as an answer 416 gives them (``Content-Range: bytes */1234``); None if it does not."""
+    length = error.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(length) if length.isdecimal() else None
 
 
 def _copy(answer: Any, part: Path, start: int, total: int | None, label: str) -> int:

@@ -28,7 +28,7 @@ from ggm_image.errors import UserError
 
 def uniform_noise(codebook_size: int) -> Float[Tensor, " v"]:
     """The default noise distribution: every code with probability 1/V."""
-    return torch.full((codebook_size,), 1.0 / codebook_size)
+    return torch.full((codebook_size,), 1.0 / codebook_size, dtype=torch.float32)
 
 
 def heat_bath(

@@ -9,63 +9,67 @@ Everything here is a function of pixels and tokens; no model. Legend: ``h w`` pi
 of the token grid, ``l`` = rows * columns sites.
 """
 
-import os
-import struct
-import zlib
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ggm_image.canvas import Extension, extend, place_under, upright
+from ggm_image.canvas import Extension, extend, place_under
 from ggm_image.errors import UserError
-from ggm_image.files import check_plain
+from ggm_image.image_input import Picture, open_picture
+from ggm_image.masks import THRESHOLD, Mask, read_mask
+from ggm_image.streams import say
 
-THRESHOLD = 128
-"""A mask's pixel is painted anew from this grey value on; without a mask, a pixel less opaque than this."""
-
-_DAMAGE = (
-    SyntaxError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError, RuntimeError,
-    Image.DecompressionBombError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow raises of damaged files, besides OSError."""
-
-Picture = Image.Image | str | os.PathLike[str]
-Mask = Picture | np.ndarray | Tensor
+__all__ = [
+    "Mask",
+    "Picture",
+    "composite",
+    "fill_unknown",
+    "known_tokens",
+    "load_mask",
+    "open_picture",
+    "storable",
+    "token_mask",
+]
 
 
 def load_mask(
-    image: Picture, mask: Mask | None = None, *, extend_by: Extension | None = None, fit: bool = False
+    image: Picture,
+    mask: Mask | None = None,
+    *,
+    extend_by: Extension | None = None,
+    fit: bool = False,
+    mask_index: int | None = None,
 ) -> tuple[Image.Image, Bool[np.ndarray, "h w"]]:
     """Open a picture and find its hole.
 
     Args:
-        image: the picture, or its file. EXIF orientation is applied.
-        mask: white where the picture is painted anew: a picture (grey values from 128 on count as white,
-            colours by their luma, transparent parts as black), its file, or an array (h, w) of bool or uint8. It has
+        image: see `open_picture`. EXIF orientation is applied.
+        mask: white where to paint, or by another convention of `ggm_image.masks`, which is then said on stderr. It has
             the picture's size; a larger one paints beyond the picture, which lies under the mask's black part or in
             the middle (`place_under`). None: the hole is where the picture itself is transparent (alpha under 128).
         extend_by: pixels to add around the picture; they belong to the hole.
         fit: stretch a mask of another size to the picture's. Any white in what becomes one pixel makes it white.
+        mask_index: paint where the mask's palette index or grey value is this.
 
     Returns:
         The picture in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
         hole (h, w), True where it is painted anew. The hole is empty where the mask is black everywhere.
 
     Raises:
-        UserError: a file is missing, no picture or animated, sizes differ, there is no mask at all, or the mode
-            holds floats.
+        UserError: a file is missing, no picture or animated, sizes differ, there is no mask at all, the mask is
+            ambiguous, or the mode holds floats.
     """
     picture = storable(open_picture(image))
     if mask is None:
         hole = _transparent(picture, needed=extend_by is None)
     else:
-        hole = _white(mask)
+        hole, how = read_mask(mask, index=mask_index)
+        if how:
+            say(f"mask: {how}")
         if hole.shape != (picture.height, picture.width) and fit:
             hole = _stretched(hole, picture.size)
         if hole.shape != (picture.height, picture.width):
@@ -81,35 +85,6 @@ def load_mask(
             beyond[under.top : hole.shape[0] - under.bottom, under.left : hole.shape[1] - under.right] = False
             hole = hole | beyond
     return (picture, hole) if extend_by is None else extend(picture, hole, extend_by)
-
-
-def open_picture(source: Picture, what: str = "picture") -> Image.Image:
-    """A picture in its own mode, turned as EXIF says; ``what`` is its name in an error.
-
-    Raises:
-        UserError: the file is missing, no picture, cut off or too large to be one.
-    """
-    if isinstance(source, Image.Image):
-        return upright(source)
-    path = Path(source)
-    try:
-        check_plain(path)
-        with Image.open(path) as opened:
-            # a phone's MPO file holds previews beside the picture
-            if getattr(opened, "is_animated", False) and opened.format != "MPO":
-                got = f"{path}: {opened.n_frames} frames"
-                raise UserError(f"{what} must be a single picture", got, "save one frame of it")
-            return upright(opened)
-    except UnidentifiedImageError as error:
-        why = f"{path}: not in any format that Pillow knows"
-        raise UserError(f"{what} cannot be read", why, "give a picture file") from error
-    except UserError:
-        raise
-    except OSError as error:
-        why = f"{path}: {error.strerror or error}"
-        raise UserError(f"{what} cannot be opened", why, "check the file") from error
-    except _DAMAGE as error:
-        raise UserError(f"{what} cannot be read", f"{path}: {error}", "replace the file") from error
 
 
 def storable(picture: Image.Image) -> Image.Image:
@@ -161,24 +136,6 @@ def _stretched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask of another size: a pixel is white if any white falls into it."""
     shares = Image.fromarray((hole * np.float32(1)).astype(np.float32)).resize(size, Image.Resampling.BOX)
     return np.asarray(shares) > 0
-
-
-def _white(mask: Mask) -> np.ndarray:
-    """Where a mask is white, as bool (h, w)."""
-    if isinstance(mask, Tensor):
-        mask = mask.detach().cpu().numpy()
-    if isinstance(mask, np.ndarray):
-        if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8):
-            got = f"{mask.dtype} {mask.shape}"
-            raise UserError("a mask array must be bool or uint8 (h, w)", got, "convert it")
-        return mask if mask.dtype == np.bool_ else mask >= THRESHOLD
-    opened = storable(open_picture(mask, "mask"))
-    if opened.mode == "I;16":
-        return np.asarray(opened) >= THRESHOLD * 257
-    if opened.mode in ("LA", "RGBA"):
-        opened = opened.convert("RGBA")
-        opened = Image.alpha_composite(Image.new("RGBA", opened.size, "black"), opened)
-    return np.asarray(opened.convert("L")) >= THRESHOLD
 
 
 def token_mask(hole: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> Bool[Tensor, "rows columns"]:

@@ -10,11 +10,12 @@ of its own, and the network always sees batches of one fixed size, padded, becau
 
 import difflib
 import hashlib
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -23,31 +24,29 @@ from PIL import Image
 from torch import Tensor
 
 import ggm_image
+from ggm_image.arithmetic import isolate
 from ggm_image.canvas import Extension, Window, match_border, plan_windows, window_side
 from ggm_image.compilation import cannot_compile
 from ggm_image.data.images import rgb_pixels, to_model, to_pil, to_uint8
+from ggm_image.devices import choose_device
 from ggm_image.errors import UserError
 from ggm_image.files import progress, progress_bar
-from ggm_image.inpaint import (
-    Mask,
-    Picture,
-    composite,
-    fill_unknown,
-    known_tokens,
-    load_mask,
-    open_picture,
-    token_mask,
-)
+from ggm_image.image_input import Picture, open_rgb, pixel_batch
+from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, token_mask
+from ggm_image.masks import Mask
 from ggm_image.model_files import NetworkFolder, find_model, load_network
 from ggm_image.network import Transformer
 from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
-from ggm_image.settings import Settings
+from ggm_image.settings import Settings, check_count, check_seed
 from ggm_image.signal_map import signal_probability
+from ggm_image.streams import say
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
 
 MOST_PICTURES = 100_000_000
+OUTPUTS = ("pt", "pil", "np")
+Classes = str | int | Sequence[str | int] | np.ndarray | Tensor | None
 KERNEL_BATCH = {"cpu": 16, "cuda": 256}
 PAINT_BATCH = {"cpu": 4, "cuda": 16}
 """Rows of one network call for samples, and for the few answers of `Model.inpaint`; padded where there are fewer."""
@@ -76,7 +75,12 @@ class Model:
     """
 
     def __init__(
-        self, folder: NetworkFolder, network: Transformer, sha256: str, tokenizer: Tokenizer, device: str
+        self,
+        folder: NetworkFolder,
+        network: Transformer,
+        sha256: str,
+        tokenizer: Tokenizer,
+        device: str | torch.device,
     ) -> None:
         self.name, self.sha256 = folder.name, sha256
         self.class_names: list[str] = list(folder.class_names)
@@ -122,7 +126,7 @@ class Model:
         """Height and width in pixels of a sampled picture."""
         return self.grid[0] * self.tokenizer.downscale, self.grid[1] * self.tokenizer.downscale
 
-    def label(self, name_or_index: str | int) -> int:
+    def label(self, name_or_index: object) -> int:
         """The label of a class name (in any case, unless that is another's name) or index.
 
         Of names that are numbers themselves, text is a name before it is an index; an int is always an index.
@@ -131,6 +135,10 @@ class Model:
             UserError: if there is none; names the nearest ones.
         """
         names = [name.lower() for name in self.class_names]
+        if isinstance(name_or_index, np.ndarray | Tensor) and name_or_index.ndim == 0:
+            name_or_index = name_or_index.item()
+        if isinstance(name_or_index, numbers.Integral) and not isinstance(name_or_index, bool):
+            name_or_index = int(name_or_index)
         text = str(name_or_index).strip().lower()
         if isinstance(name_or_index, str):
             if name_or_index in self.class_names:
@@ -145,24 +153,32 @@ class Model:
         fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(self.class_names)}"
         raise UserError("no such class", f"got {name_or_index!r}", fix)
 
-    def labels(self, n: int, classes: str | int | Sequence[str | int] | None, first: int = 0) -> list[int]:
+    def labels(self, n: int, classes: Classes, first: int = 0) -> list[int]:
         """One label a picture: the class given, or class k mod C for picture k where none is.
+
+        Args:
+            n: how many, at least 1.
+            classes: a name or index, or a list, array or tensor of n of them.
+            first: index of the first picture.
 
         Raises:
             UserError: for an unknown class, or another number of classes than pictures.
         """
-        if n < 1:
-            raise UserError("the number of pictures must be at least 1", f"got {n}", "ask for one or more")
-        if n > MOST_PICTURES:
-            fix = "draw them in several runs, each with a --seed of its own"
-            raise UserError(f"the number of pictures must be at most {MOST_PICTURES:,}", f"got {n}", fix)
+        return self._labels(check_count(n, least=1, most=MOST_PICTURES), classes, first)
+
+    def _labels(self, n: int, classes: Classes, first: int = 0) -> list[int]:
         if classes is None:
             return [(first + k) % max(1, len(self.class_names)) for k in range(n)]
-        if isinstance(classes, str | int):
+        if isinstance(classes, np.ndarray | Tensor):
+            classes = classes.tolist()
+        if isinstance(classes, str | numbers.Integral):
             return [self.label(classes)] * n
-        if len(classes) != n:
-            raise UserError("classes must be one, or one a picture", f"got {len(classes)} for {n}", "give one class")
-        return [self.label(c) for c in classes]
+        if not isinstance(classes, Iterable):
+            raise UserError("a class is a name or an index", f"got {classes!r}", "give one, or one a picture")
+        chosen = [self.label(c) for c in classes]
+        if len(chosen) != n:
+            raise UserError("classes must be one, or one a picture", f"got {len(chosen)} for {n}", "give one class")
+        return chosen
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
         """A preset with changes; None leaves the preset's value.
@@ -175,6 +191,7 @@ class Model:
         entries = asdict(self.presets[preset]) | {k: v for k, v in changes.items() if v is not None}
         return Settings.of(entries)
 
+    @isolate
     def sample_tokens(
         self,
         labels: Sequence[int],
@@ -195,36 +212,50 @@ class Model:
             seed: any integer.
             settings: how; the preset "best" by default.
             first: index of the first picture.
-            known: (L,) or (n, L) the token where known, -1 where to be drawn.
+            known: (L,) or (n, L) the token where known, -1 where to be drawn. Rows that differ in where tokens are
+                known share no network call, so that each row is what it is alone.
             grid: rows and columns; the training grid by default.
-            callback: called as callback(t, tokens (m, L)) at every step of every batch.
+            callback: called as callback(t, tokens (m, L)) at every step of every batch; all rows must then have the
+                same sites known.
             on_batch: called with the finished grids of every batch.
             batch: rows of one network call, ``kernel_batch`` by default; the same tokens only for the same rows.
 
         Returns:
             (n, H, W) int64 on the CPU.
+
+        Raises:
+            UserError: for labels, a seed or known tokens that do not fit.
         """
-        settings = settings or self.settings()
+        settings, seed = settings or self.settings(), check_seed(seed)
         height, width = grid or self.grid
-        n, size, done = len(labels), batch or self.kernel_batch, []
+        labels = [check_count(label, "a label", most=self.null_label) for label in labels]
+        n, size = len(labels), batch or self.kernel_batch
+        result = torch.empty(n, height, width, dtype=torch.int64)
+        groups = [torch.arange(n)]
         if known is not None:
-            known = known.to(self.device).expand(n, -1)
-        for start in range(0, n, size):
-            rows = min(size, n - start)
-            batch_labels = [*labels[start : start + rows], *([self.null_label] * (size - rows))]
+            known = _known_rows(known, n, height * width)
+            groups = _same_pattern(known < 0)
+        if len(groups) > 1 and callback is not None:
+            got = f"{len(groups)} patterns"
+            raise UserError("a callback needs the same known sites in every picture", got, "sample them one by one")
+        for rows in (part for group in groups for part in group.split(size)):
+            if not len(rows):
+                continue
+            padding = [self.null_label] * (size - len(rows))
+            generators = [image_generator(seed, first + k) for k in rows.tolist()]
             tokens = self._draw_batch(
                 settings,
                 height,
                 width,
-                torch.tensor(batch_labels, device=self.device),
-                [image_generator(seed, first + start + k) for k in range(size)],
-                None if known is None else _padded(known[start : start + rows], size),
-                callback and _first_rows(callback, rows),
+                torch.tensor([*(labels[k] for k in rows.tolist()), *padding], device=self.device),
+                [*generators, *(image_generator(seed, first + n + k) for k in range(len(padding)))],
+                None if known is None else _padded(known[rows], size).to(self.device),
+                callback and _first_rows(callback, len(rows)),
             )
-            done.append(tokens[:rows].view(rows, height, width).cpu())
+            result[rows] = tokens[: len(rows)].view(-1, height, width).cpu()
             if on_batch is not None:
-                on_batch(done[-1])
-        return torch.cat(done)
+                on_batch(result[rows])
+        return result
 
     def _draw_batch(
         self,
@@ -264,7 +295,7 @@ class Model:
                     generator=torch.Generator().manual_seed(0),
                 )
                 return sample(denoiser, schedule, len(generators), **common)
-            unknown = sites if known is None else int((known[0] < 0).sum())
+            unknown = sites if known is None else int((known[0] < 0).sum())  # the same in every row
             return sample_signal(
                 denoiser,
                 len(generators),
@@ -288,51 +319,92 @@ class Model:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
 
+    @isolate
     def decode(self, tokens: Int[Tensor, "n h w"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
         """Pictures of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
-        size, pictures = batch or self.kernel_batch, []
-        for part in tokens.split(size):
+        size, cell = batch or self.kernel_batch, self.tokenizer.downscale
+        pictures = torch.empty(len(tokens), 3, tokens.shape[1] * cell, tokens.shape[2] * cell, dtype=torch.uint8)
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
             decoded = self.tokenizer.decode(_padded(part, size).to(self.device))
-            pictures.append(to_uint8(decoded)[: len(part)].cpu())
-        return torch.cat(pictures)
+            pictures[start : start + size] = to_uint8(decoded)[: len(part)].cpu()
+        return pictures
 
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        classes: Classes = ...,
+        seed: int = ...,
+        preset: str = ...,
+        settings: Settings | None = ...,
+        first: int = ...,
+        output: Literal["pt"] = ...,
+        **changes: Any,
+    ) -> UInt8[Tensor, "n 3 h w"]: ...
+
+    @overload
+    def sample(self, n: int = ..., *, output: Literal["pil"], **options: Any) -> list[Image.Image]: ...
+
+    @overload
+    def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> UInt8[np.ndarray, "n h w 3"]: ...
+
+    @isolate
     def sample(
         self,
         n: int = 1,
         *,
-        classes: str | int | Sequence[str | int] | None = None,
+        classes: Classes = None,
         seed: int = 0,
         preset: str = "best",
         settings: Settings | None = None,
         first: int = 0,
-    ) -> UInt8[Tensor, "n 3 h w"]:
+        output: str = "pt",
+        **changes: Any,
+    ) -> Any:
         """Draw pictures.
 
         Args:
-            n: how many, at least 1.
+            n: how many; 0 gives an empty result.
             classes: a class name or index for all, one for each, or None for class k mod C.
             seed: any integer; picture k of a seed is the same whatever n is.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`.
             first: index of the first picture.
+            output: ``pt``, ``pil`` or ``np``, see below.
+            **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
-            (n, 3, h, w) pixels in [0, 255], on the CPU.
+            Pixels in [0, 255], on the CPU: a uint8 tensor (n, 3, h, w) for ``pt``, an array (n, h, w, 3) for ``np``,
+            a list of Pillow images for ``pil``.
 
         Raises:
-            UserError: for an unknown class or preset, or a setting out of range.
+            UserError: for an unknown class, preset, setting or output, or a value out of range.
         """
-        settings = settings or self.settings(preset)
-        labels = self.labels(n, classes, first)
-        return self.decode(self.sample_tokens(labels, seed=seed, settings=settings, first=first))
+        if output not in OUTPUTS:
+            raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
+        settings = self._changed(preset, settings, changes)
+        labels = self._labels(check_count(n, most=MOST_PICTURES), classes, check_count(first, "first"))
+        pixels = self.decode(self.sample_tokens(labels, seed=seed, settings=settings, first=first))
+        if output == "pil":
+            return [to_pil(picture) for picture in pixels]
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy() if output == "np" else pixels
 
+    def _changed(self, preset: str, settings: Settings | None, changes: dict[str, Any]) -> Settings:
+        """The preset, or other settings instead of it, with changes."""
+        if settings is None:
+            return self.settings(preset, **changes)
+        return Settings.of(asdict(settings) | {k: v for k, v in changes.items() if v is not None})
+
+    @isolate
     def inpaint(
         self,
         image: Picture,
         mask: Mask | None = None,
         *,
         n: int = 1,
-        classes: str | int | None = None,
+        classes: Classes = None,
         seed: int = 0,
         preset: str = "best",
         settings: Settings | None = None,
@@ -341,6 +413,8 @@ class Model:
         extend: Extension | None = None,
         context: int | None = None,
         fit: bool = False,
+        mask_index: int | None = None,
+        **changes: Any,
     ) -> list[Image.Image]:
         """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
 
@@ -348,12 +422,13 @@ class Model:
         is drawn anew if any pixel of its cell is unknown; known tokens have level 1 and are never queried.
 
         Args:
-            image: a picture in any mode, of any size from one cell on. It is painted at its own resolution in windows
-                of the model's size, see `ggm_image.canvas`.
-            mask: white (>= 128) where to paint, see `ggm_image.inpaint.load_mask`; None for the transparent parts of
-                ``image``.
-            n: how many answers.
-            classes: what the picture shows; no class by default.
+            image: a path, bytes, Pillow image, array or tensor, see `ggm_image.image_input.open_picture`; of any size
+                from one cell on. It is painted at its own resolution in windows of the model's size, see
+                `ggm_image.canvas`.
+            mask: white (>= 128) where to paint, or by another convention of `ggm_image.masks`; None for the transparent
+                parts of ``image``.
+            n: how many answers; 0 gives an empty list.
+            classes: what the picture shows, or what each answer is to show; no class by default.
             seed: any integer; answer k of a seed is the same whatever n is.
             preset, settings: as in `sample`.
             dilate: pixels by which the part drawn anew by the model reaches beyond the mask.
@@ -361,6 +436,8 @@ class Model:
             extend: pixels to add around the picture.
             context: known pixels to show the model on each side of the hole; a quarter of its size by default.
             fit: stretch a mask of another size.
+            mask_index: paint where the mask's palette index or grey value is this.
+            **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
             n pictures of the size and mode of ``image`` (larger where extended). With a mask that is black everywhere
@@ -369,11 +446,16 @@ class Model:
         Raises:
             UserError: for a picture or mask that does not open, or sizes that do not fit.
         """
-        settings = settings or self.settings(preset)
-        picture, hole = load_mask(image, mask, extend_by=extend, fit=fit)
-        labels = self.labels(n, classes) if classes is not None else [self.null_label] * n
+        settings, seed = self._changed(preset, settings, changes), check_seed(seed)
+        picture, hole = load_mask(image, mask, extend_by=extend, fit=fit, mask_index=mask_index)
+        n = check_count(n, "the number of answers", most=MOST_PICTURES)
+        labels = self._labels(n, classes) if classes is not None else [self.null_label] * n
         if classes is None:
+            if changes.get("guidance") is not None:
+                say("guidance has no effect without a class")
             settings = replace(settings, guidance=1.0)
+        if n == 0:
+            return []
         pixels = rgb_pixels(picture).expand(n, -1, -1, -1).clone()  # (n, 3, h, w)
         missing = hole.copy()
         windows = self.plan_windows(hole, context) if hole.any() else []
@@ -424,6 +506,7 @@ class Model:
         drawn = self.decode(grids, batch=self.paint_batch)
         return torch.stack([match_border(p, d, missing, reach=cell) for p, d in zip(pixels, drawn, strict=True)])
 
+    @isolate
     def signal(
         self,
         image: Picture,
@@ -435,7 +518,7 @@ class Model:
         """The model's probability, token by token, that a picture's token is signal and not noise.
 
         Args:
-            image: a picture in any mode, of any size from one cell on. What does not fill a cell at its right and
+            image: as in `inpaint`. What does not fill a cell at its right and
                 lower edge is left out; a picture larger than the model's is judged in windows of the model's size,
                 and the mean is taken where they overlap.
             level: share in (0, 1) of the tokens that are expected to be signal.
@@ -449,7 +532,7 @@ class Model:
             UserError: for a picture that does not open or is smaller than a cell, an unknown class, or a level out of
                 range.
         """
-        pixels, cell = rgb_pixels(open_picture(image)), self.tokenizer.downscale
+        pixels, cell = open_rgb(image), self.tokenizer.downscale
         label = torch.tensor([self.null_label if classes is None else self.label(classes)])
         sides = [window_side(side, side, cell) for side in pixels.shape[1:]]
         total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
@@ -458,10 +541,11 @@ class Model:
             rows, columns = window.slices
             tokens = self.encode(pixels[None, :, rows, columns])
             inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
-            total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block)[0]
+            total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block, batch=1)[0]
             count[inside] += 1
         return total / count
 
+    @isolate
     def signal_of_tokens(
         self,
         tokens: Int[Tensor, "n h w"],
@@ -469,44 +553,55 @@ class Model:
         *,
         level: float = 0.9,
         block: int = 4,
+        batch: int | None = None,
     ) -> Float[Tensor, "n h w"]:
-        """As `signal`, for many token grids; ``labels`` (n,) are classes, None for no class."""
-        height, width = tokens.shape[1:]
+        """As `signal`, for many token grids; ``labels`` (n,) are classes, None for no class.
+
+        Every network call has ``batch`` rows, ``kernel_batch`` by default, padded: a row does not depend on the others.
+        """
+        n, height, width = tokens.shape
         if labels is None:
-            labels = torch.full((len(tokens),), self.null_label)
-        parts = []
-        for rows, classes in zip(tokens.split(self.kernel_batch), labels.split(self.kernel_batch), strict=True):
+            labels = torch.full((n,), self.null_label)
+        size, result = batch or self.kernel_batch, torch.empty(n, height, width, dtype=torch.float32)
+        for start in range(0, n, size):
+            rows, classes = tokens[start : start + size], labels[start : start + size]
             with torch.inference_mode(), self._autocast():
                 found = signal_probability(
                     self._denoiser(height, width),
-                    rows.flatten(1).to(self.device),
+                    _padded(rows, size).flatten(1).to(self.device),
                     height=height,
                     width=width,
                     codebook_size=self.tokenizer.codebook_size,
                     level=level,
                     block=min(block, height * width),
-                    labels=classes.to(self.device),
+                    labels=_padded(classes, size).to(self.device),
                 )
-            parts.append(found.view(-1, height, width).cpu())
-        return torch.cat(parts)
+            result[start : start + size] = found[: len(rows)].view(-1, height, width).cpu()
+        return result
 
-    def encode(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Int[Tensor, "n rows columns"]:
-        """Tokens of pictures, on the CPU; one picture a pass, in float32, so that they depend on that picture alone."""
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            rows = [self.tokenizer.encode(to_model(picture)[None].to(self.device)).cpu() for picture in pixels]
-        return torch.cat(rows).clone()
+    @isolate
+    def encode(self, pixels: UInt8[Tensor, "n 3 h w"] | Iterable[Picture]) -> Int[Tensor, "n rows columns"]:
+        """Tokens of pictures, on the CPU; one picture a pass, in float32, so that they depend on that picture alone.
 
-    def manifest(
-        self, n: int, *, classes: str | int | Sequence[str | int] | None, seed: int, settings: Settings
-    ) -> dict[str, Any]:
+        Args:
+            pixels: uint8 (n, 3, h, w), or what `ggm_image.image_input.pixel_batch` takes; h and w are multiples of a
+                cell.
+        """
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            pixels = pixel_batch(pixels)
+        tokens = [self.tokenizer.encode(to_model(picture)[None].to(self.device)).cpu() for picture in pixels]
+        cell = self.tokenizer.downscale
+        return torch.cat([torch.empty(0, *(side // cell for side in pixels.shape[2:]), dtype=torch.int64), *tokens])
+
+    def manifest(self, n: int, *, classes: Classes, seed: int, settings: Settings) -> dict[str, Any]:
         """Everything that is needed to draw the same pictures again."""
         labels = self.labels(n, classes)
         return {
             "model": self.name,
             "tokenizer": self.tokenizer.name,
             **self.identity,
-            "seed": seed,
-            "count": n,
+            "seed": check_seed(seed),
+            "count": int(n),
             "classes": [self.class_names[label] for label in labels] if self.class_names else None,
             "settings": asdict(settings),
             "device": self.device.type,
@@ -514,11 +609,12 @@ class Model:
         }
 
 
+@isolate
 def load_model(
     name_or_path: str | Path = "cifar10",
     *,
     tokenizer: str | Path | None = None,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     compiled: bool = False,
 ) -> Model:
     """A trained model with its tokenizer, ready to draw.
@@ -526,29 +622,59 @@ def load_model(
     Args:
         name_or_path: a shipped model's name, or a folder with ``config.yaml`` and ``model.safetensors``.
         tokenizer: name or folder of its tokenizer, where that has moved since the training.
-        device: where it shall live, e.g. ``cpu`` or ``cuda``.
+        device: where to put it, see `choose_device`; the GPU by default where there is one, as on the command line.
         compiled: see `Model.compile`.
 
     Returns:
         The model.
 
     Raises:
-        UserError: if it is not there, is damaged, or its tokenizer is not the one that it was trained with.
+        UserError: if it is not there, is damaged, its tokenizer is not the one that it was trained with, or there is
+            no such device.
     """
+    chosen = choose_device(device)
     folder = find_model(name_or_path)
     source = tokenizer or folder.tokenizer_source or folder.tokenizer_name
-    loaded = load_tokenizer(source, device=device)
-    if loaded.sha256 != folder.tokenizer_sha256:
-        raise UserError(
-            f"model {folder.name} was trained with tokenizer {folder.tokenizer_name} {folder.tokenizer_sha256[:16]}...",
-            f"{source} is {loaded.sha256[:16]}...",
-            "name the right one, or copy the one that came with the model",
-        )
-    network, sha256 = load_network(folder)
-    model = Model(folder, network, sha256, loaded, device)
+    with torch.random.fork_rng(devices=[]):  # building a network draws its initial weights
+        loaded = load_tokenizer(source, device=chosen)
+        if loaded.sha256 != folder.tokenizer_sha256:
+            raise UserError(
+                f"model {folder.name} was trained with tokenizer {folder.tokenizer_name} "
+                f"{folder.tokenizer_sha256[:16]}...",
+                f"{source} is {loaded.sha256[:16]}...",
+                "name the right one, or copy the one that came with the model",
+            )
+        network, sha256 = load_network(folder)
+    model = Model(folder, network, sha256, loaded, chosen)
     if compiled:
         model.compile()
     return model
+
+
+def _known_rows(known: Any, n: int, sites: int) -> Int[Tensor, "n l"]:
+    """Known tokens of every row, on the CPU.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    rows = torch.as_tensor(known).cpu()
+    if (
+        rows.is_floating_point()
+        or rows.ndim not in (1, 2)
+        or rows.shape[-1] != sites
+        or rows[..., 0].numel() not in (1, n)
+    ):
+        got, fix = f"{rows.dtype} {tuple(rows.shape)}", f"pass integers ({sites},) or ({n}, {sites})"
+        raise UserError("known tokens do not fit", got, fix)
+    return rows.to(torch.int64).expand(n, -1)
+
+
+def _same_pattern(unknown: Bool[Tensor, "n l"]) -> list[Int[Tensor, " m"]]:
+    """Row numbers, those of equal rows together; in the order of the first of each."""
+    groups: dict[bytes, list[int]] = {}
+    for k, row in enumerate(unknown.numpy()):
+        groups.setdefault(row.tobytes(), []).append(k)
+    return [torch.tensor(rows) for rows in groups.values()]
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

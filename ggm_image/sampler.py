@@ -190,7 +190,9 @@ def guided(denoiser: Denoiser, weight: float, null_label: int, *, power: float =
         both_sites = sites if sites.ndim == 1 else sites.repeat(2, 1)
         both = denoiser(tokens.repeat(2, 1), levels.repeat(2, 1), both_sites, torch.cat([labels, null]))
         conditional, unconditional = both.chunk(2)
-        return unconditional + w * (conditional - unconditional)
+        mixed = unconditional + w * (conditional - unconditional)
+        # A row of weight 1 gets what it would get alone: the sum above rounds.
+        return torch.where(w == 1, conditional, mixed) if isinstance(w, Tensor) else mixed
 
     return guided_denoiser
 
@@ -415,7 +417,7 @@ def _revise(
     """Judge one block a call, and draw anew the share of it that looks most like noise."""
     calls = calls if blocks else 0
     uniforms = job.uniforms(calls * job.sites_total).unflatten(1, (calls, job.sites_total))
-    levels = torch.ones(job.sites_total, device=job.device).expand_as(x)
+    levels = torch.ones(job.sites_total, dtype=torch.float32, device=job.device).expand_as(x)
     for n in range(calls):
         block = blocks[n % len(blocks)].to(job.device)
         probs = torch.softmax(job.query(x, levels, block).to(job.noise.dtype), dim=-1)

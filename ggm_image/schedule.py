@@ -141,7 +141,7 @@ class Schedule:
         if not 0 <= t <= len(self.steps):
             raise UserError(f"step must lie in [0, {len(self.steps)}]", t, "count steps from 0")
         if not self.steps:
-            return torch.ones(self.height * self.width)
+            return torch.ones(self.height * self.width, dtype=torch.float32)
         sweep, position = divmod(t, len(self.blocks))
         before = self.sweep_levels[sweep]
         after = self.sweep_levels[min(sweep + 1, len(self.sweep_levels) - 1)]

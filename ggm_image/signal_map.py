@@ -69,8 +69,8 @@ def signal_probability(
         raise UserError("tokens do not fit the grid", f"{tokens.shape[1]} for {height} x {width}", "pass (b, h * w)")
     check_tokens(tokens, codebook_size)
     noise = (uniform_noise(codebook_size) if noise is None else noise).to(tokens.device)
-    levels = torch.full(tokens.shape, level, device=tokens.device)
-    result = torch.empty(tokens.shape, device=tokens.device)
+    levels = torch.full(tokens.shape, level, dtype=torch.float32, device=tokens.device)
+    result = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
     for block_sites in Schedule.round_robin(height, width, sweeps=1, block=block).blocks:
         sites = block_sites.to(tokens.device)
         logits = denoiser(tokens.index_fill(1, sites, codebook_size), levels, sites, labels)  # (b, k, v)

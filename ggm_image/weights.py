@@ -28,6 +28,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing or damaged.
     """
+    if not path.is_file():
+        raise UserError("file of weights not found", path, "check the path")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

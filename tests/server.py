@@ -43,6 +43,13 @@ class Handler(BaseHTTPRequestHandler):
         start = 0
         if wanted and self.headers.get("If-Range") in (None, self.server.etag) and not fault.get("no ranges"):
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(data):
+                self.send_response(416)
+                if not fault.get("no length"):
+                    self.send_header("Content-Range", f"bytes */{len(data)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response(206)
             place = fault.get("resumes at", start)
             self.send_header("Content-Range", f"bytes {place}-{len(data) - 1}/{len(data)}")

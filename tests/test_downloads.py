@@ -1,17 +1,22 @@
 """Downloads from a server of our own: resumed, checked, from the next mirror, or not at all."""
 
+import ast
 import copy
 import os
+import socket
+import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ggm_image import downloads
-from ggm_image.downloads import cache_dir, download
+from ggm_image.downloads import cache_dir, download, fetch, is_offline, offline_variable
 from ggm_image.errors import UserError
+from ggm_image.files import write_json
 from tests.server import DATA, SHA256, Server, running
 
 
@@ -23,7 +28,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GGM_IMAGE_OFFLINE", raising=False)
+    for variable in ("GGM_IMAGE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(downloads, "TIMEOUT", 5.0)
 
 
@@ -132,6 +138,144 @@ def test_offline_asks_nobody_and_says_what_to_put_where(
     monkeypatch.setenv("GGM_IMAGE_OFFLINE", "0")
     download(tmp_path / "other", [server.url()])
     assert (tmp_path / "other").is_file()
+
+
+def kept_part(server: Server, folder: Path, data: bytes) -> None:
+    """What a process leaves behind that was killed before the rename, of a server that gives no length."""
+    (folder / "file.part").write_bytes(data)
+    write_json(folder / "file.part.json", {"url": server.url(), "version": server.etag, "total": None})
+
+
+@pytest.mark.parametrize("size", [None, len(DATA)])
+def test_a_part_that_is_the_whole_file_is_finished(server: Server, tmp_path: Path, size: int | None) -> None:
+    """The server answers 416: there is nothing left to send. Seen to fail with that taken for a failure."""
+    kept_part(server, tmp_path, DATA)
+    download(tmp_path / "file", [server.url()], size=size, sha256=SHA256)
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert server.asked == [("/file", f"bytes={len(DATA)}-")]
+    assert left(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("part", "fault"), [(DATA + b"x", {}), (DATA, {"no length": True}), (DATA[::-1], {})])
+def test_a_part_of_another_file_is_begun_again(
+    server: Server, tmp_path: Path, part: bytes, fault: dict[str, Any]
+) -> None:
+    """Too long, of a length that nobody confirms, or of other bytes: this run or the next one has the right file."""
+    server.faults["/file"] = fault
+    kept_part(server, tmp_path, part)
+    if part == DATA[::-1]:
+        with pytest.raises(UserError, match="SHA-256 is"):
+            download(tmp_path / "file", [server.url()], sha256=SHA256)
+    download(tmp_path / "file", [server.url()], sha256=SHA256)
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert left(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "offline"),
+    [
+        ("GGM_IMAGE_OFFLINE", "1", True),
+        ("GGM_IMAGE_OFFLINE", "0", False),
+        ("HF_HUB_OFFLINE", "1", True),
+        ("HF_HUB_OFFLINE", "yes", True),
+        ("HF_HUB_OFFLINE", "False", False),
+        ("HF_HUB_OFFLINE", "", False),
+    ],
+)
+def test_two_variables_forbid_the_network(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, offline: bool
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert is_offline() == offline
+    assert offline_variable() == (variable if offline else "")
+    if offline:
+        with pytest.raises(UserError, match=f"{variable} is set"):
+            download(tmp_path / "file", [server.url()])
+        assert server.asked == []
+
+
+def test_fetch_takes_a_copy_of_another_library_if_it_is_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail with any file of that name taken."""
+    monkeypatch.setenv("GGM_IMAGE_CACHE", str(tmp_path / "cache"))
+    copy = tmp_path / "copy"
+    copy.write_bytes(DATA[:-1])
+    ours = tmp_path / "cache" / "features" / "file"
+    assert fetch("file", [server.url()], folder="features", sha256=SHA256, elsewhere=[copy]) == ours
+    assert ours.read_bytes() == DATA
+    ours.unlink()
+    copy.write_bytes(DATA)
+    assert fetch("file", [server.url()], folder="features", sha256=SHA256, elsewhere=[copy]) == copy
+    assert len(server.asked) == 1
+
+
+def test_offline_no_file_of_any_library_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features, perceptual weights and tokenizers: each ends in one line that names address, variable and place.
+
+    Seen to fail with torch.hub, clip and timm left to download for themselves.
+    """
+    from ggm_image.metrics.features import INCEPTION_VARIABLE, load_extractor
+    from ggm_image.tokenizers.registry import load_tokenizer
+    from ggm_image.training.perceptual import download_lpips
+
+    def connect(*_: Any) -> None:
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    for name, folder in (("GGM_IMAGE_CACHE", "cache"), ("TORCH_HOME", "torch"), ("HOME", "home")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
+    package = types.ModuleType("clip")
+    package.load = connect  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "clip", package)
+    monkeypatch.delitem(sys.modules, "cleanfid.clip_features", raising=False)
+    monkeypatch.setenv("GGM_IMAGE_OFFLINE", "1")
+    ask: dict[str, Callable[[], object]] = {
+        "inception-2015-12-05.pt": lambda: load_extractor("inception"),
+        "ViT-B-32.pt": lambda: load_extractor("clip"),
+        "model.safetensors": lambda: load_extractor("timm:test_vit"),
+        "vgg16-397923af.pth": download_lpips,
+        "vqgan_imagenet_f16_1024.ckpt": lambda: load_tokenizer("vqgan-imagenet-f16-1024"),
+    }
+    for file, function in ask.items():
+        with pytest.raises(UserError, match=rf"GGM_IMAGE_OFFLINE is set \({file}: https://.*put it at .*{file}"):
+            function()
+    monkeypatch.delitem(sys.modules, "cleanfid.clip_features", raising=False)
+
+
+def test_no_module_opens_another_door() -> None:
+    """Whoever imports a client of the network is `downloads`, or asks `is_offline` first.
+
+    Seen to fail with torch.hub's downloads in the features and the perceptual losses.
+    """
+    doors = ("urllib.request", "http.client", "requests", "aiohttp", "fsspec", "datasets", "socket")
+    found = set()
+    for path in Path(downloads.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        names = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Attribute | ast.Name):
+                name = node.attr if isinstance(node, ast.Attribute) else node.id
+                assert name not in DOWNLOADERS, f"{path}: {name}"
+        if names & set(doors) and path.name != "downloads.py":
+            assert "is_offline()" in text, path
+            found.add(path.name)
+    assert {"hub.py", "archives.py"} <= found  # the search finds what there is
+
+
+DOWNLOADERS = (
+    "load_state_dict_from_url",
+    "download_url_to_file",
+    "hf_hub_download",
+    "snapshot_download",
+    "urlretrieve",
+)
 
 
 def test_no_address_and_no_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def test_bad_masks_are_refused(tmp_path):
     with pytest.raises(UserError, match="opaque everywhere"):
         load_mask(rgb.convert("RGBA"))
     with pytest.raises(UserError, match="float64"):
-        load_mask(rgb, np.ones((SIDE, SIDE)))
+        load_mask(rgb, np.full((SIDE, SIDE), 1.5))
     with pytest.raises(UserError, match="mask cannot be opened.*nothere.png"):
         load_mask(rgb, tmp_path / "nothere.png")
     (tmp_path / "text.png").write_text("no picture")

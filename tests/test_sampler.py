@@ -485,3 +485,24 @@ def test_bad_settings_of_the_signal_order_are_named(options):
 def test_bad_truncation_is_named(options):
     with pytest.raises(UserError):
         truncated(Recorder(4), **options)
+
+
+def test_guidance_of_a_row_does_not_depend_on_the_others():
+    """A row of weight 1, where nothing is placed yet, beside one that is half placed.
+
+    Seen to fail with the sum u + 1 (c - u) taken for c, which rounds.
+    """
+    logits = torch.randn(2, 2, 4, 5, generator=seeded())  # by class and row
+
+    def denoiser(tokens, levels, sites, labels):
+        return torch.stack([logits[label, int(row)] for label, row in zip(labels, tokens[:, 0], strict=True)])
+
+    tokens = torch.tensor([[0] * 4, [1] * 4])
+    levels = torch.tensor([[0.0] * 4, [1.0, 1.0, 0.0, 0.0]])
+    both = guided(denoiser, 3.0, 1, power=1.0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    together = both(tokens, levels, torch.arange(4), labels)
+    for k in range(2):
+        alone = both(tokens[k : k + 1], levels[k : k + 1], torch.arange(4), labels[k : k + 1])
+        assert torch.equal(together[k], alone[0])
+    assert torch.equal(together[0], logits[0, 0])

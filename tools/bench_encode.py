@@ -39,12 +39,12 @@ def synchronize(device: str) -> None:
 def bare_cost(tokenizer: Tokenizer, batch: torch.Tensor, repeats: int, half: bool) -> tuple[float, float]:
     """Seconds and processor seconds a picture of the forward pass alone, on floats on the device already."""
     device = batch.device.type
-    with exact_arithmetic(), torch.autocast(device, torch.bfloat16, enabled=half):
-        tokenizer.encode(batch)
+    with exact_arithmetic():
+        tokenizer.encode(batch, half=half)
         synchronize(device)
         start, used = time.perf_counter(), time.process_time()
         for _ in range(repeats):
-            tokenizer.encode(batch)
+            tokenizer.encode(batch, half=half)
         synchronize(device)
     n = repeats * len(batch)
     return (time.perf_counter() - start) / n, (time.process_time() - used) / n

@@ -197,6 +197,9 @@ def _draw_grid(
 @click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16.")
 @click.option("--context", type=click.IntRange(min=0), help="Known pixels around the hole that the model sees.")
 @click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image.")
+@click.option(
+    "--mask-index", type=click.IntRange(0, 65535), help="Paint where MASK has this palette index or grey value."
+)
 @sampler_options
 @seed_option
 @device_option
@@ -215,6 +218,7 @@ def inpaint(
     extend: str | None,
     context: int | None,
     fit: bool,
+    mask_index: int | None,
     preset: str,
     seed: int,
     device: str | None,
@@ -257,7 +261,8 @@ def inpaint(
     from ggm_image.files import sha256_file
     from ggm_image.inpaint import load_mask
 
-    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit)  # a bad file should not wait for the model
+    # a bad file should not wait for the model
+    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
     model = load(model_name, tokenizer, device)
     labels = None if asked is None else turns(asked, range(count))
     answers = model.inpaint(
@@ -282,6 +287,7 @@ def inpaint(
         "mask_sha256": None if mask is None else sha256_file(mask),
         "extend": extend,
         "fit": fit,
+        "mask_index": mask_index,
         "dilate": dilate,
         "feather": feather,
         "context": context,

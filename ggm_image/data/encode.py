@@ -1,6 +1,5 @@
 """Pictures to a token cache, and a token cache back to pictures."""
 
-import contextlib
 import copy
 import functools
 import os
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ggm_image.arithmetic import exact_arithmetic
 from ggm_image.canvas import MAX_SIDE
 from ggm_image.data.images import (
     PREPROCESSING,
@@ -44,20 +44,9 @@ __all__ = [
     "decode_batch",
     "default_workers",
     "encode",
+    "exact_arithmetic",
     "open_pictures",
 ]
-
-
-@contextlib.contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Without gradients and without TF32 in convolutions and products: indices must not depend on the GPU."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def encode_batch(
@@ -78,8 +67,9 @@ def encode_batch(
     pixels = to_model(batch.to(device, non_blocking=True))
     if half:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    with exact_arithmetic(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=half):
-        return tokenizer.encode(pixels)[: len(images)].cpu()
+    with exact_arithmetic():
+        tokens = tokenizer.encode(pixels, half=True) if half else tokenizer.encode(pixels)
+        return tokens[: len(images)].cpu()
 
 
 def fitting_batch(device: str | torch.device, image_size: int) -> int:

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import threading
 import weakref
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -212,6 +213,9 @@ def _index_tar(
             file.close()
         if isinstance(error, UserError) or not isinstance(error, (*_DAMAGE, ValueError)):
             raise
+        if zipfile.is_zipfile(path):
+            fix = "unpack it and give the folder, or pack the files as a tar"
+            raise UserError("zip archives cannot be read", path, fix) from error
         raise UserError(
             "source is neither a folder, a picture nor a whole tar archive",
             f"{path}: {error}",

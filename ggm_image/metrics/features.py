@@ -26,10 +26,15 @@ import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
+from ggm_image.arithmetic import exact_arithmetic
 from ggm_image.data.images import to_pil
+from ggm_image.downloads import fetch
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file
 
+_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+_CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+_CLIP_URL = f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-B-32.pt"
 INCEPTION_VARIABLE = "GGM_IMAGE_INCEPTION"
 _INCEPTION_FILE = "inception-2015-12-05.pt"
 _FORMS = "inception, clip, efficientnet-lite0, timm:NAME or the path of a TorchScript FILE.pt"
@@ -42,7 +47,7 @@ class Extractor:
     Attributes:
         name: what it was asked for by.
         title: what its Fréchet distance may be called: ``FID`` for Inception, ``FD (...)`` for all others.
-        sha256: of the file with the weights; None where the library fetched them itself.
+        sha256: of the file with the weights.
         dimension: length of a feature vector.
         resize: how pictures come to the network's size, in words.
         device: where the network is.
@@ -53,7 +58,7 @@ class Extractor:
 
     name: str
     title: str
-    sha256: str | None
+    sha256: str
     dimension: int
     resize: str
     device: torch.device
@@ -84,7 +89,7 @@ class Extractor:
         for k, image in enumerate(inputs):
             groups.setdefault(image.shape, []).append(k)
         rows: list[Any] = [None] * len(inputs)
-        with torch.inference_mode():
+        with exact_arithmetic():
             for indices in groups.values():
                 values = network(torch.stack([inputs[k] for k in indices]).to(self.device))
                 for k, row in zip(indices, values.double().cpu().numpy(), strict=True):
@@ -221,21 +226,17 @@ def _inception(weights: str | os.PathLike[str] | None, device: torch.device) -> 
 
 
 def _downloaded_inception() -> Path:
-    """The weights in torch's cache, fetched at the first use."""
+    """The weights, fetched at the first use; a copy that torch.hub has is used too."""
     from cleanfid.downloads_helper import inception_url
 
-    path = Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(inception_url, str(path), progress=os.isatty(2))
-        except OSError as error:
-            raise UserError(
-                "weights of inception cannot be downloaded",
-                f"{inception_url}: {_line(error)}",
-                f"fetch it elsewhere and name it by --weights or {INCEPTION_VARIABLE}, or use a FILE.pt",
-            ) from error
-    return path
+    return fetch(
+        _INCEPTION_FILE,
+        [inception_url],
+        folder="features",
+        sha256=_INCEPTION_SHA256,
+        elsewhere=[Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE],
+        or_else=f"name it by --weights or {INCEPTION_VARIABLE}, or use a FILE.pt",
+    )
 
 
 def _clip(device: torch.device) -> Extractor:
@@ -247,11 +248,19 @@ def _clip(device: torch.device) -> Extractor:
             _line(error),
             "pip install git+https://github.com/openai/CLIP.git, or use --features timm:NAME",
         ) from error
+    path = fetch(
+        "ViT-B-32.pt",
+        [_CLIP_URL],
+        folder="features",
+        sha256=_CLIP_SHA256,
+        elsewhere=[Path.home() / ".cache" / "clip" / "ViT-B-32.pt"],
+        or_else="use other --features",
+    )
     try:
-        network = CLIP_fx("ViT-B/32", device=device)
+        network = CLIP_fx(str(path), device=device)
     except (OSError, RuntimeError) as error:
-        fix = "check the connection, or use other --features"
-        raise UserError("weights of clip cannot be loaded", _line(error), fix) from error
+        fix = "remove the file to fetch it again, or use other --features"
+        raise UserError("weights of clip cannot be loaded", f"{path}: {_line(error)}", fix) from error
 
     def prepare(image: Tensor) -> Tensor:
         return torch.from_numpy(img_preprocess_clip(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
@@ -259,7 +268,7 @@ def _clip(device: torch.device) -> Extractor:
     return Extractor(
         name="clip",
         title="FD (CLIP ViT-B/32)",
-        sha256=None,
+        sha256=sha256_file(path),
         dimension=512,
         resize="clean-fid: bicubic, antialiased, shorter side 224, centre crop, 8 bits",
         device=device,
@@ -276,12 +285,15 @@ def _timm(name: str, weights: str | os.PathLike[str] | None, device: torch.devic
     if not timm.is_model(model_name.split(".")[0]):
         near = difflib.get_close_matches(model_name, timm.list_models(), n=1, cutoff=0.3)
         raise UserError("timm has no such model", model_name, f"did you mean timm:{(near or ['resnet50'])[0]}?")
-    overlay = None if weights is None else {"file": str(weights)}
+    path = _downloaded_timm(model_name) if weights is None else Path(weights)
     try:
+        overlay: dict[str, Any] = {"file": str(path)}
+        if path.suffix == ".safetensors":  # the model's own reader is for the published .npz
+            overlay["custom_load"] = False
         network = timm.create_model(model_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
-    except Exception as error:  # the Hub's client has many errors of its own, and all mean the same here
-        fix = "check name and connection, or give the file by --weights"
-        raise UserError("weights of a timm model cannot be loaded", f"{name}: {_line(error)}", fix) from error
+    except Exception as error:  # a file of another model fails in many ways, and all mean the same here
+        fix = "check the name, or give the file by --weights"
+        raise UserError("weights of a timm model cannot be loaded", f"{name}, {path}: {_line(error)}", fix) from error
     config = resolve_model_data_config(network)
     transform = create_transform(**config, is_training=False)
     size = " x ".join(map(str, config["input_size"][1:]))
@@ -289,13 +301,37 @@ def _timm(name: str, weights: str | os.PathLike[str] | None, device: torch.devic
     return Extractor(
         name=name if weights or "." in model_name or not tag else f"{name}.{tag}",
         title=f"FD ({name})",
-        sha256=None if weights is None else sha256_file(weights),
+        sha256=sha256_file(path),
         dimension=network.num_features,
         resize=f"timm: {config['interpolation']}, {size}, crop {config['crop_pct']} {config['crop_mode']}",
         device=device,
         prepare=lambda image: transform(to_pil(image)),
         network=network.to(device),
     )
+
+
+def _downloaded_timm(model_name: str) -> Path:
+    """The published weights of a timm model, fetched at the first use; a copy in the Hub's own cache is used too."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model_name)
+    if config is None or not (config.hf_hub_id or config.url):
+        raise UserError("timm has no weights for this model", model_name, "give the file by --weights")
+    urls: list[str] = []
+    elsewhere: list[str] = []
+    file = Path(config.url or "").name
+    if config.hf_hub_id:
+        repository, _, revision = config.hf_hub_id.partition("@")
+        file = config.hf_hub_filename or "model.safetensors"
+        urls = [hf_hub_url(repository, file, revision=revision or None)]
+        kept = try_to_load_from_cache(repository, file, revision=revision or None)
+        elsewhere = [kept] if isinstance(kept, str) else []
+    elif config.url:
+        urls = [config.url]
+        elsewhere = [os.path.join(torch.hub.get_dir(), "checkpoints", file)]
+    name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    return fetch(file, urls, folder=f"features/timm/{name}", elsewhere=elsewhere, or_else="give the file by --weights")
 
 
 def _line(error: BaseException) -> str:

@@ -32,10 +32,26 @@ Sites = Int64[Tensor, " k"] | Int64[Tensor, "b k"]
 
 
 def _attention_kernel(q: Tensor) -> AbstractContextManager[None]:
-    """On a CPU the flash kernel's backward pass costs several times the plain products on a small grid."""
-    if q.device.type == "cpu" and q.shape[2] <= SMALL_GRID and torch.is_grad_enabled():
+    """The kernels to choose from, in this order, whatever is switched on or off elsewhere.
+
+    On a CPU the flash kernel's backward pass costs several times the plain products on a small grid. On CUDA cuDNN's
+    is left out: it makes a plan, of tens of milliseconds, for every new number of queried sites. Switching costs as
+    much as some kernels, so nothing is done where the switches stand right, as `isolated` sets them.
+    """
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and q.shape[2] <= SMALL_GRID and torch.is_grad_enabled():
         return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    if not on_cpu and q.device.type != "cuda":
+        return nullcontext()
+    switches = torch.backends.cuda
+    if not torch.compiler.is_compiling():
+        plain = switches.flash_sdp_enabled() and switches.math_sdp_enabled()
+        if plain and (on_cpu or (switches.mem_efficient_sdp_enabled() and not switches.cudnn_sdp_enabled())):
+            return nullcontext()
+    if on_cpu:
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
 
 
 class Attention(nn.Module):

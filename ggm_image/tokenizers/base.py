@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ggm_image.arithmetic import isolate
 from ggm_image.errors import UserError
 
 
@@ -49,12 +50,15 @@ class Tokenizer(nn.Module):
         """The codes as the decoder gets them: near ones look alike."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def encode(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
-        """Indices of the nearest codes.
+    @isolate
+    def encode(self, images: Any, *, half: bool = False) -> Int[Tensor, "n gh gw"]:
+        """Indices of the nearest codes, in float32 whatever the caller's autocast and TF32 settings are.
 
         Args:
-            images: (N, 3, h, w), floats in [-1, 1]; h and w are multiples of ``downscale``.
+            images: (N, 3, h, w), floats in [-1, 1]; h and w are multiples of ``downscale``. Or an image as a path,
+                bytes, Pillow image or uint8 array, or a list of such, all of one size; see
+                `ggm_image.image_input.open_picture`.
+            half: compute products in bfloat16.
 
         Returns:
             (N, h / downscale, w / downscale) int64 in [0, codebook_size).
@@ -62,6 +66,8 @@ class Tokenizer(nn.Module):
         Raises:
             UserError: for a wrong shape, a wrong type, or values that are not finite.
         """
+        if not isinstance(images, Tensor):
+            images = self._from_images(images)
         shape = tuple(images.shape)
         if images.ndim != 4 or shape[1] != 3 or not images.is_floating_point():
             raise UserError(
@@ -78,14 +84,22 @@ class Tokenizer(nn.Module):
         if not torch.isfinite(images).all():
             raise UserError("images must be finite", "got NaN or infinity", "check what made them")
         try:
-            return self.latent_indices(images)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+                return self.latent_indices(images)
         except ValueError as error:  # a norm that has one value to take the mean of
             size = f"{shape[2]} x {shape[3]}: {error}"
             raise UserError(f"images are too small for tokenizer {self.name}", size, "enlarge them") from error
 
-    @torch.no_grad()
+    def _from_images(self, images: Any) -> Float[Tensor, "n 3 h w"]:
+        from ggm_image.data.images import to_model
+        from ggm_image.image_input import pixel_batch
+
+        weight = next(self.parameters(), None)
+        return to_model(pixel_batch(images).to("cpu" if weight is None else weight.device))
+
+    @isolate
     def decode(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
-        """Images of token grids.
+        """Images of token grids, in float32 whatever the caller's autocast and TF32 settings are.
 
         Args:
             tokens: (N, H, W) integers in [0, codebook_size).

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ggm_image.arithmetic import isolate
+from ggm_image.devices import choose_device
 from ggm_image.downloads import cache_dir, download
 from ggm_image.errors import UserError
 from ggm_image.files import sha256_file, write_text
@@ -86,25 +88,28 @@ def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None
     )
 
 
-def load_tokenizer(name_or_path: str | Path, *, device: str = "cpu") -> Tokenizer:
+def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
     """A tokenizer, ready to encode and decode.
 
     Args:
         name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, or what somebody
             published: a checkpoint or its folder. The weights of a known one are downloaded at the first use.
-        device: where it shall live.
+        device: where to put it, see `choose_device`.
 
     Returns:
         The tokenizer in evaluation mode, without gradients.
 
     Raises:
-        UserError: if it is not there, its weights do not fit or are not finite, or their hash is another.
+        UserError: if it is not there, its weights do not fit or are not finite, their hash is another, or there is no
+            such device.
     """
     return load_spec(find_tokenizer(name_or_path), device=device)
 
 
-def load_spec(spec: TokenizerSpec, *, device: str = "cpu") -> Tokenizer:
+@isolate
+def load_spec(spec: TokenizerSpec, *, device: str | torch.device = "cpu") -> Tokenizer:
     """As `load_tokenizer`, of a spec."""
+    device = choose_device(device)
     weights = fetch_weights(spec)
     sha256 = _checked_hash(spec, weights)
     with torch.device("meta"):

@@ -14,10 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ggm_image.downloads import fetch
 from ggm_image.errors import UserError
 from ggm_image.weights import load_weights, read_weights
 
 VGG_FILE, VGG_URL = "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth"
+VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 LINEAR_FILE, LINEAR_URL = "vgg_lpips.pth", "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1"
 
 
@@ -128,21 +130,30 @@ def load_perceptual(source: str) -> nn.Module | None:
         return _load_small(Path(source))
     if source == "download":
         try:
-            vgg = torch.hub.load_state_dict_from_url(VGG_URL, map_location="cpu", check_hash=True, progress=True)
-            linear = torch.hub.load_state_dict_from_url(
-                LINEAR_URL, map_location="cpu", file_name=LINEAR_FILE, progress=True, weights_only=True
-            )
-        except (OSError, RuntimeError) as error:
-            warnings.warn(
-                f"no perceptual loss: its weights could not be downloaded ({error}); put {VGG_FILE} and {LINEAR_FILE} "
-                "into a folder and set loss.perceptual_weights to it",
-                stacklevel=2,
-            )
+            return _load_lpips(*download_lpips())
+        except UserError as error:
+            warnings.warn(f"no perceptual loss: {error}", stacklevel=2)
             return None
-        return Lpips(vgg, linear)
+    return _load_lpips(Path(source) / VGG_FILE, Path(source) / LINEAR_FILE)
+
+
+def download_lpips() -> tuple[Path, Path]:
+    """The files of VGG-16 and of LPIPS's linear layers, fetched at the first use.
+
+    Raises:
+        UserError: offline, or they cannot be downloaded.
+    """
+    kept, instead = Path(torch.hub.get_dir()) / "checkpoints", "set loss.perceptual_weights to a folder with both files"
+    vgg = fetch(
+        VGG_FILE, [VGG_URL], folder="perceptual", sha256=VGG_SHA256, elsewhere=[kept / VGG_FILE], or_else=instead
+    )
+    linear = fetch(LINEAR_FILE, [LINEAR_URL], folder="perceptual", elsewhere=[kept / LINEAR_FILE], or_else=instead)
+    return vgg, linear
+
+
+def _load_lpips(*paths: Path) -> Lpips:
     states = []
-    for name in (VGG_FILE, LINEAR_FILE):
-        path = Path(source) / name
+    for path in paths:
         if not path.is_file():
             raise UserError("perceptual weights are missing", f"no {path}", "name their folder")
         try:

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_class_folders(class_folder: Path) -> None:
     (class_folder / ".git" / "x.png").write_text("no picture")
     source = open_source(class_folder)
     assert (source.names, source.labels, source.class_names) == (NAMES, LABELS, ["ant", "bee", "cow"])
+
+
+def test_a_zip_is_called_a_zip(tmp_path: Path) -> None:
+    """Whatever its name. Seen to fail: tarfile calls it a bad checksum or a truncated header."""
+    for name in ("images.zip", "images.tar"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("ant/0.png", b"\0" * 2000)
+        with pytest.raises(UserError, match=rf"zip archives cannot be read .*{name}.; unpack it and give the folder"):
+            open_source(tmp_path / name)
 
 
 def test_flat_folder_and_single_picture(flat_folder: Path) -> None:

@@ -123,14 +123,13 @@ def _local_inception(folder):
 
 def test_inception_that_cannot_be_had(tmp_path, monkeypatch):
     """No weights, no connection: one line with the address and the ways out, and no half a file."""
-
-    def unreachable(url, target, progress):
-        raise OSError("no route to host")
-
     monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
-    with pytest.raises(UserError, match="cannot be downloaded.*inception-2015-12-05.pt: no route.*--weights"):
+    monkeypatch.setenv("GGM_IMAGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("cleanfid.downloads_helper.inception_url", "http://127.0.0.1:1/inception-2015-12-05.pt")
+    for variable in ("GGM_IMAGE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match="cannot be downloaded.*inception-2015-12-05.pt: .*refused.*--weights"):
         load_extractor("inception")
     (tmp_path / "other.pt").write_bytes(b"")
     with pytest.raises(UserError, match="must be a file inception-2015-12-05.pt"):
@@ -147,8 +146,13 @@ def test_clip_without_its_package(monkeypatch):
         load_extractor("clip")
 
 
-def test_clip_with_its_package(monkeypatch):
-    """clean-fid's wrapper around a stand-in for OpenAI's package."""
+def test_clip_with_its_package(tmp_path, monkeypatch):
+    """clean-fid's wrapper around a stand-in for OpenAI's package, which is given a file and downloads nothing."""
+    weights = tmp_path / "features" / "ViT-B-32.pt"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    monkeypatch.setenv("GGM_IMAGE_CACHE", str(tmp_path))
+    given = []
 
     class Tower(nn.Module):
         def encode_image(self, x):
@@ -156,12 +160,13 @@ def test_clip_with_its_package(monkeypatch):
             return x.mean(dim=(2, 3)).repeat(1, 171)[:, :512]
 
     package = types.ModuleType("clip")
-    package.load = lambda name, device: (Tower(), None)
+    package.load = lambda name, device: given.append(name) or (Tower(), None)
     monkeypatch.setitem(sys.modules, "clip", package)
     monkeypatch.delitem(sys.modules, "cleanfid.clip_features", raising=False)
     extractor = load_extractor("clip")
     assert extractor(images((32, 32), (300, 500))).shape == (2, 512)
-    assert extractor.title == "FD (CLIP ViT-B/32)"
+    assert (extractor.title, extractor.sha256) == ("FD (CLIP ViT-B/32)", sha256_file(weights))
+    assert given == [str(weights)]
     monkeypatch.delitem(sys.modules, "cleanfid.clip_features")
 
 
@@ -183,3 +188,18 @@ def test_timm_with_local_weights(tmp_path):
         expected = model.forward_head(model.forward_features(inputs), pre_logits=True)
     np.testing.assert_allclose(extractor(batch), expected, rtol=1e-4, atol=1e-5)
     assert extractor.dimension == expected.shape[1]
+
+
+def test_timm_takes_the_file_from_our_cache(tmp_path, monkeypatch):
+    """By the model's full name, so that two sets of weights of one architecture do not mix."""
+    import timm
+    from safetensors.torch import save_file
+
+    monkeypatch.setenv("GGM_IMAGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("GGM_IMAGE_OFFLINE", "1")
+    torch.manual_seed(0)
+    weights = tmp_path / "features" / "timm" / "test_vit.r160_in1k" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    extractor = load_extractor("timm:test_vit")
+    assert (extractor.name, extractor.sha256) == ("timm:test_vit.r160_in1k", sha256_file(weights))

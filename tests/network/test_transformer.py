@@ -1,13 +1,18 @@
 """The network: what its answer may and may not depend on, and how exact it is."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from ggm_image.arithmetic import isolated
 from ggm_image.errors import UserError
 from ggm_image.network import NetworkConfig, Transformer
+from ggm_image.network.transformer import _attention_kernel
 
 V, C, L = 20, 3, 12
 SITES = torch.tensor([7, 0, 4])
@@ -103,6 +108,22 @@ def test_half_precision_is_near(how: str) -> None:
     error = (rough - exact).abs() / exact.std()
     assert 0 < error.mean() < 0.02
     assert error.max() < 0.1
+
+
+def test_attention_on_a_gpu_takes_flash_first_and_never_cudnn() -> None:
+    """cuDNN's kernel makes a plan for every number of queried sites. Seen to fail with torch's own order."""
+    query = SimpleNamespace(device=torch.device("cuda"), shape=(1, 2, 64, 16))
+    with _attention_kernel(query):  # type: ignore[arg-type]
+        order = [SDPBackend(k) for k in torch._C._get_sdp_priority_order()]
+        first = [backend for backend in order if backend != SDPBackend.CUDNN_ATTENTION][:3]
+        assert first == [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with isolated():  # the switches stand right, and touching them costs as much as a kernel
+        assert isinstance(_attention_kernel(query), nullcontext)  # type: ignore[arg-type]
 
 
 def test_training_and_inference_attend_alike() -> None:
