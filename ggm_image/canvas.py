@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 from torch import Tensor
@@ -22,14 +22,6 @@ from ggm_image.errors import UserError
 
 MAX_SIDE = 16384
 """Pixels; a longer side is taken for a mistyped number."""
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; as it is, where that cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except SyntaxError:
-        return image.copy()
 
 
 @dataclass(frozen=True)

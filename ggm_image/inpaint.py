@@ -10,30 +10,21 @@ of the token grid, ``l`` = rows * columns sites.
 """
 
 import os
-import struct
-import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Int64, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ggm_image.canvas import Extension, extend, place_under, upright
+from ggm_image.canvas import Extension, extend, place_under
+from ggm_image.data.images import open_pil
 from ggm_image.errors import UserError
-from ggm_image.files import check_plain
 
 THRESHOLD = 128
 """A mask's pixel is painted anew from this grey value on; without a mask, a pixel less opaque than this."""
-
-_DAMAGE = (
-    SyntaxError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError, RuntimeError,
-    Image.DecompressionBombError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow raises of damaged files, besides OSError."""
 
 Picture = Image.Image | str | os.PathLike[str]
 Mask = Picture | np.ndarray | Tensor
@@ -89,34 +80,14 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
     Raises:
         UserError: the file is missing, no picture, cut off or too large to be one.
     """
-    if isinstance(source, Image.Image):
-        return upright(source)
-    path = Path(source)
-    try:
-        check_plain(path)
-        with Image.open(path) as opened:
-            # a phone's MPO file holds previews beside the picture
-            if getattr(opened, "is_animated", False) and opened.format != "MPO":
-                got = f"{path}: {opened.n_frames} frames"
-                raise UserError(f"{what} must be a single picture", got, "save one frame of it")
-            return upright(opened)
-    except UnidentifiedImageError as error:
-        why = f"{path}: not in any format that Pillow knows"
-        raise UserError(f"{what} cannot be read", why, "give a picture file") from error
-    except UserError:
-        raise
-    except OSError as error:
-        why = f"{path}: {error.strerror or error}"
-        raise UserError(f"{what} cannot be opened", why, "check the file") from error
-    except _DAMAGE as error:
-        raise UserError(f"{what} cannot be read", f"{path}: {error}", "replace the file") from error
+    return open_pil(source, what=what, single=True)
 
 
 def storable(picture: Image.Image) -> Image.Image:
     """The picture in a mode that PNG keeps bit for bit and that can hold new colours.
 
     L, LA, RGB, RGBA and I;16 stay as they are; palettes, CMYK and the like become RGB, or RGBA where they
-    have transparent parts. Pillow itself opens 16-bit colour as 8-bit RGB.
+    have transparent parts. `open_pil` gives 16-bit colour as 8-bit RGB.
     """
     mode = picture.mode
     if mode in ("LA", "RGBA") or (mode in ("L", "RGB") and "transparency" not in picture.info):

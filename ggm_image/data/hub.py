@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ggm_image.data.images import load_image
+from ggm_image.data.images import open_image
 from ggm_image.data.streams import ClassIndex, PictureStream, Sample
 from ggm_image.downloads import is_offline
 from ggm_image.errors import UserError
@@ -149,5 +149,5 @@ def _load_row(cell: Any, name: str) -> Any:
         import fsspec
 
         with fsspec.open(cell["path"], "rb") as file:
-            return load_image(file.read(), name=name)
-    return load_image(cell["bytes"], name=name)
+            return open_image(file.read(), name=name)
+    return open_image(cell["bytes"], name=name)

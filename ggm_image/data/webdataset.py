@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from ggm_image.data.archives import expand, is_stream, members, shown
-from ggm_image.data.images import load_image
+from ggm_image.data.images import open_image
 from ggm_image.data.sources import IMAGE_SUFFIXES, is_tar
 from ggm_image.data.streams import ClassIndex, PictureStream, Sample
 from ggm_image.errors import UserError
@@ -138,7 +138,7 @@ def _samples(place: str, part: str, index: ClassIndex) -> Iterator[Sample]:
         except UserError as error:
             yield Sample(key, -1, _raising(error))
             continue
-        load = functools.partial(load_image, picture, name=where)
+        load = functools.partial(open_image, picture, name=where)
         yield Sample(key, -1 if value is None else index(value, where), load)
 
 
