@@ -26,9 +26,10 @@ from ggm_image.data.images import (
 )
 from ggm_image.data.manifest import finished_shards
 from ggm_image.data.prefetch import Picture, Prefetch, decoded, default_workers
+from ggm_image.data.sources import find_tars
 from ggm_image.data.streams import KEY_BYTES, PictureStream, Sample
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
-from ggm_image.data.webdataset import is_webdataset, open_webdataset
+from ggm_image.data.webdataset import is_webdataset, local_tars, open_webdataset
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_folder, progress
 from ggm_image.tokenizers import registry
@@ -88,7 +89,12 @@ def fitting_batch(device: str | torch.device, image_size: int) -> int:
 
 
 def open_pictures(
-    source: str, *, scratch: str | os.PathLike[str] | None = None, class_names: Sequence[str] = (), shard_size: int = 1
+    source: str,
+    *,
+    scratch: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+    shard_size: int = 1,
+    label_key: str = "",
 ) -> ImageSource | PictureStream:
     """Open whatever pictures can be encoded from.
 
@@ -98,6 +104,7 @@ def open_pictures(
         scratch: for `open_source`.
         class_names: of a stream, in the order of its labels; empty where it has them itself.
         shard_size: pictures a part, where a stream can be divided at will.
+        label_key: of WebDataset: where the class stands, see `ggm_image.data.webdataset.open_webdataset`.
 
     Raises:
         UserError: nothing there that can be read so.
@@ -105,11 +112,17 @@ def open_pictures(
     if source.startswith("hub:"):
         from ggm_image.data.hub import open_hub
 
+        if label_key:
+            raise UserError("--label-key belongs to WebDataset", label_key, "append ?label=COLUMN to the data set")
         return open_hub(source, class_names, shard_size=shard_size)
-    if is_webdataset(source):
-        return open_webdataset(source, class_names)
+    if is_webdataset(source, label_key):
+        return open_webdataset(source, class_names, label_key=label_key)
     if class_names:
         raise UserError("class names belong to WebDataset", source, "leave --classes out: classes are the folders")
+    if label_key:
+        raise UserError("--label-key belongs to WebDataset", source, "leave it out: classes are the folders")
+    if not Path(source).exists() and (tars := local_tars(source)):
+        return ImageSource(**vars(find_tars([Path(tar) for tar in tars], source, scratch=scratch)))
     return open_source(source, scratch=scratch)
 
 
@@ -257,8 +270,8 @@ def _samples(source: ImageSource, items: range) -> Iterator[Sample]:
     """The items of a set that is read at random; those past its end are the mirrored copies."""
     for item in items:
         index = item % len(source)
-        load = functools.partial(source.__getitem__, index)
-        yield Sample(source.names[index], source.labels[index], load, is_flipped=item >= len(source))
+        content = functools.partial(source.content, index)
+        yield Sample(source.names[index], source.labels[index], content, is_flipped=item >= len(source))
 
 
 def _picture(sample: Sample, size: int) -> Picture:

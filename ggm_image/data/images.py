@@ -72,13 +72,16 @@ class ImageSource(PictureFiles):
     """A set of pictures in a fixed order; ``source[k]`` decodes one."""
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """One picture in 8-bit RGB; raises UserError with its name if that fails."""
-        name = self.names[index]
+        """One image, see `open_image`; raises UserError with its name if that fails."""
+        return open_image(self.content(index), name=self.names[index])
+
+    def content(self, index: int) -> bytes:
+        """The bytes of one image's file; raises UserError with its name if it cannot be read."""
         try:
-            data = self.read(index)
+            return self.read(index)
         except OSError as error:
+            name = self.names[index]
             raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the source") from error
-        return open_image(data, name=name)
 
 
 def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageSource:

@@ -174,12 +174,7 @@ def oriented(kind: str, orientation: int) -> bytes:
         "JPEG XMP, EXIF": [(1, xmp_of(None)), exif],
         "JPEG EXIF, XMP": [exif, (1, xmp_of(None))],
         "JPEG other APP1, EXIF": [(1, b"somebody's own"), exif],
-        "JPEG APP2, APP13, XMP, EXIF": [
-            (2, b"ICC_PROFILE\0\1\1" + bytes(128)),
-            (13, b"Photoshop 3.0\0"),
-            (1, xmp_of(None)),
-            exif,
-        ],
+        "JPEG APP2, APP13, XMP, EXIF": [icc, iptc, (1, xmp_of(None)), exif],
         "JPEG XMP alone": [(1, xmp_of(orientation))],
     }
     return with_segments(jpeg, *orders[kind])
