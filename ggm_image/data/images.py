@@ -10,14 +10,13 @@ by Pillow. torchvision's decoder of PNG ends the process at the first damaged by
 not read to the end.
 """
 
-import functools
 import io
 import math
 import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -27,11 +26,11 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ggm_image.data.deep_png import deep_pixels, deep_to_rgb, to_8_bits, torchvision_decode
 from ggm_image.data.sources import PictureFiles, find_pictures
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path, read_plain
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -60,8 +59,8 @@ Source = str | os.PathLike[str] | Buffer | SupportsRead | Image.Image
 """Whatever `open_image` opens."""
 
 PREPROCESSING: dict[str, Any] = {
-    "version": 1,
-    "colour": "8-bit RGB; EXIF orientation applied; transparency on white; 16 bits scaled by 1/257",
+    "version": 2,
+    "colour": "8-bit RGB; orientation applied; transparency on white; 16 bits scaled by 1/257",
     "crop": "centre square of the shorter side",
     "resize": "bicubic, antialiased",
 }
@@ -100,16 +99,6 @@ def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
         UserError: nothing there, no picture in it, or an archive that is damaged or has unsafe names.
     """
     return ImageSource(**vars(find_pictures(path, scratch=scratch)))
-
-
-@functools.cache
-def _torchvision_decode() -> Callable[..., Tensor] | None:
-    """torchvision's decoder, or None once a release has none (announced in 0.29): then Pillow does all."""
-    try:
-        from torchvision.io import decode_image
-    except ImportError:
-        return None
-    return decode_image
 
 
 def open_image(source: Source, *, name: str = "", what: str = "picture") -> UInt8[Tensor, "3 h w"]:
@@ -162,12 +151,22 @@ def open_pil(source: Source, *, name: str = "", what: str = "picture", single: b
         if single and getattr(image, "is_animated", False) and image.format != "MPO":
             got = f"{name}: {getattr(image, 'n_frames', 2)} frames"
             raise UserError(f"{what} must be a single picture", got, "save one frame of it")
-        pixels = _deep_pixels(data, image) if image.mode in ("LA", "RGB", "RGBA") else None
+        pixels = deep_pixels(data, image) if image.mode in ("LA", "RGB", "RGBA") else None
         if pixels is None:
             return upright(image)
-        shallow = Image.fromarray(_to_8_bits(pixels).permute(1, 2, 0).squeeze(2).contiguous().numpy())
+        shallow = Image.fromarray(to_8_bits(pixels).permute(1, 2, 0).squeeze(2).contiguous().numpy())
         shallow.info = dict(image.info)
         return upright(shallow)
+
+
+def header_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of an upright image by its header alone; None where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) >= 5 else (width, height)
+    except _BROKEN:
+        return None
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -245,60 +244,17 @@ def _readable(name: str, what: str, data: bytearray | None = None) -> Iterator[N
 def _decode(data: bytearray) -> Tensor:
     # Pillow reads the header alone here: format, mode, orientation, and a refusal of decompression bombs.
     with Image.open(io.BytesIO(data)) as image:
-        deep = _deep_pixels(data, image)
+        deep = deep_pixels(data, image)
         if deep is not None:
-            return _turned(_deep_to_rgb(deep), _orientation(image))
+            return _turned(deep_to_rgb(deep), _orientation(image))
         # Pillow's pixels bit for bit, in half the time. It is not asked for the orientation: it looks for EXIF in the
         # first APP1 segment alone, which may be XMP.
-        decode = _torchvision_decode()
+        decode = torchvision_decode()
         if decode is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
             return rgb_pixels(image)
         orientation = _orientation(image)
     pixels = decode(torch.frombuffer(data, dtype=torch.uint8), mode="RGB", apply_exif_orientation=False)
     return _turned(pixels, orientation)
-
-
-def _deep_pixels(data: bytearray, image: Image.Image) -> Tensor | None:
-    """The pixels (c, h, w) of a 16-bit PNG as stored, of which Pillow gives 8 bits; None of any other file."""
-    if data[:8] != _PNG_SIGNATURE or data[24] != 16 or (decode := _torchvision_decode()) is None:
-        return None
-    image.load()
-    return decode(torch.frombuffer(_sound_png(data), dtype=torch.uint8), mode="UNCHANGED", apply_exif_orientation=False)
-
-
-def _sound_png(data: bytearray) -> bytearray:
-    """Its pixels and what they need, with the right sums; ValueError where they do not unpack to their end."""
-    kept, packed, place = bytearray(_PNG_SIGNATURE), b"", len(_PNG_SIGNATURE)
-    while place + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
-            content = bytes(data[place + 8 : place + 8 + length])
-            packed += content if kind == b"IDAT" else b""
-            kept += struct.pack(">I4s", len(content), kind) + content
-            kept += struct.pack(">I", zlib.crc32(kind + content))
-        place += length + 12
-        if kind == b"IEND":
-            break
-    whole = zlib.decompressobj()
-    width, height = struct.unpack(">II", data[16:24])
-    whole.decompress(packed, height * (8 * width + 2) + 64)  # of four channels, interlaced
-    if not whole.eof or kept[-8:-4] != b"IEND":
-        raise ValueError("its pixels are cut off")
-    return kept
-
-
-def _deep_to_rgb(pixels: Tensor) -> Tensor:
-    """16-bit grey, grey+alpha, RGB or RGBA (c, h, w) to 8-bit RGB on white."""
-    values = pixels.to(torch.float64)
-    colours = values.shape[0] - (values.shape[0] + 1) % 2
-    if colours != values.shape[0]:
-        alpha = values[colours:] / 65535
-        values = values[:colours] * alpha + 65535 * (1 - alpha)
-    return _to_8_bits(values).expand(3, -1, -1).contiguous()
-
-
-def _to_8_bits(values: Tensor) -> UInt8[Tensor, "c h w"]:
-    return (values.to(torch.float64) / 257).round().to(torch.uint8)
 
 
 def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:

@@ -60,6 +60,8 @@ class PictureFiles:
         labels: class of every picture as an index into ``class_names``; -1 everywhere without classes.
         class_names: sorted names of the class folders; empty for a flat source.
         read: the bytes of one picture's file by its number; safe to call from several threads.
+        state: size in bytes and modification time in ns of one picture's file, or of the archive it lies in, by its
+            number; None where it cannot be had.
     """
 
     description: str
@@ -67,6 +69,7 @@ class PictureFiles:
     labels: list[int]
     class_names: list[str]
     read: Callable[[int], bytes]
+    state: Callable[[int], tuple[int, int] | None] = lambda index: None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,6 +80,13 @@ class PictureFiles:
         for name, label in zip(self.names, self.labels, strict=True):
             digest.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def order_classes(self, names: Sequence[str]) -> None:
+        """Give the classes the indices that they have in ``names``, if these are the same classes in another order."""
+        if list(names) != self.class_names and sorted(names) == sorted(self.class_names):
+            index = {name: k for k, name in enumerate(names)}
+            self.labels = [index[self.class_names[label]] for label in self.labels]
+            self.class_names = list(names)
 
 
 class _TarReader:
@@ -110,11 +120,13 @@ def find_pictures(path: str | os.PathLike[str], *, scratch: str | os.PathLike[st
         for name in shards:
             left_out.add(name.suffix.lower(), name.name)
         names, labels, classes = _classify(pictures, str(path), left_out)
-        return PictureFiles(str(path), names, labels, classes, lambda k: read_plain(path / names[k]))
+        return PictureFiles(
+            str(path), names, labels, classes, lambda k: read_plain(path / names[k]), lambda k: _state(path / names[k])
+        )
     if not path.exists():
         raise UserError("source of pictures does not exist", path, "check the path")
     if is_image(path.name):
-        return PictureFiles(str(path), [path.name], [-1], [], lambda _: read_plain(path))
+        return PictureFiles(str(path), [path.name], [-1], [], lambda _: read_plain(path), lambda _: _state(path))
     return find_tars([path], str(path), scratch=scratch)
 
 
@@ -149,6 +161,14 @@ def _walk(root: Path, left_out: LeftOut) -> Iterator[PurePosixPath]:
                     tops.discard(name.parts[0])
                     yield name
     left_out.folders = sorted(tops)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -222,9 +242,11 @@ def find_tars(
     rooted = True
     short = [path.name for path in paths]
     unique = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    states, counts = [_state(path) for path in paths], []
     for path, prefix in zip(paths, unique, strict=True):
         index, has_root = _index_tar(path, scratch, left_out)
         rooted &= has_root
+        counts.append(len(index))
         prefix = f"{prefix}/" if len(paths) > 1 else ""
         members += [(name, prefix + str(name), index[name]) for name in sorted(index, key=lambda name: name.parts)]
     pictures = [name for name, _, _ in members]
@@ -233,7 +255,9 @@ def find_tars(
         pictures = [PurePosixPath(*name.parts[1:]) for name in pictures]
     shown = [name for _, name, _ in members] if len(paths) > 1 else None
     names, labels, classes = _classify(pictures, where, left_out, shown)
-    return PictureFiles(where, names, labels, classes, _TarReader([place for _, _, place in members]))
+    reader = _TarReader([place for _, _, place in members])
+    numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+    return PictureFiles(where, names, labels, classes, reader, lambda k: states[numbers[k]])
 
 
 def _index_tar(

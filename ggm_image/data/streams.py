@@ -59,6 +59,7 @@ class PictureStream:
         identity: what the names of the parts do not say of where they come from.
         state: of a part by its number: size in bytes and modification time in ns of its file; None where it has none.
         left_out: what has been left out of the parts read so far.
+        notes: what was found out about it, e.g. where its labels stand; empty until it is known.
     """
 
     description: str
@@ -68,6 +69,7 @@ class PictureStream:
     identity: str = ""
     state: Callable[[int], tuple[int, int] | None] = lambda part: None
     left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
         """SHA-256 over the identity and the names of the parts in order."""

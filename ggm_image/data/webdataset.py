@@ -2,8 +2,8 @@
 
 ``n01440764/000123.jpg`` with ``n01440764/000123.cls``: an image of any suffix that is read elsewhere, and its class as
 a number or a name. Without a ``.cls`` the class is the field "label", else "class", of the sample's ``.json``; where no
-sample has one, there are no classes. What the first sample has decides for its archive, and is said on stderr; a label
-key insists on one field, or on one suffix. Where no image has a plain suffix, as in ``holiday.2020.01.jpg``, a name
+sample has one, there are no classes. What the first sample has decides for its archive, and is noted; a label key
+insists on one field, or on one suffix. Where no image has a plain suffix, as in ``holiday.2020.01.jpg``, a name
 ends at its last dot.
 
 An archive's name goes to the manifest: of an address without passwords and signatures, of a command all of it, so that
@@ -34,7 +34,6 @@ from ggm_image.data.selection import (
     is_image,
     is_of_nobody,
     is_tar,
-    say,
 )
 from ggm_image.data.streams import ClassIndex, PictureStream, Sample
 from ggm_image.errors import UserError
@@ -68,9 +67,9 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
         raise UserError("every archive must be named once", twice, "mend the pattern")
     is_local = not is_stream(source)
     found = _peek(places[0], label_key) if is_local else None
-    reader = _Reader(shown(source), label_key, is_said=found is not None)
+    reader = _Reader(label_key)
     if found is not None:
-        say(f"note: {shown(source)}: {found.words}")
+        reader.notes.append(found.words)
         if found.value is not None and not class_names and not str(found.value).strip().isdecimal():
             class_names = class_order(_collected(places, label_key or found.key))
     index = ClassIndex(class_names)
@@ -85,9 +84,9 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
         return status.st_size, status.st_mtime_ns
 
     identity = f"label key {label_key}" if label_key else ""
-    return PictureStream(
-        shown(source), names, list(class_names), read, identity=identity, state=state, left_out=reader.left_out
-    )
+    stream = PictureStream(shown(source), names, list(class_names), read, identity, state)
+    stream.left_out, stream.notes = reader.left_out, reader.notes
+    return stream
 
 
 def is_webdataset(source: str, label_key: str = "") -> bool:
@@ -265,11 +264,11 @@ def _split_last(name: str) -> tuple[str, str]:
 
 
 class _Reader:
-    """Reads archives, and says once where the labels stand."""
+    """Reads archives, and notes once where the labels stand."""
 
-    def __init__(self, source: str, label_key: str, *, is_said: bool) -> None:
-        self.source, self.label_key, self.is_said = source, label_key, is_said
-        self.left_out = LeftOut()
+    def __init__(self, label_key: str) -> None:
+        self.label_key = label_key
+        self.left_out, self.notes = LeftOut(), list[str]()
 
     def samples(self, place: str, part: str, index: ClassIndex) -> Iterator[Sample]:
         """The samples of one archive in order."""
@@ -286,7 +285,8 @@ class _Reader:
                 picture = _picture_of(files, where)
                 if label_key is None:
                     label_key = _label_key(files, where)
-                    self._say(_Found(label_key, _label(files, label_key, where), _fields(files)))
+                    if not self.notes:
+                        self.notes.append(_Found(label_key, _label(files, label_key, where), _fields(files)).words)
                 value = _label(files, label_key, where)
                 self._check(value, label_key, files, where)
             except UserError as error:
@@ -296,11 +296,6 @@ class _Reader:
                 self.left_out.add(EMPTY, where)
                 continue
             yield Sample(key, -1 if value is None else index(value, where), functools.partial(bytes, picture), where)
-
-    def _say(self, found: _Found) -> None:
-        if not self.is_said:
-            self.is_said = True
-            say(f"note: {self.source}: {found.words}")
 
     def _check(self, value: object, label_key: str, files: dict[str, bytes], where: str) -> None:
         """Raise UserError where one sample has a label and another has none."""

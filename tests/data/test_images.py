@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from ggm_image.data import images
+from ggm_image.data import deep_png, images
 from ggm_image.data.images import (
     image_grid,
     load_image,
@@ -257,7 +257,8 @@ def test_animation_gives_its_first_frame() -> None:
 def test_pillow_takes_over_where_torchvision_has_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [packed(Image.fromarray(gradient())), packed(Image.fromarray(gradient()), "JPEG", quality=90)]
     before = [load_image(d) for d in data]
-    monkeypatch.setattr(images, "_torchvision_decode", lambda: None)
+    monkeypatch.setattr(images, "torchvision_decode", lambda: None)
+    monkeypatch.setattr(deep_png, "torchvision_decode", lambda: None)
     after = [load_image(d) for d in data]
     assert torch.equal(before[0], after[0])
     # Both are libjpeg, but perhaps two releases of it.
