@@ -12,23 +12,20 @@ secrets belong in variables of the environment.
 
 import contextlib
 import functools
-import json
 import lzma
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ggm_image.data.archives import expand, is_stream, members, safe_members, shown
 from ggm_image.data.selection import (
     EMPTY,
     HIDDEN,
-    IMAGE_SUFFIXES,
     LeftOut,
     class_order,
     is_image,
@@ -36,12 +33,20 @@ from ggm_image.data.selection import (
     is_tar,
 )
 from ggm_image.data.streams import ClassIndex, PictureStream, Sample
+from ggm_image.data.webdataset_samples import (
+    IMAGE_NAMES,
+    PEEKED,
+    find_label_key,
+    image_of,
+    json_fields,
+    label_of,
+    place_of,
+    samples_of,
+    split,
+)
 from ggm_image.errors import UserError
 from ggm_image.files import check_plain, progress
 
-_PICTURES = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
-_PEEKED = 64  # files at the start of an archive that are looked at
-_FIELDS = ("label", "class")  # of a sample's JSON, by preference
 _NAME = re.compile(r"(?![-+]\d+$)[^\ufffd]+")  # of a class: neither a number below 0 nor bytes that are no UTF-8
 
 
@@ -151,14 +156,10 @@ class _Found:
         if self.value is None:
             fields = f"; its json has {', '.join(self.fields[:12])}" if self.fields else ""
             looked = (
-                f"no {_place_of(self.key)}" if self.key else "neither .cls files nor a json field 'label' or 'class'"
+                f"no {place_of(self.key)}" if self.key else "neither .cls files nor a json field 'label' or 'class'"
             )
             return f"no labels: {looked}{fields}; --label-key names another field or suffix"
-        return f"labels from the {_place_of(self.key)}, the first is {str(self.value)[:40]!r}"
-
-
-def _place_of(key: str) -> str:
-    return f"{key} files" if key.startswith(".") else f"json field {key!r}"
+        return f"labels from the {place_of(self.key)}, the first is {str(self.value)[:40]!r}"
 
 
 def _peek(path: str, label_key: str) -> _Found | None:
@@ -168,19 +169,19 @@ def _peek(path: str, label_key: str) -> _Found | None:
     try:
         check_plain(path)
         with tarfile.open(path) as archive:
-            for name, member in islice(safe_members(archive, path), 4 * _PEEKED):
+            for name, member in islice(safe_members(archive, path), 4 * PEEKED):
                 if not member.isreg() or not wanted(str(name)):
                     continue
                 is_picture = is_image(name.name)
                 has_folders |= is_picture and len(name.parts) > 1
                 content = None if is_picture else archive.extractfile(member)
                 files.append((str(name), content.read() if content else b""))
-                if len(files) >= _PEEKED:
+                if len(files) >= PEEKED:
                     break
-        for _, group in _samples_of(files):
-            if any(suffix in _PICTURES for suffix in group):
-                key = label_key or _label_key(group, "")
-                return _Found(key, _label(group, key, ""), _fields(group), has_folders)
+        for _, group in samples_of(files):
+            if any(suffix in IMAGE_NAMES for suffix in group):
+                key = label_key or find_label_key(group, "")
+                return _Found(key, label_of(group, key, ""), json_fields(group), has_folders)
     except FileNotFoundError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, lzma.LZMAError, zlib.error):
@@ -199,7 +200,7 @@ def _collected(places: Sequence[str], key: str) -> set[str]:
             if suffix == (key if key.startswith(".") else ".json"):
                 # what cannot be read is said where its sample is
                 with contextlib.suppress(UserError):
-                    value = _label({suffix[1:]: content}, key, name)
+                    value = label_of({suffix[1:]: content}, key, name)
                     if value is not None and _NAME.fullmatch(text := str(value).strip()) and text.isprintable():
                         found.add(text)
     return found
@@ -250,19 +251,6 @@ def _names(places: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(set(places)) else list(places)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The key and the suffix, in small letters and without its dot: the file's name at its first dot."""
-    folder, _, file = name.rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return (f"{folder}/{stem}" if folder else stem).removeprefix("./"), suffix.lower()
-
-
-def _split_last(name: str) -> tuple[str, str]:
-    """As `_split`, at the last dot."""
-    stem, _, suffix = name.rpartition(".")
-    return stem.removeprefix("./"), suffix.lower()
-
-
 class _Reader:
     """Reads archives, and notes once where the labels stand."""
 
@@ -274,20 +262,22 @@ class _Reader:
         """The samples of one archive in order."""
         seen: set[str] = set()
         label_key: str | None = self.label_key or None
-        for key, files in _samples_of(members(place, _Wanted(self.label_key, self.left_out))):
+        for key, files in samples_of(members(place, _Wanted(self.label_key, self.left_out))):
             where = f"{part}: {key}"
-            if key in seen or _split(f"{key}.")[0] in seen:
+            if key in seen or split(f"{key}.")[0] in seen:
                 raise UserError("sample comes twice", where, "keep its files together, under a key of their own")
             seen.add(key)
             if set(files) == {"json"}:
                 continue
             try:
-                picture = _picture_of(files, where)
+                picture = image_of(files, where)
                 if label_key is None:
-                    label_key = _label_key(files, where)
+                    label_key = find_label_key(files, where)
                     if not self.notes:
-                        self.notes.append(_Found(label_key, _label(files, label_key, where), _fields(files)).words)
-                value = _label(files, label_key, where)
+                        self.notes.append(
+                            _Found(label_key, label_of(files, label_key, where), json_fields(files)).words
+                        )
+                value = label_of(files, label_key, where)
                 self._check(value, label_key, files, where)
             except UserError as error:
                 yield Sample(key, -1, _raising(error), where)
@@ -300,14 +290,14 @@ class _Reader:
     def _check(self, value: object, label_key: str, files: dict[str, bytes], where: str) -> None:
         """Raise UserError where one sample has a label and another has none."""
         if self.label_key and value is None:
-            got = f"{where} has no {_place_of(label_key)}; its json has {', '.join(_fields(files)) or 'no fields'}"
+            got = f"{where} has no {place_of(label_key)}; its json has {', '.join(json_fields(files)) or 'no fields'}"
             raise UserError("every sample must have the label that --label-key names", got, "check --label-key")
-        other = "" if value is not None or self.label_key else _label_key(files, where)
+        other = "" if value is not None or self.label_key else find_label_key(files, where)
         if other and not label_key:
             got = f"{where} has one, those before it have not"
             raise UserError("samples must either all have a class or none", got, "mend or remove it")
         if value is None and label_key:
-            found = f"has none in the {_place_of(label_key)}" if other else "has none"
+            found = f"has none in the {place_of(label_key)}" if other else "has none"
             raise UserError("samples must either all have a class or none", f"{where} {found}", "mend or remove it")
 
 
@@ -318,99 +308,3 @@ def _raising(error: UserError) -> Callable[[], bytes]:
         raise error
 
     return content
-
-
-def _samples_of(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Keys and files of the samples, in order.
-
-    Names end at the first dot, or at the last where no image's do and several share what is before the first: kept
-    together they could be the whole archive.
-    """
-    coming = iter(files)
-    head = list(islice(coming, _PEEKED))
-    pictures = [_split(name) for name, _ in head if is_image(name)]
-    is_plain = any(suffix in _PICTURES for _, suffix in pictures)
-    is_dotted = not is_plain and len({key for key, _ in pictures}) < len(pictures)
-    for key, group in _groups(chain(head, coming), _split_last if is_dotted else _split):
-        if any(suffix in _PICTURES for suffix in group) or not any(map(is_image, map("a.{}".format, group))):
-            yield key, group
-        else:
-            yield from _dotted(key, group)
-
-
-def _dotted(key: str, group: dict[str, bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples among files that share a name up to its first dot, but no image of that very name."""
-    found: dict[str, dict[str, bytes]] = {}
-    for suffix, content in group.items():
-        middle, _, last = suffix.rpartition(".")
-        found.setdefault(f"{key}.{middle}" if middle else key, {})[last] = content
-    with_picture = [name for name, files in found.items() if any(suffix in _PICTURES for suffix in files)]
-    if len(with_picture) == 1:  # a.v2.jpg with a.cls
-        found = {with_picture[0]: {**found.pop(key, {}), **found[with_picture[0]]}}
-    yield from found.items()
-
-
-def _groups(
-    files: Iterable[tuple[str, bytes]], split: Callable[[str], tuple[str, str]] = _split
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Files of the same key that follow each other."""
-    current, group = "", dict[str, bytes]()
-    for name, content in files:
-        key, suffix = split(name)
-        if group and key != current:
-            yield current, group
-            group = {}
-        if suffix in group:
-            raise UserError("file comes twice in an archive", name, "pack it again")
-        current = key
-        group[suffix] = content
-    if group:
-        yield current, group
-
-
-def _picture_of(files: dict[str, bytes], where: str) -> bytes:
-    pictures = [suffix for suffix in files if suffix in _PICTURES]
-    if len(pictures) != 1:
-        raise UserError("sample must have one picture", f"{where}: {', '.join(files)}", "mend or remove it")
-    return files[pictures[0]]
-
-
-def _label_key(files: dict[str, bytes], where: str) -> str:
-    """Where the class of a sample stands, as a label key; empty without one."""
-    if "cls" in files:
-        return ".cls"
-    values = _json(files, where)
-    return next((name for name in _FIELDS if values.get(name) is not None), "")
-
-
-def _label(files: dict[str, bytes], key: str, where: str) -> object:
-    """The class as it stands in the sample's files; None without one."""
-    if not key:
-        return None
-    if key.startswith("."):
-        content = files.get(key[1:])
-        return None if content is None else content.decode("utf-8", "replace").strip()
-    values: object = _json(files, where)
-    if isinstance(values, dict) and key in values:
-        return values[key]
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _fields(files: dict[str, bytes]) -> tuple[str, ...]:
-    """The names of a sample's JSON fields; none where it cannot be read."""
-    try:
-        return tuple(_json(files, ""))
-    except UserError:
-        return ()
-
-
-def _json(files: dict[str, bytes], where: str) -> dict[str, Any]:
-    if "json" not in files:
-        return {}
-    try:
-        values = json.loads(files["json"])
-    except (ValueError, RecursionError) as error:
-        raise UserError("file of a sample is no JSON", f"{where}.json: {error}", "mend it, or add a .cls") from error
-    return values if isinstance(values, dict) else {}

@@ -79,7 +79,8 @@ def test_classes_that_do_not_exist(tmp_path: Path, cls: bytes, classes: tuple[st
     [
         ({"b.cls": b"1"}, r"one picture .*a\.tar: b: cls"),
         ({"b.cls": b"1", "b.png": png(0), "b.jpg": png(0)}, "one picture"),
-        ({"b.v2.png": png(0)}, r"either all have a class or none .*b\.v2 has none"),
+        ({"b.v2.png": png(0)}, r"one picture .*v2\.png"),
+        ({"b.seg.png": png(0), "b.cls": b"1"}, r"one picture .*b: seg\.png, cls"),
         ({"b.png": png(0)}, "either all have a class or none .*b has none"),
         ({"b.png": png(0), "b.json": b"{"}, "no JSON"),
         ({"b.png": b"text", "b.cls": b"1"}, r"a\.tar: b: not a picture"),
