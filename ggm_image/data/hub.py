@@ -61,7 +61,7 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
     named = list(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else []
     if named and class_names:
         raise UserError("the data set names its classes itself", source, "leave --classes out")
-    index = ClassIndex(named or class_names)
+    index = ClassIndex(named or class_names, numbers_are_indices=bool(named))  # as a ClassLabel stores them
     data = data.select_columns([image, *([label] if label else [])]).cast_column(image, datasets.Image(decode=False))
     parts = [f"{k:05d}" for k in range(data.num_shards)]
 

@@ -103,10 +103,11 @@ class ClassIndex:
 
     Args:
         class_names: in the order of the indices; empty where only numbers can be read.
+        numbers_are_indices: an integer is an index even where a class is called so; else it is that class.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.count = len(class_names)
+    def __init__(self, class_names: Sequence[str], *, numbers_are_indices: bool = False) -> None:
+        self.count, self.numbers_are_indices = len(class_names), numbers_are_indices
         self._index = {name: k for k, name in enumerate(class_names)}
 
     def __call__(self, value: object, where: str) -> int:
@@ -123,8 +124,8 @@ class ClassIndex:
                 fix = "check --classes" if self.count else "give the names in order with --classes FILE"
                 raise UserError("class is a name that is not known", f"{where}: {text[:80]!r}", fix)
             value = int(text)
-        elif isinstance(value, int) and not isinstance(value, bool) and str(value) in self._index:
-            return self._index[str(value)]  # a number may be a class's name: 10 is "10", wherever that stands
+        elif isinstance(value, int) and not isinstance(value, bool) and not self.numbers_are_indices:
+            value = self._index.get(str(value), value)  # 10 is the class "10", wherever that stands
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < (self.count or 1 << 20):
             last = self.count or 1 << 20
             raise UserError(f"class must lie in [0, {last})", f"{where}: {value!r}", "check the labels and --classes")

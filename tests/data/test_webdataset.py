@@ -9,7 +9,7 @@ import torch
 
 from ggm_image.data.encode import open_pictures
 from ggm_image.data.images import ImageSource, load_image
-from ggm_image.data.streams import PictureStream, Sample, read_classes
+from ggm_image.data.streams import ClassIndex, PictureStream, Sample, read_classes
 from ggm_image.data.webdataset import open_webdataset
 from ggm_image.errors import UserError
 from tests.conftest import pack
@@ -258,6 +258,11 @@ def test_a_number_is_the_class_of_that_name(tmp_path: Path) -> None:
     """Seen to fail: of the classes "0", "1", "10", "2" the label 2 was the third, "10"."""
     path = img2dataset(tmp_path, 0, (2, 10, 1))
     assert labels_of(str(path), class_names=["0", "1", "10", "2"])[1] == [3, 2, 1]
+
+
+def test_a_number_that_a_data_set_stores_for_its_own_names_is_an_index() -> None:
+    assert ClassIndex(["1", "2", "3"])(2, "here") == 1
+    assert ClassIndex(["1", "2", "3"], numbers_are_indices=True)(2, "here") == 2
 
 
 def test_apple_double_and_empty_images_in_shards(tmp_path: Path) -> None:
