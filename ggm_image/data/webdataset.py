@@ -109,9 +109,9 @@ def is_webdataset(source: str, label_key: str = "") -> bool:
         found = _peek(tars[0], label_key.lower() if label_key.startswith(".") else label_key)
     except FileNotFoundError:
         return True  # which says that it is missing
-    if found is None:
-        return False  # reading it says what is wrong with it
     is_pattern = not Path(source).exists()
+    if found is None:
+        return is_pattern  # reading it says what is wrong with it
     return bool(label_key) or found.value is not None or (is_pattern and not found.has_folders)
 
 
@@ -119,20 +119,26 @@ def local_tars(source: str) -> list[str]:
     """The archives that a path or a pattern means: one tar, those of a folder of tars; empty for anything else."""
     path = Path(source)
     if path.is_dir():
-        tars = []
+        tars, folders = [], []
         with os.scandir(path) as entries:  # which may be a million images
             for entry in entries:
                 if is_of_nobody(entry.name):
                     continue
-                if entry.is_dir() or is_image(entry.name):
+                if is_image(entry.name):
                     return []
                 if is_tar(entry.name):
                     tars.append(entry.path)
-        return sorted(tars)
+                elif entry.is_dir():
+                    folders.append(entry.path)
+        return [] if tars and any(map(_holds_image, folders)) else sorted(tars)
     if path.exists():
         return [source] if path.is_file() and is_tar(path.name) else []
     places = [] if is_stream(source) else expand(source)
     return places if len(places) > 1 else []
+
+
+def _holds_image(folder: str) -> bool:
+    return any(is_image(name) for _, _, files in os.walk(folder) for name in files if not is_of_nobody(name))
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,16 @@ def test_one_tar_a_folder_and_a_pattern_have_the_same_labels(tmp_path: Path) -> 
         assert opened.notes == ["labels from the json field 'label', the first is '3'"]
 
 
+def test_what_lies_beside_shards_takes_no_labels_away(tmp_path: Path) -> None:
+    img2dataset(tmp_path / "a", 0, (3, 5))
+    for name in ("@eaDir/00000.tar", "logs/notes.txt", "00000_stats.json"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("x")
+    assert labels_of(f"{tmp_path}/a") == ([], [3, 5])
+    (tmp_path / "a" / "logs" / "a.png").write_bytes(png(0))
+    assert isinstance(open_pictures(f"{tmp_path}/a"), ImageSource)
+
+
 @pytest.mark.parametrize("places", ["one", "folder", "pattern"])
 def test_labels_that_are_names_are_collected_and_sorted(tmp_path: Path, places: str) -> None:
     img2dataset(tmp_path / "a", 0, ("dog", "cat", "10"))
