@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import spsolve
 from torch import Tensor
@@ -21,14 +21,6 @@ from torch import Tensor
 from ggm_image.errors import UserError
 from ggm_image.extension import MAX_SIDE as MAX_SIDE
 from ggm_image.extension import Extension
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; as it is, where that cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except SyntaxError:
-        return image.copy()
 
 
 def extend(

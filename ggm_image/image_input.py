@@ -1,28 +1,17 @@
 """Whatever a user calls an image: a path, the bytes of a file, an open file, a Pillow image, an array or a tensor."""
 
-import io
 import os
-import struct
-import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from ggm_image.data.images import rgb_pixels, upright
+from ggm_image.data.images import open_pil, rgb_pixels
 from ggm_image.errors import UserError
-from ggm_image.files import check_plain
-
-_DAMAGE = (
-    SyntaxError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError, RuntimeError,
-    Image.DecompressionBombError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow raises of damaged files, besides OSError."""
 
 Picture = Image.Image | str | os.PathLike[str] | bytes | bytearray | IO[bytes] | np.ndarray | Tensor
 
@@ -38,43 +27,9 @@ def open_picture(source: Picture, what: str = "picture") -> Image.Image:
     Raises:
         UserError: the file is missing, no image, cut off or too large to be one, or the pixels are of another type.
     """
-    if isinstance(source, Image.Image):
-        return upright(source)
     if isinstance(source, np.ndarray | Tensor):
         return image_of_array(source, what)
-    return _open_file(source, what)
-
-
-def _open_file(source: str | os.PathLike[str] | bytes | bytearray | IO[bytes], what: str) -> Image.Image:
-    file: IO[bytes] | str
-    if isinstance(source, bytes | bytearray):
-        name, file = f"{len(source)} bytes", io.BytesIO(source)
-    elif isinstance(source, str | os.PathLike):
-        name = file = str(Path(source))
-    elif hasattr(source, "read"):
-        name, file = str(getattr(source, "name", "open file")), source
-    else:
-        fix = "give a path, bytes, an open file, a Pillow image, or uint8 pixels as an array or tensor"
-        raise UserError(f"{what} cannot be read", type(source).__name__, fix)
-    try:
-        if isinstance(file, str):
-            check_plain(file)
-        with Image.open(file) as opened:
-            # a phone's MPO file holds previews beside the image
-            if getattr(opened, "is_animated", False) and opened.format != "MPO":
-                got = f"{name}: {opened.n_frames} frames"
-                raise UserError(f"{what} must be a single picture", got, "save one frame of it")
-            return upright(opened)
-    except UnidentifiedImageError as error:
-        why = f"{name}: not in any format that Pillow knows"
-        raise UserError(f"{what} cannot be read", why, "give an image file") from error
-    except UserError:
-        raise
-    except OSError as error:
-        why = f"{name}: {error.strerror or error}"
-        raise UserError(f"{what} cannot be opened", why, "check the file") from error
-    except _DAMAGE as error:
-        raise UserError(f"{what} cannot be read", f"{name}: {error}", "replace the file") from error
+    return open_pil(source, what=what, single=True)
 
 
 def image_of_array(pixels: np.ndarray | Tensor, what: str = "picture") -> Image.Image:

@@ -91,7 +91,7 @@ def storable(picture: Image.Image) -> Image.Image:
     """The picture in a mode that PNG keeps bit for bit and that can hold new colours.
 
     L, LA, RGB, RGBA and I;16 stay as they are; palettes, CMYK and the like become RGB, or RGBA where they
-    have transparent parts. Pillow itself opens 16-bit colour as 8-bit RGB.
+    have transparent parts. `open_pil` gives 16-bit colour as 8-bit RGB.
     """
     mode = picture.mode
     if mode in ("LA", "RGBA") or (mode in ("L", "RGB") and "transparency" not in picture.info):

@@ -6,12 +6,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ggm_image.errors import printable
+
 
 def say(line: str) -> None:
-    """Print a line to stderr; nothing where there is none. Work never fails because a message cannot be printed."""
-    if _usable(sys.stderr):
+    """Print one line to stderr, if there is one; of the processes of torchrun, which share it, only the first prints.
+
+    Work never fails because a message cannot be printed.
+    """
+    if _usable(sys.stderr) and os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: Any) -> bool:

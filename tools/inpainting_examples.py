@@ -15,7 +15,7 @@ from PIL import Image
 
 from ggm_image.cli.main import run
 from ggm_image.cli.options import overwrite_option
-from ggm_image.data.images import image_grid, open_source, rgb_pixels, to_pil
+from ggm_image.data.images import image_grid, open_pil, open_source, rgb_pixels, to_pil
 from ggm_image.errors import UserError
 from ggm_image.outputs import Gate, numbered
 from ggm_image.pipeline import Model, load_model
@@ -59,7 +59,7 @@ def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: 
         raise UserError(f"--pick names {len(KINDS)} samples and --patch two", f"{pick}; {patch}", f"of {len(source)}")
     cells = []
     for kind, k in zip(KINDS, rows, strict=True):
-        picture = Image.open(samples / numbered(k))
+        picture = open_pil(samples / numbered(k))
         hole = make_mask(kind, picture.height, picture.width, seed=seed, index=k)
         classes = k % max(1, len(model.class_names))  # samples are drawn with the classes in turn
         answers = model.inpaint(picture, hole, n=5, classes=classes, seed=seed)
@@ -70,7 +70,7 @@ def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: 
     gate.save(out / "examples.png", to_pil(image_grid(grid, 7, gap=GAP)))
 
     label = damage[0] % max(1, len(model.class_names))
-    whole, other = (Image.open(samples / numbered(k)).convert("RGB") for k in damage)
+    whole, other = (open_pil(samples / numbered(k)).convert("RGB") for k in damage)
     maps = []
     for damaged, level in ((replace_tokens(model, whole, 6), 0.9), (paste_patch(whole, other), 0.5)):
         probability = model.signal(damaged, level=level, classes=label)

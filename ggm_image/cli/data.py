@@ -1,5 +1,6 @@
 """``encode`` and ``decode``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ggm_image.cli.options import (
 )
 from ggm_image.errors import UserError
 from ggm_image.outputs import Gate, merged_folder
+from ggm_image.streams import say
 
 
 @click.command()
@@ -57,8 +59,19 @@ from ggm_image.outputs import Gate, merged_folder
 @click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
 @click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number.")
+@click.option(
+    "--label-key",
+    metavar="KEY",
+    default="",
+    help="Where a WebDataset's classes are: a field of the .json, or a suffix as .cls; found by default.",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a token cache in OUT of other images or settings; encode changed images again.",
+)
 @share_option
-@click.option("--verify", "wants_proof", is_flag=True, help="Encode nothing; prove that OUT is whole.")
+@click.option("--verify", "wants_proof", is_flag=True, help="Encode nothing; prove that OUT is whole, and SRC's.")
 @device_option
 @seed_option
 @json_option
@@ -78,6 +91,8 @@ def encode(
     shard_size: int,
     workers: int | None,
     classes: str | None,
+    label_key: str,
+    overwrite: bool,
     shard: str | None,
     wants_proof: bool,
     device: str | None,
@@ -90,15 +105,18 @@ def encode(
     read from front to back and never lies on this disk: tar shards of WebDataset as 'shards/{000..127}.tar', an address
     (https://, s3://, hdfs:// ...) or 'pipe:COMMAND', with braces too; hub:NAME[@REVISION][:SPLIT] of Hugging Face.
 
-    The centre square is resized to the image size. Interrupted, the same command goes on after the finished shards.
+    The centre square is resized to the image size. Interrupted, the same command resumes after the finished shards. It
+    checks first whether their images have changed since: by size and time, and where these differ by content.
+
     Several processes share the work: under torchrun, or each with its own --shard I/N. The last one completes OUT,
     which does not depend on how many there were. A final `encode SRC OUT --verify` (or `encode OUT --verify`, where SRC
-    is no longer at hand) proves count, hashes and that nothing is there twice.
+    is no longer there) proves count, hashes and that nothing is there twice, and with SRC that every image is the one
+    that was encoded.
 
     --seed draws the pictures of the report; encoding itself draws nothing.
     """
     if wants_proof:
-        _prove(None if out is None else src, out or Path(src), shard_size, as_json)
+        _prove(None if out is None else src, out or Path(src), shard_size, classes, label_key, as_json)
         return
     if out is None or tokenizer_name is None:
         hint, kind = ("OUT", "argument") if out is None else ("--tokenizer", "option")
@@ -108,7 +126,7 @@ def encode(
     from ggm_image.data.encode import nearest_folder, open_pictures
     from ggm_image.data.images import ImageSource, open_source
     from ggm_image.data.manifest import shards_left
-    from ggm_image.data.streams import read_classes
+    from ggm_image.data.streams import PictureStream, read_classes
     from ggm_image.metrics.reconstruction import report
     from ggm_image.processes import share
     from ggm_image.tokenizers.registry import load_tokenizer
@@ -116,7 +134,9 @@ def encode(
     part = share(shard)
     device = own_device(device)
     class_names = read_classes(classes) if classes else ()
-    source = open_pictures(src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size)
+    source = open_pictures(
+        src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size, label_key=label_key
+    )
     extractor = others = None
     if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
         got = f"{part[1]} processes" if part[1] > 1 else src
@@ -147,7 +167,10 @@ def encode(
         tokenizer_source=tokenizer_name,
         share=part,
         precision=precision,
+        overwrite=overwrite,
     )
+    if isinstance(source, PictureStream) and source.left_out:
+        say(f"note: {source.description}: left out {source.left_out}")
     if cache is None:
         left = shards_left(out)
         if as_json:
@@ -187,11 +210,24 @@ def encode(
         _print_summary(summary, out)
 
 
-def _prove(src: str | None, out: Path, shard_size: int, as_json: bool) -> None:
+def _prove(src: str | None, out: Path, shard_size: int, classes: str | None, label_key: str, as_json: bool) -> None:
     from ggm_image.data.encode import nearest_folder, open_pictures
+    from ggm_image.data.streams import read_classes
+    from ggm_image.data.token_cache import TokenCache
     from ggm_image.data.verify import verify
 
-    source = None if src is None else open_pictures(src, scratch=nearest_folder(out), shard_size=shard_size)
+    source = None
+    if src is not None:
+        names: Sequence[str] = read_classes(classes) if classes else ()
+        if not names and not src.startswith("hub:") and (manifest := TokenCache.open(out).manifest).parts:
+            names = manifest.class_names  # the cache knows them, in the order of its labels
+        source = open_pictures(
+            src,
+            scratch=nearest_folder(out),
+            class_names=names,
+            shard_size=shard_size,
+            label_key=label_key,
+        )
     proof = verify(out, source)
     if as_json:
         print_json({"out": str(out), **proof})
@@ -201,6 +237,10 @@ def _prove(src: str | None, out: Path, shard_size: int, as_json: bool) -> None:
             f"{proof['count']} pictures{skipped} in {proof['shards']} shards: every SHA-256, count, token and label "
             f"is right, no {proof['distinct']} twice: {out}"
         )
+        if proof["content"]:
+            click.echo(f"every image of {src} is the one that was encoded")
+        elif src is not None:
+            click.echo("note: an earlier version made the cache: the content of its images is not known", err=True)
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -145,6 +146,26 @@ def members(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
             raise UserError("archive is not whole", f"{shown(place)}: {why}", "fetch or pack it again") from error
 
 
+def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tuple[PurePosixPath, tarfile.TarInfo]]:
+    """The members of an open archive with their names, without ``./``; every reader of archives goes by these.
+
+    Nothing of an archive is kept in memory; PAX and GNU headers are applied to the names.
+
+    Args:
+        archive: opened for random access or as a stream.
+        where: its name for an error.
+
+    Raises:
+        UserError: a name that is absolute or leads out of the archive.
+    """
+    while (member := archive.next()) is not None:
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError("archive has an unsafe name", f"{where}: {member.name}", "pack it again")
+        yield name, member
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+
+
 def shown(place: str) -> str:
     """``place`` for people to read: an address without passwords and signatures."""
     if place.startswith("pipe:") or "://" not in place:
@@ -161,12 +182,11 @@ def _read(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byte
         opener = next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
         stream = _Whole(whole if opener is None else opener(whole))
         with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
-            while (member := archive.next()) is not None:
-                if member.isreg() and wanted(member.name):
+            for name, member in safe_members(archive, shown(place)):
+                if member.isreg() and wanted(str(name)):
                     content = archive.extractfile(member)
                     assert content is not None
-                    yield member.name, content.read()
-                archive.members.clear()  # it would keep them all
+                    yield str(name), content.read()
             if stream.since(archive.offset)[:BLOCK] != bytes(BLOCK):
                 raise Broken(f"it is cut off or damaged at byte {archive.offset}")
             rest = stream.since(archive.offset)

@@ -1,10 +1,14 @@
 """Pictures to a token cache, and a token cache back to pictures."""
 
+import contextlib
 import copy
 import functools
 import os
+import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +22,32 @@ from ggm_image.canvas import MAX_SIDE
 from ggm_image.data.images import (
     PREPROCESSING,
     ImageSource,
+    header_size,
+    open_image,
     open_source,
     preprocess,
     to_model,
     to_pil,
     to_uint8,
 )
-from ggm_image.data.manifest import finished_shards
+from ggm_image.data.manifest import finished_shards, state_of_shard
 from ggm_image.data.prefetch import Picture, Prefetch, decoded, default_workers
+from ggm_image.data.provenance import NOTHING, changed, counted, digest, stacked, state_of
+from ggm_image.data.sources import find_tars
 from ggm_image.data.streams import KEY_BYTES, PictureStream, Sample
-from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter
-from ggm_image.data.webdataset import is_webdataset, open_webdataset
+from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter, discard_cache
+from ggm_image.data.webdataset import is_webdataset, local_tars, open_webdataset
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_folder, progress
+from ggm_image.streams import say
 from ggm_image.tokenizers import registry
 from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.tokenizers.spec import TokenizerSpec
 
 PRECISIONS = ("fp32", "bf16")
+SIZES = 1000  # original sizes that are remembered, for their median
+MEASURED = 64  # images of a folder whose sizes are looked at before it is encoded
+MOST_CELLS = 32  # tokens along a side of what is proposed instead
 
 __all__ = [
     "PRECISIONS",
@@ -78,7 +91,12 @@ def fitting_batch(device: str | torch.device, image_size: int) -> int:
 
 
 def open_pictures(
-    source: str, *, scratch: str | os.PathLike[str] | None = None, class_names: Sequence[str] = (), shard_size: int = 1
+    source: str,
+    *,
+    scratch: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] = (),
+    shard_size: int = 1,
+    label_key: str = "",
 ) -> ImageSource | PictureStream:
     """Open whatever pictures can be encoded from.
 
@@ -88,6 +106,7 @@ def open_pictures(
         scratch: for `open_source`.
         class_names: of a stream, in the order of its labels; empty where it has them itself.
         shard_size: pictures a part, where a stream can be divided at will.
+        label_key: of WebDataset: where the class stands, see `ggm_image.data.webdataset.open_webdataset`.
 
     Raises:
         UserError: nothing there that can be read so.
@@ -95,11 +114,17 @@ def open_pictures(
     if source.startswith("hub:"):
         from ggm_image.data.hub import open_hub
 
+        if label_key:
+            raise UserError("--label-key belongs to WebDataset", label_key, "append ?label=COLUMN to the data set")
         return open_hub(source, class_names, shard_size=shard_size)
-    if is_webdataset(source):
-        return open_webdataset(source, class_names)
+    if is_webdataset(source, label_key):
+        return open_webdataset(source, class_names, label_key=label_key)
     if class_names:
         raise UserError("class names belong to WebDataset", source, "leave --classes out: classes are the folders")
+    if label_key:
+        raise UserError("--label-key belongs to WebDataset", source, "leave it out: classes are the folders")
+    if not Path(source).exists() and (tars := local_tars(source)):
+        return ImageSource(**vars(find_tars([Path(tar) for tar in tars], source, scratch=scratch)))
     return open_source(source, scratch=scratch)
 
 
@@ -118,12 +143,15 @@ def encode(
     tokenizer_source: str = "",
     share: tuple[int, int] = (0, 1),
     precision: str = "fp32",
+    overwrite: bool = False,
 ) -> TokenCache | None:
     """Encode every picture of ``source`` into a token cache at ``out``, or this process's share of them.
 
-    Run again after an interruption, the same call goes on after the finished shards. Rows are in the source's order;
-    with ``flip`` all originals come first, then all mirrored copies. The files do not depend on the number of
-    processes.
+    Run again after an interruption, the same call resumes after the finished shards. First it checks that the images
+    of these are still what was encoded: by size and modification time, and where these differ by content.
+
+    Rows are in the source's order; with ``flip`` all originals come first, then all mirrored copies. The files do not
+    depend on the number of processes.
 
     Args:
         source: whatever `open_pictures` reads.
@@ -140,13 +168,16 @@ def encode(
         share: number of this process, and how many there are.
         precision: of the tokenizer's products, "fp32" or "bf16". The second is faster, finds other codes for some
             cells, and is noted in the manifest.
+        overwrite: replace a token cache at ``out`` that was made from other images or with other settings; of images
+            that have changed under the same names, only their shards are encoded again.
 
     Returns:
         The cache; None if other processes still have shards to write.
 
     Raises:
         UserError: no pictures, a picture that cannot be read, an image size that the tokenizer cannot
-            encode, or a folder that holds something else. Nothing that was there before is changed.
+            encode, images that have changed since they were encoded, or a folder that holds something else. Nothing
+            that was there before is changed.
     """
     size = check_image_size(tokenizer, image_size)
     batch_size = fitting_batch(device, size) if batch_size is None else batch_size
@@ -157,20 +188,110 @@ def encode(
     out = Path(out)
     if not isinstance(source, ImageSource | PictureStream):
         source = open_pictures(str(source), scratch=nearest_folder(out), shard_size=shard_size)
+    if isinstance(source, ImageSource) and (out / "manifest.json").is_file():
+        source.order_classes(Manifest.read(out).class_names)  # earlier versions put "10" before "2"
     manifest = _request(source, tokenizer, size, flip, shard_size, tokenizer_source)
     if precision != "fp32":
         manifest.preprocessing["precision"] = precision
         tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)  # the caller's stays as it is
+    if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
+        discard_cache(out)
     writer = TokenCacheWriter(out, manifest, share)
+    _check_unchanged(writer, source, overwrite)
     encoder = _ShardEncoder(writer, tokenizer, batch_size, device, workers or default_workers(), skip_bad)
     try:
-        for unit in writer.pending_units():
+        units = list(writer.pending_units())
+        if units and isinstance(source, ImageSource):
+            say_reduction(_some_sizes(source), tokenizer, size)
+        for unit in units:
             encoder.encode(unit, source)
+            if unit == units[0] and not isinstance(source, ImageSource):
+                say_reduction(encoder.sizes, tokenizer, size)
+                for note in source.notes:
+                    say(f"note: {source.description}: {note}")
         left = writer.finish()
     except BaseException:
         writer.discard_if_empty()
         raise
     return None if left else TokenCache.open(out)
+
+
+def _some_sizes(source: ImageSource) -> list[tuple[int, int]]:
+    """Width and height of a few images, spread over the source."""
+    count = min(MEASURED, len(source))
+    sizes = []
+    for k in range(count):
+        with contextlib.suppress(UserError):
+            sizes.append(header_size(source.content(k * len(source) // count)))
+    return [size for size in sizes if size is not None]
+
+
+def say_reduction(sizes: Sequence[tuple[int, int]], tokenizer: Tokenizer, size: int) -> None:
+    """Say on stderr that images lose most of their pixels, and what would keep more.
+
+    Args:
+        sizes: width and height of some of the images.
+        tokenizer: that encodes them.
+        size: side in pixels of the square that is encoded.
+    """
+    if not sizes:
+        return
+    width, height = (round(statistics.median(side)) for side in zip(*sizes, strict=True))
+    short = min(width, height)
+    if 2 * short < 3 * size:
+        return
+    cell = tokenizer.downscale
+    fixes = []
+    if (larger := min(short, MOST_CELLS * cell) // cell * cell) > size:
+        fixes.append(f"--image-size {larger} ({larger // cell} x {larger // cell} tokens)")
+    if spec := _tokenizer_for(short, tokenizer):
+        fixes.append(f"--tokenizer {spec.name} ({spec.image_size} pixels, {spec.grid} x {spec.grid} tokens)")
+    fix = f"; to keep more: {' or '.join(fixes)}" if fixes else ""
+    say(f"note: images of {width} x {height} pixels (median) are reduced to {size} x {size}{fix}")
+
+
+def _tokenizer_for(side: int, tokenizer: Tokenizer) -> TokenizerSpec | None:
+    """A known tokenizer of images up to ``side`` pixels, more than the given one's: for photos of anything first."""
+    fitting = [s for s in registry.tokenizer_specs() if tokenizer.image_size < s.image_size <= side]
+
+    def preference(spec: TokenizerSpec) -> tuple[bool, int, int, bool, str]:
+        is_general = spec.data in ("ImageNet", "OpenImages")
+        return not is_general, spec.grid, spec.codebook_size, not spec.reported, spec.name
+
+    return min(fitting, key=preference, default=None)
+
+
+def _check_unchanged(writer: TokenCacheWriter, source: ImageSource | PictureStream, overwrite: bool) -> None:
+    """Compare the finished shards of this process with their source; drop those that differ, or raise UserError."""
+    folder, manifest = writer.folder, writer.manifest
+    differing: list[Iterator[str]] = []
+    for unit in list(writer.finished_units()):
+        if (state := state_of(source, manifest, unit)) and state == state_of_shard(folder, manifest, unit):
+            continue
+        if not state and not state_of_shard(folder, manifest, unit):
+            continue  # what comes over a network would have to be read again in full; --verify does
+        names = changed(folder, manifest, unit, source)
+        first = next(names, None)
+        if first is not None and overwrite:
+            writer.drop(unit)
+        elif first is not None:
+            differing.append(chain([first], names))
+    if differing:
+        count, some = counted(chain.from_iterable(differing))
+        raise UserError(
+            "images have changed since they were encoded",
+            f"{folder}: {count}, {some}",
+            "encode to another folder, or add --overwrite to encode their shards again",
+        )
+
+
+@dataclass(frozen=True)
+class _Encodable:
+    """One image on its way to the tokenizer: preprocessed, or why it cannot be read."""
+
+    image: Picture
+    digest: bytes = NOTHING
+    size: tuple[int, int] | None = None  # width and height of the original
 
 
 class _ShardEncoder:
@@ -188,6 +309,7 @@ class _ShardEncoder:
         self.writer, self.tokenizer, self.batch_size, self.device = writer, tokenizer, batch_size, device
         self.workers, self.skip_bad = workers, skip_bad
         self.half = writer.manifest.preprocessing.get("precision") == "bf16"
+        self.sizes: list[tuple[int, int]] = []
         self.ahead = 0 if torch.device(device).type == "cpu" else 2
 
     def encode(self, unit: int, source: ImageSource | PictureStream) -> None:
@@ -202,15 +324,21 @@ class _ShardEncoder:
         skipped: list[dict[str, Any]] = []
         labels: list[int] = []
         keys: list[bytes] = []
+        digests: list[bytes] = []
+        state = state_of(source, self.writer.manifest, unit)  # before the files are read
         shards = self.writer.shards_of(unit)
         rows: list[list[Tensor]] = [[] for _ in shards]
         groups = decoded(
-            samples, lambda sample: _picture(sample, size), self.batch_size, workers=self.workers, ahead=self.ahead
+            samples, lambda sample: _encodable(sample, size), self.batch_size, workers=self.workers, ahead=self.ahead
         )
         label = f"shard {unit + 1}/{self.writer.manifest.parts or self.writer.manifest.shards_in_all}"
         for group, pictures in progress(groups, total=batches, unit="batch", label=label):
             good: list[Tensor] = []
-            for sample, picture in zip(group, pictures, strict=True):
+            for sample, entry in zip(group, pictures, strict=True):
+                picture = entry.image
+                digests.append(entry.digest)
+                if entry.size is not None and len(self.sizes) < SIZES:
+                    self.sizes.append(entry.size)
                 if isinstance(picture, Tensor):
                     good.append(picture)
                     labels.append(sample.label)
@@ -233,6 +361,8 @@ class _ShardEncoder:
                 skipped=skipped,
                 part=part,
                 keys=None if part is None else np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
+                digests=stacked(digests),
+                state=state,
             )
             copies.clear()
 
@@ -247,17 +377,21 @@ def _samples(source: ImageSource, items: range) -> Iterator[Sample]:
     """The items of a set that is read at random; those past its end are the mirrored copies."""
     for item in items:
         index = item % len(source)
-        load = functools.partial(source.__getitem__, index)
-        yield Sample(source.names[index], source.labels[index], load, is_flipped=item >= len(source))
+        content = functools.partial(source.content, index)
+        yield Sample(source.names[index], source.labels[index], content, is_flipped=item >= len(source))
 
 
-def _picture(sample: Sample, size: int) -> Picture:
-    """The picture as it is encoded, or the error that says why it cannot be read."""
+def _encodable(sample: Sample, size: int) -> _Encodable:
+    found = NOTHING
     try:
-        image = preprocess(sample.load(), size)
+        content = sample.content()
+        found = digest(content)
+        image = open_image(content, name=sample.where or sample.name)
     except UserError as error:
-        return error
-    return image.flip(-1) if sample.is_flipped else image
+        return _Encodable(error, found)
+    original = int(image.shape[2]), int(image.shape[1])
+    image = preprocess(image, size)
+    return _Encodable(image.flip(-1) if sample.is_flipped else image, found, original)
 
 
 def decode_batch(

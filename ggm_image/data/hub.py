@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ggm_image.data.images import load_image
 from ggm_image.data.streams import ClassIndex, PictureStream, Sample
 from ggm_image.downloads import is_offline
 from ggm_image.errors import UserError
@@ -62,7 +61,7 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
     named = list(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else []
     if named and class_names:
         raise UserError("the data set names its classes itself", source, "leave --classes out")
-    index = ClassIndex(named or class_names)
+    index = ClassIndex(named or class_names, numbers_are_indices=bool(named))  # as a ClassLabel stores them
     data = data.select_columns([image, *([label] if label else [])]).cast_column(image, datasets.Image(decode=False))
     parts = [f"{k:05d}" for k in range(data.num_shards)]
 
@@ -80,7 +79,7 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
             yield Sample(
                 name,
                 -1 if label is None or row[label] in (None, -1) else index(row[label], f"{source}, {name}"),
-                functools.partial(_load_row, row[image], name),
+                functools.partial(_content, row[image], name),
             )
 
     return PictureStream(source, parts, named or list(class_names), read, identity=source)
@@ -142,12 +141,12 @@ def _label_column(features: Any, asked: str | None, source: str) -> str | None:
     return fitting[0] if fitting else next((name for name in ("label", "labels") if name in features), None)
 
 
-def _load_row(cell: Any, name: str) -> Any:
+def _content(cell: Any, name: str) -> bytes:
     if cell is None:
         raise UserError("sample must have one picture", name, "mend or remove it")
     if cell["bytes"] is None:
         import fsspec
 
         with fsspec.open(cell["path"], "rb") as file:
-            return load_image(file.read(), name=name)
-    return load_image(cell["bytes"], name=name)
+            return file.read()
+    return cell["bytes"]

@@ -1,35 +1,36 @@
-"""Pictures: one file to a ``uint8`` tensor, one tensor to a square of the right size, and back to a PNG.
+"""Images: one file to a ``uint8`` tensor, one tensor to a square of the right size, and back to a PNG.
 
-Every picture ends as 8-bit RGB, by the same rules on every machine:
-orientation from EXIF applied; grey repeated to three channels; transparent parts composited on white;
-16 bits a channel scaled to 8 (v / 257, rounded), never clipped; CMYK and palettes by Pillow's conversion;
-the first frame of an animation. JPEG and PNG of 16 bits are decoded by torchvision where it gives exactly that,
-everything else by Pillow. torchvision's decoder of PNG ends the process at the first damaged byte: it is given
-nothing that Pillow has not read to the end.
+`open_image` and `open_pil` are the only two functions of the package that open an image's file.
+
+Every image ends as 8-bit RGB, by the same rules on every machine: orientation applied as Pillow reads it from the
+metadata (EXIF in any segment, XMP, TIFF tags); grey repeated to three channels; transparent parts composited on white;
+16 bits a channel scaled to 8 (v / 257, rounded), never clipped; CMYK and palettes by Pillow's conversion; the first
+frame of an animation. JPEG and PNG of 16 bits are decoded by torchvision where it gives exactly that, everything else
+by Pillow. torchvision's decoder of PNG ends the process at the first damaged byte: it is given nothing that Pillow has
+not read to the end.
 """
 
-import functools
 import io
 import math
 import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ggm_image.canvas import upright
+from ggm_image.data.deep_png import deep_pixels, deep_to_rgb, to_8_bits, torchvision_decode
 from ggm_image.data.sources import PictureFiles, find_pictures
 from ggm_image.errors import UserError
 from ggm_image.files import atomic_path, read_plain
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -44,10 +45,22 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
+"""What Pillow and torchvision raise of damaged files."""
+
+
+class SupportsRead(Protocol):
+    """A binary file object."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+Buffer = bytes | bytearray | memoryview
+Source = str | os.PathLike[str] | Buffer | SupportsRead | Image.Image
+"""Whatever `open_image` opens."""
 
 PREPROCESSING: dict[str, Any] = {
-    "version": 1,
-    "colour": "8-bit RGB; EXIF orientation applied; transparency on white; 16 bits scaled by 1/257",
+    "version": 2,
+    "colour": "8-bit RGB; orientation applied; transparency on white; 16 bits scaled by 1/257",
     "crop": "centre square of the shorter side",
     "resize": "bicubic, antialiased",
 }
@@ -58,13 +71,16 @@ class ImageSource(PictureFiles):
     """A set of pictures in a fixed order; ``source[k]`` decodes one."""
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        """One picture in 8-bit RGB; raises UserError with its name if that fails."""
-        name = self.names[index]
+        """One image, see `open_image`; raises UserError with its name if that fails."""
+        return open_image(self.content(index), name=self.names[index])
+
+    def content(self, index: int) -> bytes:
+        """The bytes of one image's file; raises UserError with its name if it cannot be read."""
         try:
-            data = self.read(index)
+            return self.read(index)
         except OSError as error:
+            name = self.names[index]
             raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the source") from error
-        return load_image(data, name=name)
 
 
 def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageSource:
@@ -85,102 +101,164 @@ def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
     return ImageSource(**vars(find_pictures(path, scratch=scratch)))
 
 
-@functools.cache
-def _torchvision_decode() -> Callable[..., Tensor] | None:
-    """torchvision's decoder, or None once a release has none (announced in 0.29): then Pillow does all."""
-    try:
-        from torchvision.io import decode_image
-    except ImportError:
-        return None
-    return decode_image
+def open_image(source: Source, *, name: str = "", what: str = "picture") -> UInt8[Tensor, "3 h w"]:
+    """Open one image as 8-bit RGB, upright. All pixels that this package computes with come from here or `open_pil`.
 
-
-def load_image(source: str | os.PathLike[str] | bytes | bytearray, *, name: str = "") -> UInt8[Tensor, "3 h w"]:
-    """One picture as 8-bit RGB.
+    The orientation is the one that Pillow reads (`PIL.ImageOps.exif_transpose`), in every format. Transparent parts
+    are composited on white: a pixel of colour c and opacity a becomes a c + (1 - a) 255.
 
     Args:
-        source: a file, or the bytes of one (JPEG, PNG, WebP, BMP, GIF, TIFF and whatever else Pillow reads).
-        name: what to call the picture in an error; the path by default.
+        source: a path; the bytes of a file (JPEG, PNG, WebP, BMP, GIF, TIFF and whatever else Pillow reads); a binary
+            file object, read from its position to its end and left open; or a Pillow image, which is not changed.
+        name: what to call the image in an error; its path by default.
+        what: the kind of input in an error.
 
     Returns:
-        The pixels, in [0, 255].
+        The pixels, in [0, 255], on the CPU.
 
     Raises:
-        UserError: the file is missing, is no picture, is truncated or is too large to be one.
+        UserError: the file is missing, is no image, is truncated, is too large to be one, or holds floats.
     """
-    if isinstance(source, bytes | bytearray):
-        data, name = bytearray(source), name or "bytes"
-    else:
-        name = name or str(source)
-        try:
-            data = bytearray(read_plain(source))
-        except OSError as error:
-            raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the path") from error
-    try:
+    if isinstance(source, Image.Image):
+        with _readable(name or _name_of(source), what):
+            return rgb_pixels(source)
+    data, name = _content(source, name, what)
+    with _readable(name, what, data):
         return _decode(data)
+
+
+load_image = open_image
+
+
+def open_pil(source: Source, *, name: str = "", what: str = "picture", single: bool = False) -> Image.Image:
+    """Open one image upright in its own mode, with its metadata; of an animation the first frame.
+
+    16-bit colour becomes 8-bit, rounded; 16-bit grey keeps its 16 bits.
+
+    Args:
+        source, name, what: as for `open_image`.
+        single: refuse animations.
+
+    Raises:
+        UserError: as `open_image`, or an animation where a ``single`` image is wanted.
+    """
+    if isinstance(source, Image.Image):
+        with _readable(name or _name_of(source), what):
+            return upright(source)
+    data, name = _content(source, name, what)
+    with _readable(name, what, data), Image.open(io.BytesIO(data)) as image:
+        # a phone's MPO file holds previews beside the image
+        if single and getattr(image, "is_animated", False) and image.format != "MPO":
+            got = f"{name}: {getattr(image, 'n_frames', 2)} frames"
+            raise UserError(f"{what} must be a single picture", got, "save one frame of it")
+        pixels = deep_pixels(data, image) if image.mode in ("LA", "RGB", "RGBA") else None
+        if pixels is None:
+            return upright(image)
+        shallow = Image.fromarray(to_8_bits(pixels).permute(1, 2, 0).squeeze(2).contiguous().numpy())
+        shallow.info = dict(image.info)
+        return upright(shallow)
+
+
+def header_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of an upright image by its header alone; None where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) >= 5 else (width, height)
+    except _BROKEN:
+        return None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its metadata says; as it is, where these cannot be read."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except _BROKEN:
+        return image.copy()
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, by which `upright` turns the image."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _BROKEN:
+        return 1
+
+
+def _turned(pixels: Tensor, orientation: int) -> Tensor:
+    """Pixels (c, h, w) as they are stored, turned as `PIL.ImageOps.exif_transpose` turns an image."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.mT
+    flips = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}.get(orientation, ())
+    return pixels.flip(flips).contiguous()
+
+
+def _name_of(source: object) -> str:
+    """A name for an error."""
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return str(name) if isinstance(name, str | os.PathLike) and str(name) else type(source).__name__
+
+
+def _content(source: str | os.PathLike[str] | Buffer | SupportsRead, name: str, what: str) -> tuple[bytearray, str]:
+    """The bytes of an image's file, and a name for errors."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytearray(source), name or "bytes"
+    if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
+        fix = "give a path, the bytes of a file, a binary file object or a Pillow image"
+        raise UserError(f"{what} cannot be opened", f"{name or what} is of the type {type(source).__name__}", fix)
+    try:
+        if isinstance(source, str | os.PathLike):
+            name = name or str(source)
+            return bytearray(read_plain(source)), name
+        name = name or _name_of(source)
+        data = source.read()
+    except OSError as error:
+        raise UserError(f"{what} cannot be opened", f"{name}: {error.strerror or error}", "check the path") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UserError(f"{what} cannot be opened", f"{name}: opened as text", "open the file in binary mode")
+    return bytearray(data), name
+
+
+@contextmanager
+def _readable(name: str, what: str, data: bytearray | None = None) -> Iterator[None]:
+    """Turn whatever damaged files make the decoders raise into one line with the image's name."""
+    try:
+        yield
     except _BROKEN as error:
         fix = "replace or remove it"
         if isinstance(error, UserError):
+            if str(error.got).startswith(f"{name}: "):
+                raise
             raise UserError(error.what, f"{name}: {error.got}", error.fix) from error
         if isinstance(error, UnidentifiedImageError):
-            why = "empty file" if not data else "not a picture in any format that Pillow knows"
+            why = "empty file" if data is not None and not data else "not a picture in any format that Pillow knows"
         elif isinstance(error, Image.DecompressionBombError):
             why, fix = "more pixels than is safe to unpack", "resize it first"
         else:
             # torchvision puts the place in its C++ sources before the reason.
             why = re.sub(r"^.*\.cpp:\d+, ", "", (str(error).splitlines() or [type(error).__name__])[0])
-        raise UserError("picture cannot be read", f"{name}: {why}", fix) from error
+        raise UserError(f"{what} cannot be read", f"{name}: {why}", fix) from error
 
 
 def _decode(data: bytearray) -> Tensor:
-    # Pillow reads the header alone here: format, mode, and a refusal of decompression bombs.
+    # Pillow reads the header alone here: format, mode, orientation, and a refusal of decompression bombs.
     with Image.open(io.BytesIO(data)) as image:
-        deep_png = data[:8] == _PNG_SIGNATURE and data[24] == 16
-        plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-        decode = _torchvision_decode() if plain_jpeg or deep_png else None
-        if decode is None:
+        deep = deep_pixels(data, image)
+        if deep is not None:
+            return _turned(deep_to_rgb(deep), _orientation(image))
+        # Pillow's pixels bit for bit, in half the time. It is not asked for the orientation: it looks for EXIF in the
+        # first APP1 segment alone, which may be XMP.
+        decode = torchvision_decode()
+        if decode is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
             return rgb_pixels(image)
-        if deep_png:
-            image.load()
-            data = _sound_png(data)
-    mode = "UNCHANGED" if deep_png else "RGB"
-    pixels = decode(torch.frombuffer(data, dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
-    return _deep_to_rgb(pixels) if pixels.dtype != torch.uint8 else pixels
-
-
-def _sound_png(data: bytearray) -> bytearray:
-    """Its pixels and what they need, with the right sums; ValueError where they do not unpack to their end."""
-    kept, packed, place = bytearray(_PNG_SIGNATURE), b"", len(_PNG_SIGNATURE)
-    while place + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
-            content = bytes(data[place + 8 : place + 8 + length])
-            packed += content if kind == b"IDAT" else b""
-            kept += struct.pack(">I4s", len(content), kind) + content
-            kept += struct.pack(">I", zlib.crc32(kind + content))
-        place += length + 12
-        if kind == b"IEND":
-            break
-    whole = zlib.decompressobj()
-    width, height = struct.unpack(">II", data[16:24])
-    whole.decompress(packed, height * (8 * width + 2) + 64)  # of four channels, interlaced
-    if not whole.eof or kept[-8:-4] != b"IEND":
-        raise ValueError("its pixels are cut off")
-    return kept
-
-
-def _deep_to_rgb(pixels: Tensor) -> Tensor:
-    """16-bit grey, grey+alpha, RGB or RGBA (c, h, w) to 8-bit RGB on white."""
-    values = pixels.to(torch.float64)
-    colours = values.shape[0] - (values.shape[0] + 1) % 2
-    if colours != values.shape[0]:
-        alpha = values[colours:] / 65535
-        values = values[:colours] * alpha + 65535 * (1 - alpha)
-    return (values / 257).round().to(torch.uint8).expand(3, -1, -1).contiguous()
+        orientation = _orientation(image)
+    pixels = decode(torch.frombuffer(data, dtype=torch.uint8), mode="RGB", apply_exif_orientation=False)
+    return _turned(pixels, orientation)
 
 
 def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """A Pillow picture of any mode as 8-bit RGB, by the rules above.
+    """A Pillow picture of any mode as 8-bit RGB, upright, by the rules above.
 
     Raises:
         UserError: floating-point pixels, or integers beyond 16 bits.

@@ -18,8 +18,8 @@ from ggm_image.errors import UserError
 FORMAT_VERSION = 1
 SHARD_SIZE = 10_000
 MOST_SHARDS = 1_000_000
-_PROGRESS_FIELDS = ("count", "complete", "shards", "made_with")
-_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts"}
+_PROGRESS_FIELDS = ("count", "complete", "shards", "states", "made_with")
+_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts", "states"}
 
 
 @dataclass(kw_only=True)
@@ -44,6 +44,9 @@ class Manifest:
         made_with: versions of the libraries that decoded and encoded.
         count: rows in the finished shards.
         complete: whether all shards are there.
+        states: of each finished shard a digest of the sizes and modification times of the files that it was made of,
+            see `ggm_image.data.provenance`; empty where there are none. Not part of ``shards``, because the same images
+            give the same shards wherever they lie.
         shards: ``file``, ``count``, ``sha256`` and ``skipped`` of each finished shard, by shard number; of a stream
             also the ``part`` it was made of, how many ``items`` that holds, and its highest label plus 1, ``classes``.
     """
@@ -64,6 +67,7 @@ class Manifest:
     count: int = 0
     complete: bool = False
     shards: list[dict[str, Any]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -114,6 +118,21 @@ class Manifest:
         values["source"] = {k: v for k, v in self.source.items() if k != "path"}
         return json.loads(json.dumps(values))
 
+    def difference(self, before: "Manifest") -> str:
+        """The first entry in which the request differs from that of ``before``, in words; empty where none does."""
+        ours, theirs = self.request(), before.request()
+        key = next((key for key in ours if ours[key] != theirs.get(key)), None)
+        if key is None:
+            return ""
+        was, now = theirs.get(key), ours[key]
+        if isinstance(was, dict) and isinstance(now, dict):  # the first of its entries that differs
+            entry = next(name for name in {**now, **was} if now.get(name) != was.get(name))
+            key, was, now = f"{key}.{entry}", was.get(entry), now.get(entry)
+        why = ""
+        if key == "preprocessing.version":
+            why = "an earlier version encoded it, which read some rotated images on their side: "
+        return f"{why}{key} is {was!r:.200}, now {now!r:.200}"
+
     @property
     def copies(self) -> int:
         """2 with ``flip``: all originals, then all mirrored copies."""
@@ -157,6 +176,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "tokenizer_name": str, "tokenizer_sha256": str, "codebook_size": int, "grid": list, "image_size": int,
     "class_names": list, "preprocessing": dict, "source": dict, "items": int, "tokenizer_source": str,
     "shard_size": int, "made_with": dict, "parts": int, "count": int, "complete": bool, "shards": list,
+    "states": list,
 }  # fmt: skip
 _SHARD_KINDS: dict[str, type] = {"file": str, "count": int, "sha256": str, "skipped": list}
 
@@ -174,6 +194,8 @@ def _what_is_wrong(values: dict[str, Any]) -> str:
     parts = values.get("parts", 0)
     if not 0 <= items < 1 << 40 or values.get("shard_size", 1) < 1 or not 0 <= parts < 1 << 32:
         return f"items are {items}, shard_size is {values.get('shard_size')}, parts are {parts}"
+    if not all(_is(state, str) for state in values.get("states", [])):
+        return f"states are {values['states']!r:.100}"
     kinds = {**_SHARD_KINDS, "items": int} if parts else _SHARD_KINDS
     for number, shard in enumerate(values["shards"]):
         if not _is(shard, dict) or not all(_is(shard.get(name), kind) for name, kind in kinds.items()):
@@ -201,6 +223,14 @@ def shard_file(shard: int) -> str:
 def note_file(shard: int) -> str:
     """Name of what is noted of a finished shard until the whole cache is."""
     return f"tokens-{shard:05d}.json"
+
+
+def state_of_shard(folder: Path, manifest: Manifest, shard: int) -> str:
+    """What is known of the sizes and times of the files that a finished shard was made of; empty where nothing is."""
+    entry = finished_shard(folder, manifest, shard)
+    if entry is not None and "state" in entry:
+        return str(entry["state"])
+    return manifest.states[shard] if shard < len(manifest.states) else ""
 
 
 def finished_shards(folder: Path, manifest: Manifest) -> list[dict[str, Any] | None]:

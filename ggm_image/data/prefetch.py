@@ -14,6 +14,7 @@ from ggm_image.errors import UserError
 
 Picture = Tensor | UserError
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def default_workers() -> int:
@@ -23,8 +24,8 @@ def default_workers() -> int:
 
 
 def decoded(
-    entries: Iterable[T], decode: Callable[[T], Picture], batch_size: int, *, workers: int, ahead: int
-) -> Iterator[tuple[list[T], list[Picture]]]:
+    entries: Iterable[T], decode: Callable[[T], R], batch_size: int, *, workers: int, ahead: int
+) -> Iterator[tuple[list[T], list[R]]]:
     """Consecutive groups of ``entries`` with their pictures, in order.
 
     Never more than ``ahead + 1`` groups are held, however many entries there are.
@@ -41,7 +42,7 @@ def decoded(
     chunk = max(1, min(64, -(-batch_size // workers)))
     coming = iter(entries)
 
-    def read() -> tuple[list[T], list[Future[list[Picture]]]]:
+    def read() -> tuple[list[T], list[Future[list[R]]]]:
         group = list(islice(coming, batch_size))
         parts = [group[k : k + chunk] for k in range(0, len(group), chunk)]
         return group, [pool.submit(lambda part: [decode(entry) for entry in part], part) for part in parts]

@@ -11,34 +11,37 @@ import hashlib
 import lzma
 import os
 import shutil
+import stat
 import tarfile
 import tempfile
 import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from ggm_image.data.archives import safe_members
+from ggm_image.data.selection import (
+    CIRCULAR,
+    EMPTY,
+    IMAGE_SUFFIXES,
+    TAR_SUFFIXES,
+    LeftOut,
+    class_order,
+    is_image,
+    is_of_nobody,
+    is_tar,
+    why_left_out,
+)
 from ggm_image.errors import UserError
 from ggm_image.files import check_plain, read_plain
 
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
-IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
-TAR_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
+__all__ = ["IMAGE_SUFFIXES", "TAR_SUFFIXES", "PictureFiles", "find_pictures", "find_tars", "is_tar"]
+
+
 _DAMAGE = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
 _MAGIC: dict[bytes, Any] = {
     b"\xfd7zXZ\x00": lzma.open,
@@ -57,6 +60,8 @@ class PictureFiles:
         labels: class of every picture as an index into ``class_names``; -1 everywhere without classes.
         class_names: sorted names of the class folders; empty for a flat source.
         read: the bytes of one picture's file by its number; safe to call from several threads.
+        state: size in bytes and modification time in ns of one picture's file, or of the archive it lies in, by its
+            number; None where it cannot be had.
     """
 
     description: str
@@ -64,6 +69,7 @@ class PictureFiles:
     labels: list[int]
     class_names: list[str]
     read: Callable[[int], bytes]
+    state: Callable[[int], tuple[int, int] | None] = lambda index: None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,6 +80,13 @@ class PictureFiles:
         for name, label in zip(self.names, self.labels, strict=True):
             digest.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def order_classes(self, names: Sequence[str]) -> None:
+        """Give the classes the indices that they have in ``names``, if these are the same classes in another order."""
+        if list(names) != self.class_names and sorted(names) == sorted(self.class_names):
+            index = {name: k for k, name in enumerate(names)}
+            self.labels = [index[self.class_names[label]] for label in self.labels]
+            self.class_names = list(names)
 
 
 class _TarReader:
@@ -95,57 +108,96 @@ class _TarReader:
 
 
 def find_pictures(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> PictureFiles:
-    """What `ggm_image.data.images.open_source` finds, as files."""
+    """What `ggm_image.data.images.open_source` finds, as files; what is left out is said on stderr."""
     path = Path(path)
     if path.is_dir():
-        found = sorted(_walk(path), key=lambda name: name.parts)
+        left_out = LeftOut()
+        found = sorted(_walk(path, left_out), key=lambda name: name.parts)
         shards = [path / name for name in found if len(name.parts) == 1 and is_tar(name.name)]
-        pictures = [name for name in found if name.suffix.lower() in IMAGE_SUFFIXES]
+        pictures = [name for name in found if is_image(name.name)]
         if shards and not pictures:
-            return _open_tars(shards, str(path), scratch)
-        names, labels, classes = _classify(pictures, str(path))
-        return PictureFiles(str(path), names, labels, classes, lambda k: read_plain(path / names[k]))
+            return find_tars(shards, str(path), scratch=scratch, left_out=left_out)
+        for name in shards:
+            left_out.add(name.suffix.lower(), name.name)
+        names, labels, classes = _classify(pictures, str(path), left_out)
+        return PictureFiles(
+            str(path), names, labels, classes, lambda k: read_plain(path / names[k]), lambda k: _state(path / names[k])
+        )
     if not path.exists():
         raise UserError("source of pictures does not exist", path, "check the path")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return PictureFiles(str(path), [path.name], [-1], [], lambda _: read_plain(path))
-    return _open_tars([path], str(path), scratch)
+    if is_image(path.name):
+        return PictureFiles(str(path), [path.name], [-1], [], lambda _: read_plain(path), lambda _: _state(path))
+    return find_tars([path], str(path), scratch=scratch)
 
 
-def is_tar(name: str) -> bool:
-    """Whether a file of this name is a tar archive, packed or not."""
-    return name.lower().endswith(TAR_SUFFIXES)
+def _walk(root: Path, left_out: LeftOut) -> Iterator[PurePosixPath]:
+    """Images and top-level archives below ``root``, relative to it. Links are followed, unless to a folder above them.
+
+    Two links to one folder are two folders: only an ancestor would be walked for ever.
+    """
+    tops = set()
+    waiting: list[tuple[Path, PurePosixPath, tuple[str, ...]]] = [(root, PurePosixPath(), (os.path.realpath(root),))]
+    while waiting:
+        folder, base, above = waiting.pop()
+        with os.scandir(folder) as entries:  # a folder that cannot be listed must not pass for an empty one
+            for entry in entries:
+                name = base / entry.name
+                if _is_folder(entry):
+                    real = os.path.realpath(entry.path)
+                    if reason := is_of_nobody(entry.name) or (CIRCULAR if real in above else ""):
+                        left_out.add(reason, name)
+                        continue
+                    if folder == root:
+                        tops.add(entry.name)
+                    waiting.append((Path(entry.path), name, (*above, real)))
+                elif reason := why_left_out(name):
+                    if folder == root and is_tar(entry.name) and not is_of_nobody(entry.name):
+                        yield name
+                    else:
+                        left_out.add(reason, name)
+                elif _is_empty(entry):
+                    left_out.add(EMPTY, name)
+                else:
+                    tops.discard(name.parts[0])
+                    yield name
+    left_out.folders = sorted(tops)
 
 
-def _walk(root: Path) -> Iterator[PurePosixPath]:
-    """Files below ``root``, relative to it; links are followed, circles of them and hidden names are not."""
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
-    def fail(error: OSError) -> None:
-        raise error  # a folder that cannot be listed must not pass for an empty one
 
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        base = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        for name in files:
-            if not name.startswith("."):
-                yield base / name
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_empty(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a regular file without content; a link to nothing is not: reading it says what is wrong."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 def _classify(
-    pictures: list[PurePosixPath], where: str, shown: list[str] | None = None
+    pictures: list[PurePosixPath], where: str, left_out: LeftOut, shown: list[str] | None = None
 ) -> tuple[list[str], list[int], list[str]]:
-    """Names, labels and class names of pictures in the given order."""
+    """Names, labels and class names of pictures in the given order; says what was left out."""
     if not pictures:
-        raise UserError("no pictures found", where, "give a folder or tar of .jpg, .png, .webp ... files")
+        got = f"{where}: left out {left_out}" if left_out else where
+        raise UserError("no pictures found", got, "give a folder or tar of .jpg, .png, .webp ... files")
     names = shown or [str(name) for name in pictures]
     at_top = [name for name in pictures if len(name.parts) == 1]
     if len(at_top) == len(pictures):
+        _report(where, left_out)
         return names, [-1] * len(pictures), []
     if at_top:
         raise UserError(
@@ -153,33 +205,63 @@ def _classify(
             f"{where}: {len(at_top)} outside, e.g. {at_top[0]}, {len(pictures) - len(at_top)} inside",
             "move one kind elsewhere",
         )
-    classes = sorted({name.parts[0] for name in pictures})
+    classes = class_order({name.parts[0] for name in pictures})
     for name in classes:
         if not name.isprintable():  # bytes that are no UTF-8 read as lone surrogates, which are not printable
             raise UserError("class folders must have printable names", f"{where}: {name!a}", "rename it")
     index = {name: k for k, name in enumerate(classes)}
+    _report(where, left_out)
     return names, [index[name.parts[0]] for name in pictures], classes
 
 
-def _open_tars(paths: list[Path], where: str, scratch: str | os.PathLike[str] | None) -> PictureFiles:
+def _report(where: str, left_out: LeftOut) -> None:
+    if left_out:
+        say(f"note: {where}: left out {left_out}")
+
+
+def find_tars(
+    paths: Sequence[Path],
+    where: str,
+    *,
+    scratch: str | os.PathLike[str] | None = None,
+    left_out: LeftOut | None = None,
+) -> PictureFiles:
+    """The images of local tar archives, read at random, as one set; what is left out is said on stderr.
+
+    Args:
+        paths: the archives, in order.
+        where: what to call them together.
+        scratch: as for `ggm_image.data.images.open_source`.
+        left_out: what was left out beside the archives.
+
+    Raises:
+        UserError: no image, a damaged archive, or unsafe names.
+    """
+    left_out = left_out or LeftOut()
     members: list[tuple[PurePosixPath, str, tuple[IO[bytes], int, int]]] = []
     rooted = True
-    for path in paths:
-        index, has_root = _index_tar(path, scratch)
+    short = [path.name for path in paths]
+    unique = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    states, counts = [_state(path) for path in paths], []
+    for path, prefix in zip(paths, unique, strict=True):
+        index, has_root = _index_tar(path, scratch, left_out)
         rooted &= has_root
-        prefix = f"{path.name}/" if len(paths) > 1 else ""
+        counts.append(len(index))
+        prefix = f"{prefix}/" if len(paths) > 1 else ""
         members += [(name, prefix + str(name), index[name]) for name in sorted(index, key=lambda name: name.parts)]
     pictures = [name for name, _, _ in members]
     # `tar cf set.tar set` wraps all in `set/`; `tar cf set.tar -C set .` says by its `./` where the top is.
     while not rooted and pictures and len({name.parts[0] for name in pictures}) == 1 and len(pictures[0].parts) > 1:
         pictures = [PurePosixPath(*name.parts[1:]) for name in pictures]
     shown = [name for _, name, _ in members] if len(paths) > 1 else None
-    names, labels, classes = _classify(pictures, where, shown)
-    return PictureFiles(where, names, labels, classes, _TarReader([place for _, _, place in members]))
+    names, labels, classes = _classify(pictures, where, left_out, shown)
+    reader = _TarReader([place for _, _, place in members])
+    numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+    return PictureFiles(where, names, labels, classes, reader, lambda k: states[numbers[k]])
 
 
 def _index_tar(
-    path: Path, scratch: str | os.PathLike[str] | None
+    path: Path, scratch: str | os.PathLike[str] | None, left_out: LeftOut
 ) -> tuple[dict[PurePosixPath, tuple[IO[bytes], int, int]], bool]:
     """Where every picture of an archive lies, and whether its names start at ``./``."""
     index: dict[PurePosixPath, tuple[IO[bytes], int, int]] = {}
@@ -190,20 +272,19 @@ def _index_tar(
         file = _open_plain(path, scratch)
         length = os.fstat(file.fileno()).st_size
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
+            for name, member in safe_members(archive, str(path)):
                 rooted |= member.name == "." or member.name.startswith("./")
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise UserError("archive has an unsafe name", f"{path}: {member.name}", "pack it again")
                 if member.isreg():
                     everything[member.name] = (file, member.offset_data, member.size)
                     if member.offset_data + member.size > length:
                         raise UserError("archive is cut off", f"{path}: in {member.name}", "fetch or pack it again")
                 elif not (member.islnk() and member.linkname in everything):
                     continue
-                hidden = any(part.startswith(".") for part in name.parts)
-                if name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
-                    index[name] = everything[member.linkname if member.islnk() else member.name]
+                place = everything[member.linkname if member.islnk() else member.name]
+                if reason := why_left_out(name) or (EMPTY if place[2] == 0 else ""):
+                    left_out.add(reason, name)
+                else:
+                    index[name] = place
             # tarfile takes a header that it cannot read for the end, and all behind it would be lost without a word
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -6,12 +6,14 @@ counted, listed or held beforehand, so that a million pictures need no more memo
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ggm_image.data.images import open_image
+from ggm_image.data.selection import LeftOut
 from ggm_image.errors import UserError
 
 KEY_BYTES = 16
@@ -24,14 +26,20 @@ class Sample:
     Attributes:
         name: of a stream, unlike that of every other sample.
         label: index of its class; -1 without one.
-        load: decodes the picture; raises UserError where that fails. Called by any thread, once.
+        content: the bytes of the image's file; raises UserError where it has none. Called by any thread, once.
+        where: what to call the image in an error; the name by default.
         is_flipped: the mirrored copy is meant.
     """
 
     name: str
     label: int
-    load: Callable[[], UInt8[Tensor, "3 h w"]]
+    content: Callable[[], bytes]
+    where: str = ""
     is_flipped: bool = False
+
+    def load(self) -> UInt8[Tensor, "3 h w"]:
+        """The decoded image, not mirrored; raises UserError where that fails."""
+        return open_image(self.content(), name=self.where or self.name)
 
     @property
     def key(self) -> bytes:
@@ -49,6 +57,9 @@ class PictureStream:
         class_names: of the labels; empty where they are not known beforehand.
         read: the samples of one part by its number.
         identity: what the names of the parts do not say of where they come from.
+        state: of a part by its number: size in bytes and modification time in ns of its file; None where it has none.
+        left_out: what has been left out of the parts read so far.
+        notes: what was found out about it, e.g. where its labels stand; empty until it is known.
     """
 
     description: str
@@ -56,6 +67,9 @@ class PictureStream:
     class_names: list[str]
     read: Callable[[int], Iterator[Sample]]
     identity: str = ""
+    state: Callable[[int], tuple[int, int] | None] = lambda part: None
+    left_out: LeftOut = field(default_factory=LeftOut)
+    notes: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
         """SHA-256 over the identity and the names of the parts in order."""
@@ -89,10 +103,11 @@ class ClassIndex:
 
     Args:
         class_names: in the order of the indices; empty where only numbers can be read.
+        numbers_are_indices: an integer is an index even where a class is called so; else it is that class.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.count = len(class_names)
+    def __init__(self, class_names: Sequence[str], *, numbers_are_indices: bool = False) -> None:
+        self.count, self.numbers_are_indices = len(class_names), numbers_are_indices
         self._index = {name: k for k, name in enumerate(class_names)}
 
     def __call__(self, value: object, where: str) -> int:
@@ -109,6 +124,8 @@ class ClassIndex:
                 fix = "check --classes" if self.count else "give the names in order with --classes FILE"
                 raise UserError("class is a name that is not known", f"{where}: {text[:80]!r}", fix)
             value = int(text)
+        elif isinstance(value, int) and not isinstance(value, bool) and not self.numbers_are_indices:
+            value = self._index.get(str(value), value)  # 10 is the class "10", wherever that stands
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < (self.count or 1 << 20):
             last = self.count or 1 << 20
             raise UserError(f"class must lie in [0, {last})", f"{where}: {value!r}", "check the labels and --classes")

@@ -1,14 +1,16 @@
 """A folder of tokens: ``manifest.json`` and ``tokens-00000.safetensors ...``, written shard by shard.
 
-Each shard holds ``tokens`` uint16 (n, H, W) and ``labels`` int32 (n,), of a stream also ``keys`` uint8 (n, 16), and is
-whole or not there. The manifest names the shards with their SHA-256 and says ``"complete": true`` only at the end; an
-interrupted run goes on after the shards that are finished. Reading maps the files and copies the rows that are wanted.
+Each shard holds ``tokens`` uint16 (n, H, W) and ``labels`` int32 (n,), of a stream also ``keys`` uint8 (n, 16), and
+``digests`` uint8 (items, 16) of the images' files; it is whole or not there. The manifest names the shards with their
+SHA-256 and says ``"complete": true`` only at the end; an interrupted run resumes after the shards that are finished.
+Reading maps the files and copies the rows that are wanted.
 """
 
 import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +28,7 @@ from ggm_image.data.manifest import (
     finished_shards,
     note_file,
     shard_file,
+    state_of_shard,
 )
 from ggm_image.errors import UserError
 from ggm_image.files import (
@@ -37,6 +40,8 @@ from ggm_image.files import (
     sha256_file,
     write_json,
 )
+
+_OURS = re.compile(r"manifest\.json|tokens-\d{5,}\.(safetensors|json)|report\.(json|png)|worst\.png")
 
 __all__ = ["SHARD_SIZE", "Manifest", "TokenCache", "TokenCacheWriter", "check_tokens"]
 
@@ -89,17 +94,11 @@ class TokenCacheWriter:
     def _go_on(self) -> None:
         """Go by the manifest that is there, if it is of the same request."""
         before = Manifest.read(self.folder)
-        ours, theirs = self.manifest.request(), before.request()
-        different = [key for key in ours if ours[key] != theirs.get(key)]
-        if different:
-            key, was, now = different[0], theirs.get(different[0]), ours[different[0]]
-            if isinstance(was, dict) and isinstance(now, dict):  # the first of its entries that differs
-                entry = next(name for name in {**now, **was} if now.get(name) != was.get(name))
-                key, was, now = f"{key}.{entry}", was.get(entry), now.get(entry)
+        if difference := self.manifest.difference(before):
             raise UserError(
                 "output folder holds a token cache of another request",
-                f"{self.folder}: {key} is {was!r:.200}, now {now!r:.200}",
-                "choose another folder or remove this one",
+                f"{self.folder}: {difference}",
+                "choose another folder, or add --overwrite to replace this one",
             )
         self.manifest = before
 
@@ -111,13 +110,20 @@ class TokenCacheWriter:
                 continue
             # Another process may have completed the cache, and removed the notes, since we read the manifest.
             self._go_on()
-            if self._is_whole(shard):
-                continue
-            if self.manifest.complete:
-                self.manifest.complete = False
-                write_json(self.folder / "manifest.json", asdict(self.manifest))
-            for path in files:
-                path.unlink(missing_ok=True)
+            if not self._is_whole(shard):
+                self._drop(shard)
+
+    def drop(self, unit: int) -> None:
+        """Remove the finished shards of a unit, so that it is pending again."""
+        for shard in self.shards_of(unit):
+            self._drop(shard)
+
+    def _drop(self, shard: int) -> None:
+        if self.manifest.complete:
+            self.manifest.complete = False
+            write_json(self.folder / "manifest.json", asdict(self.manifest))
+        for name in (note_file(shard), shard_file(shard)):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _is_whole(self, shard: int) -> bool:
         entry = finished_shard(self.folder, self.manifest, shard)
@@ -134,6 +140,12 @@ class TokenCacheWriter:
     def is_finished(self, shard: int) -> bool:
         """Whether a shard is there, by whichever process."""
         return finished_shard(self.folder, self.manifest, shard) is not None
+
+    def finished_units(self) -> Iterator[int]:
+        """Shards of this process that are there, in order; of a stream its parts."""
+        for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
+            if all(map(self.is_finished, self.shards_of(unit))):
+                yield unit
 
     def pending_units(self) -> Iterator[int]:
         """Shards of this process that are still to be written, in order; of a stream its parts."""
@@ -154,6 +166,8 @@ class TokenCacheWriter:
         skipped: Sequence[dict[str, Any]] = (),
         part: str | None = None,
         keys: UInt8[np.ndarray, "n 16"] | None = None,
+        digests: UInt8[np.ndarray, "items 16"] | None = None,
+        state: str = "",
     ) -> None:
         """Write one shard, unless another process has.
 
@@ -165,6 +179,8 @@ class TokenCacheWriter:
                 ``item`` counts from the start of the part.
             part: of a stream: the name of the part.
             keys: of a stream: a digest of every row's key.
+            digests: of the content of every image's file, those that were skipped included.
+            state: a digest of the sizes and times of these files.
         """
         from safetensors.numpy import save_file
 
@@ -183,6 +199,9 @@ class TokenCacheWriter:
             "sha256": "",
             "skipped": list(skipped),
         }
+        if digests is not None:
+            arrays["digests"] = digests
+            entry["state"] = state
         if keys is not None:
             arrays["keys"] = keys
             classes = int(labels.max()) + 1 if len(labels) else 0
@@ -225,7 +244,9 @@ class TokenCacheWriter:
         entries = [entry for entry in found if entry is not None]
         if len(entries) < len(found):
             return len(found) - len(entries)
-        self.manifest.shards = entries
+        states = [state_of_shard(self.folder, self.manifest, shard) for shard in range(len(entries))]
+        self.manifest.states = states if any(states) else []
+        self.manifest.shards = [{k: v for k, v in entry.items() if k != "state"} for entry in entries]
         self.manifest.count = sum(entry["count"] for entry in entries)
         if self.manifest.count == 0:
             self.discard_if_empty()
@@ -276,6 +297,13 @@ class TokenCacheWriter:
         manifest.unlink(missing_ok=True)
         if self._is_new and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def discard_cache(folder: str | Path) -> None:
+    """Remove a token cache from a folder; files of others stay."""
+    for path in Path(folder).iterdir():
+        if _OURS.fullmatch(path.name) or is_temporary(path.name):
+            path.unlink(missing_ok=True)
 
 
 class _Overtaken(Exception):

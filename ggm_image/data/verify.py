@@ -8,6 +8,7 @@ import torch
 
 from ggm_image.data.images import ImageSource
 from ggm_image.data.manifest import shard_file
+from ggm_image.data.provenance import changed, counted, records_content
 from ggm_image.data.streams import KEY_BYTES, PictureStream
 from ggm_image.data.token_cache import TokenCache, check_tokens
 from ggm_image.errors import UserError
@@ -23,11 +24,14 @@ def verify(folder: str | Path, source: ImageSource | PictureStream | None = None
 
     Proven are: the SHA-256 of every shard; the count of every shard and of all; that the shards cover the items one
     after the other, each item in one row or among those that were skipped; of a stream, that no key is in two rows;
-    that tokens lie in the codebook and labels in the classes. With ``source``: that it has the same pictures, or parts,
-    with the same names, and of pictures that are read at random every row's label.
+    that tokens lie in the codebook and labels in the classes. With ``source``, which is read from end to end: that it
+    has the same images, or parts, with the same names and labels, and that every image's file is the one that was
+    encoded.
 
     Returns:
-        ``count``, ``skipped``, ``items``, ``shards``, and ``distinct``: what was compared to find duplicates.
+        ``count``, ``skipped``, ``items``, ``shards``; ``distinct``: what was compared to find duplicates; and
+        ``content``: whether the images of the source were compared. They are not without a source, nor for a cache of
+        an earlier version, which did not record them.
 
     Raises:
         UserError: at the first thing that is not so.
@@ -36,6 +40,8 @@ def verify(folder: str | Path, source: ImageSource | PictureStream | None = None
     manifest = cache.manifest
     _check_counts(cache)
     if source is not None:
+        if isinstance(source, ImageSource):
+            source.order_classes(manifest.class_names)
         _check_source(cache, source)
     shards = progress(range(len(manifest.shards)), total=len(manifest.shards), unit="shard", label="verify")
     for shard in shards:
@@ -49,12 +55,14 @@ def verify(folder: str | Path, source: ImageSource | PictureStream | None = None
         _check_labels(cache, shard, source)
     if manifest.parts:
         _check_keys(cache)
+    is_compared = source is not None and _check_content(cache, source)
     return {
         "count": manifest.count,
         "skipped": len(manifest.skipped()),
         "items": manifest.items,
         "shards": len(manifest.shards),
         "distinct": "keys" if manifest.parts else "items",
+        "content": is_compared,
     }
 
 
@@ -89,7 +97,7 @@ def _check_source(cache: TokenCache, source: ImageSource | PictureStream) -> Non
         got = f"{cache.folder}: {known.get(kind, 'no')} {kind}, the source has {ours}"
         raise UserError("cache must hold what its source holds", got, "encode it again to another folder")
     if known["sha256"] != source.fingerprint():
-        fix = "give the source that was encoded"
+        fix = "give the source that was encoded, with the same --label-key"
         raise UserError("cache is not of this source: names or labels differ", source.description, fix)
 
 
@@ -105,6 +113,20 @@ def _check_labels(cache: TokenCache, shard: int, source: ImageSource | PictureSt
         wanted = [source.labels[k % len(source)] for k in manifest.items_of(shard) if k not in skipped]
         if wanted != labels.tolist():
             raise UserError("labels must be those of the source", path, _REMEDY)
+
+
+def _check_content(cache: TokenCache, source: ImageSource | PictureStream) -> bool:
+    """Whether the images could be compared; UserError where they are not what was encoded."""
+    manifest = cache.manifest
+    units = range(manifest.parts or manifest.shards_in_all)
+    if not all(records_content(cache.folder, unit) for unit in units):
+        return False
+    shards = progress(units, total=len(units), unit="shard", label="compare")
+    count, some = counted(name for unit in shards for name in changed(cache.folder, manifest, unit, source))
+    if count:
+        fix = "encode again with --overwrite, or to another folder"
+        raise UserError("images are not those that were encoded", f"{cache.folder}: {count}, {some}", fix)
+    return True
 
 
 def _check_keys(cache: TokenCache) -> None:

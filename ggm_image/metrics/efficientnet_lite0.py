@@ -64,6 +64,11 @@ def prepare(image: UInt8[Tensor, "3 _ _"]) -> Float[Tensor, "3 128 128"]:
     return pixels[0].clamp(0, 255) / 127.5 - 1
 
 
+def is_installed() -> bool:
+    """Whether the package with the weights is installed."""
+    return find_spec(PACKAGE) is not None
+
+
 def installed_weights() -> Path:
     """The file of the installed package, which is not imported."""
     found = find_spec(PACKAGE)

@@ -278,22 +278,10 @@ def _clip(device: torch.device) -> Extractor:
 
 
 def _timm(name: str, weights: str | os.PathLike[str] | None, device: torch.device) -> Extractor:
-    import timm
     from timm.data import create_transform, resolve_model_data_config
 
     model_name = name.removeprefix("timm:")
-    if not timm.is_model(model_name.split(".")[0]):
-        near = difflib.get_close_matches(model_name, timm.list_models(), n=1, cutoff=0.3)
-        raise UserError("timm has no such model", model_name, f"did you mean timm:{(near or ['resnet50'])[0]}?")
-    path = _downloaded_timm(model_name) if weights is None else Path(weights)
-    try:
-        overlay: dict[str, Any] = {"file": str(path)}
-        if path.suffix == ".safetensors":  # the model's own reader is for the published .npz
-            overlay["custom_load"] = False
-        network = timm.create_model(model_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
-    except Exception as error:  # a file of another model fails in many ways, and all mean the same here
-        fix = "check the name, or give the file by --weights"
-        raise UserError("weights of a timm model cannot be loaded", f"{name}, {path}: {_line(error)}", fix) from error
+    network, path = timm_network(model_name, weights)
     config = resolve_model_data_config(network)
     transform = create_transform(**config, is_training=False)
     size = " x ".join(map(str, config["input_size"][1:]))
@@ -308,6 +296,34 @@ def _timm(name: str, weights: str | os.PathLike[str] | None, device: torch.devic
         prepare=lambda image: transform(to_pil(image)),
         network=network.to(device),
     )
+
+
+def timm_network(model_name: str, weights: str | os.PathLike[str] | None) -> tuple[Any, Path]:
+    """A timm model with its published weights, without its head, for inference; and the file that they came from.
+
+    Args:
+        model_name: timm's name.
+        weights: a local file; the weights are downloaded once by default.
+
+    Raises:
+        UserError: timm has no such model, its weights cannot be downloaded, or the file does not fit.
+    """
+    import timm
+
+    if not timm.is_model(model_name.split(".")[0]):
+        near = difflib.get_close_matches(model_name, timm.list_models(), n=1, cutoff=0.3)
+        raise UserError("timm has no such model", model_name, f"did you mean timm:{(near or ['resnet50'])[0]}?")
+    path = _downloaded_timm(model_name) if weights is None else Path(weights)
+    try:
+        overlay: dict[str, Any] = {"file": str(path)}
+        if path.suffix == ".safetensors":  # the model's own reader is for the published .npz
+            overlay["custom_load"] = False
+        network = timm.create_model(model_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
+    except Exception as error:  # a file of another model fails in many ways, and all mean the same here
+        fix = "check the name, or give the file by --weights"
+        got = f"{model_name}, {path}: {_line(error)}"
+        raise UserError("weights of a timm model cannot be loaded", got, fix) from error
+    return network, path
 
 
 def _downloaded_timm(model_name: str) -> Path:

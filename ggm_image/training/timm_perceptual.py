@@ -52,6 +52,8 @@ class TimmPerceptual(nn.Module):
         self.size = size
         mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
         # images in [-1, 1] to the network's own scale: (x / 2 + 1/2 - mean) / std
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", 0.5 / std)
         self.register_buffer("shift", (0.5 - mean) / std)
         self.eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -22,7 +23,7 @@ from ggm_image.data import archives
 from ggm_image.errors import UserError
 from ggm_image.tokenizers import registry
 from tests.conftest import MeanTokenizer
-from tests.data.shards import write_shards
+from tests.data.shards import png, write_shards, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,45 @@ def test_encode_json_and_skip_bad(class_folder: Path, tmp_path: Path, capsys: py
     result = json.loads(captured.out)
     assert (result["count"], result["skipped"], result["grid"]) == (22, ["bee/2.png"], [4, 4])
     assert result["report"]["images"] == 22
+
+
+def test_images_that_changed_and_labels_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"{k}.{suffix}": data for k in range(3) for suffix, data in (("png", png(k)), ("txt", b"owl"))}
+    files["._0.png"] = b"notes"
+    tar, cache = write_tar(tmp_path / "a.tar", files), tmp_path / "cache"
+    options = ["--tokenizer", "mean", "--label-key", ".txt"]
+    assert run("encode", tar, cache, *options) == 0
+    captured = capsys.readouterr()
+    assert "3 pictures as 2 x 2 tokens, 1 classes" in captured.out
+    assert "labels from the .txt files, the first is 'owl'" in captured.err
+    assert "left out 1 file or folder of the operating system (e.g. ._0.png)" in captured.err
+    assert run("encode", tar, cache, "--label-key", ".txt", "--verify") == 0
+    assert f"every image of {tar} is the one that was encoded" in capsys.readouterr().out
+    write_tar(tar, {**files, "1.png": png(9)})
+    assert run("encode", tar, cache, *options) == 2
+    assert "error: images have changed since they were encoded" in capsys.readouterr().err
+    assert run("encode", tar, cache, *options, "--overwrite") == 0
+    assert run("encode", tar, cache, "--label-key", ".txt", "--verify") == 0
+
+
+def test_a_reduction_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: photos became thumbnails, and the summary spoke of tokens alone."""
+    (tmp_path / "photos").mkdir()
+    for k in range(3):
+        Image.new("RGB", (60 + k, 40)).save(tmp_path / "photos" / f"{k}.png")
+    spec = SimpleNamespace(name="larger", image_size=36, grid=9, codebook_size=256, data="ImageNet", reported={})
+    monkeypatch.setattr(registry, "tokenizer_specs", lambda: [spec])
+    assert run("encode", tmp_path / "photos", tmp_path / "a", "--tokenizer", "mean") == 0
+    line = "note: images of 61 x 40 pixels (median) are reduced to 8 x 8; to keep more: "
+    line += "--image-size 40 (10 x 10 tokens) or --tokenizer larger (36 pixels, 9 x 9 tokens)\n"
+    assert capsys.readouterr().err == line
+    shards = write_tar(tmp_path / "a.tar", {"a.png": (tmp_path / "photos/1.png").read_bytes(), "a.cls": b"0"})
+    assert run("encode", shards, tmp_path / "b", "--tokenizer", "mean") == 0
+    assert line in capsys.readouterr().err
+    assert run("encode", tmp_path / "photos", tmp_path / "c", "--tokenizer", "mean", "--image-size", 40) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_report_with_features(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

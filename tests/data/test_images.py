@@ -3,17 +3,20 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from ggm_image.data import images
+from ggm_image.data import deep_png, images
 from ggm_image.data.images import (
     image_grid,
     load_image,
+    open_image,
+    open_pil,
     open_source,
     preprocess,
     rgb_pixels,
@@ -23,6 +26,7 @@ from ggm_image.data.images import (
     to_uint8,
 )
 from ggm_image.errors import UserError
+from ggm_image.inpaint import load_mask, open_picture
 
 
 def packed(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -132,6 +136,109 @@ def test_exif_orientation_is_applied(kind: str) -> None:
     assert pixels[:, 20:].max() < 15
 
 
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def xmp_of(orientation: int | None) -> bytes:
+    turned = "" if orientation is None else f'tiff:Orientation="{orientation}"'
+    return XMP + f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description {turned}/></x:xmpmeta>'.encode()
+
+
+def with_segments(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with application segments (number, content) before all that it had."""
+    body = b"".join(bytes([0xFF, 0xE0 + n]) + struct.pack(">H", len(c) + 2) + c for n, c in segments)
+    return jpeg[:2] + body + jpeg[2:]
+
+
+def oriented(kind: str, orientation: int) -> bytes:
+    """A file whose pixels are stored as drawn, and whose metadata give an orientation in the way ``kind`` names."""
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    if not kind.startswith("JPEG"):
+        if kind == "PNG16":
+            png, content = png16(noise.astype(np.uint16) * 257), b"eXIf" + exif_of(orientation)[6:]
+            length, checksum = struct.pack(">I", len(content) - 4), struct.pack(">I", zlib.crc32(content))
+            return png[:33] + length + content + checksum + png[33:]
+        options = {"lossless": True} if kind == "WEBP" else {}
+        return packed(image, kind, exif=exif_of(orientation)[6:], **options)
+    jpeg, exif = packed(image, "JPEG", quality=90), (1, exif_of(orientation))
+    icc, iptc = (2, b"ICC_PROFILE\0\1\1" + bytes(128)), (13, b"Photoshop 3.0\0")
+    orders = {
+        "JPEG": [exif],
+        "JPEG XMP, EXIF": [(1, xmp_of(None)), exif],
+        "JPEG EXIF, XMP": [exif, (1, xmp_of(None))],
+        "JPEG other APP1, EXIF": [(1, b"somebody's own"), exif],
+        "JPEG APP2, APP13, XMP, EXIF": [icc, iptc, (1, xmp_of(None)), exif],
+        "JPEG XMP alone": [(1, xmp_of(orientation))],
+    }
+    return with_segments(jpeg, *orders[kind])
+
+
+KINDS = [
+    "JPEG",
+    "JPEG XMP, EXIF",
+    "JPEG EXIF, XMP",
+    "JPEG other APP1, EXIF",
+    "JPEG APP2, APP13, XMP, EXIF",
+    "JPEG XMP alone",
+    "PNG",
+    "PNG16",
+    "WEBP",
+    "TIFF",
+]
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_door_turns_every_file_alike(kind: str, orientation: int, tmp_path: Path) -> None:
+    """Seen to fail: torchvision looks for EXIF in the first APP1 segment alone; XMP before it hid the orientation."""
+    stored = np.asarray(Image.open(io.BytesIO(oriented(kind, 1))).convert("RGB"))
+    expected = TURNS[orientation](stored)
+    path = tmp_path / "a"
+    path.write_bytes(oriented(kind, orientation))
+    with open(path, "rb") as file, Image.open(path) as image:
+        for source in (path.read_bytes(), path, file, image):
+            np.testing.assert_array_equal(open_image(source).permute(1, 2, 0), expected)
+    np.testing.assert_array_equal(open_pil(path), expected)
+    np.testing.assert_array_equal(open_picture(path), expected)
+    np.testing.assert_array_equal(load_mask(path, np.ones(expected.shape[:2], dtype=bool))[0], expected)
+
+
+def test_what_is_no_source_of_an_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(packed(Image.new("RGB", (2, 2))))
+    with open(tmp_path / "a.png", encoding="latin-1") as file, pytest.raises(UserError, match="binary mode"):
+        open_image(file)
+    for source in (3, None, np.zeros((2, 2, 3), np.uint8)):
+        with pytest.raises(UserError, match=f"of the type {type(source).__name__}"):
+            open_image(source)
+    with pytest.raises(UserError, match=r"mask cannot be read \(m\.png: "):
+        open_pil(b"text", name="m.png", what="mask")
+
+
+def test_deep_colour_is_rounded_in_its_own_mode_too() -> None:
+    """Seen to fail: Pillow keeps the high byte of 16 bits, so inpainting and encoding saw different pixels."""
+    values = np.random.default_rng(0).integers(0, 65536, (3, 4, 3), dtype=np.uint16)
+    assert open_pil(png16(values)).mode == "RGB"
+    np.testing.assert_array_equal(open_pil(png16(values)), open_image(png16(values)).permute(1, 2, 0))
+    assert [open_pil(png16(values[..., :1].repeat(n, 2))).mode for n in (1, 2, 4)] == ["I;16", "LA", "RGBA"]
+
+
 def test_exif_that_cannot_be_read_turns_nothing() -> None:
     """Seen to fail: Pillow reads it when the file is opened, and again, with an error, in a copy of the picture."""
     buffer = io.BytesIO()
@@ -150,7 +257,8 @@ def test_animation_gives_its_first_frame() -> None:
 def test_pillow_takes_over_where_torchvision_has_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [packed(Image.fromarray(gradient())), packed(Image.fromarray(gradient()), "JPEG", quality=90)]
     before = [load_image(d) for d in data]
-    monkeypatch.setattr(images, "_torchvision_decode", lambda: None)
+    monkeypatch.setattr(images, "torchvision_decode", lambda: None)
+    monkeypatch.setattr(deep_png, "torchvision_decode", lambda: None)
     after = [load_image(d) for d in data]
     assert torch.equal(before[0], after[0])
     # Both are libjpeg, but perhaps two releases of it.

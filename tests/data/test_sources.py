@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ggm_image.data.images import ImageSource, open_source
+from ggm_image.data.images import ImageSource, load_image, open_source
 from ggm_image.errors import UserError
 from tests.conftest import pack
+from tests.data.shards import png, write_tar
 
 NAMES = [f"ant/{k}.png" for k in range(4)] + [f"bee/{k}.png" for k in range(5)] + [f"cow/{k}.png" for k in range(3)]
 LABELS = [0] * 4 + [1] * 5 + [2] * 3
@@ -100,6 +101,84 @@ def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
         tar.addfile(tarfile.TarInfo(name), io.BytesIO())
     with pytest.raises(UserError, match="unsafe name"):
         open_source(tmp_path / "a.tar")
+
+
+def test_only_an_ancestor_is_a_circle(class_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: of two class folders that are links to one, a class vanished without a word."""
+    real = class_folder.parent / "elsewhere"
+    (class_folder / "bee").rename(real)
+    for name in ("bee", "wasp"):
+        (class_folder / name).symlink_to(real)
+    (real / "deeper").mkdir()
+    (real / "deeper" / "up").symlink_to(real)
+    source = open_source(class_folder)
+    assert source.class_names == ["ant", "bee", "cow", "wasp"]
+    assert source.labels == [0] * 4 + [1] * 5 + [2] * 3 + [3] * 5
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "2 links to folders that contain them (e.g. " in line
+    (class_folder / "itself").symlink_to("itself")
+    assert len(open_source(class_folder)) == 17
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_left_out_is_counted_by_reason(
+    class_folder: Path, tmp_path: Path, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: a folder of HEIC vanished, and ``@eaDir`` was a class of thumbnails."""
+    extra = {
+        "dog/1.heic": b"x", "dog/2.HEIC": b"x", "ant/notes.txt": b"x", "ant/empty.png": b"", "ant/.hidden.png": b"x",
+        "@eaDir/0.png/SYNOPHOTO_THUMB_S.jpg": b"x", "__MACOSX/ant/0.png": b"x", "ant/._0.png": b"x",
+        "bee/Thumbs.db": b"x", "manifest.json": b"{}",
+    }  # fmt: skip
+    for name, content in extra.items():
+        (class_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (class_folder / name).write_bytes(content)
+    source = open_source(pack(class_folder, tmp_path / "a.tar") if packed else class_folder)
+    assert (source.names, source.labels, source.class_names) == (NAMES, LABELS, ["ant", "bee", "cow"])
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "2 .heic files (convert to JPEG or PNG; e.g. dog/" in line
+    for part in ("1 .txt file (e.g. ant/notes.txt)", "1 hidden file", "1 empty file (e.g. ant/empty.png)"):
+        assert part in line
+    assert "4 files or folders of the operating system" in line
+    assert ".json" not in line
+    if not packed:
+        assert "1 folder without an image, which is no class (dog)" in line
+
+
+def test_nothing_but_other_formats_says_which(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no pictures found .*1 \.heic file \(convert to JPEG or PNG; e\.g\. a\.heic"):
+        open_source(tmp_path)
+
+
+def test_nothing_is_said_where_nothing_is_left_out(class_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_source(class_folder)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_classes_that_are_numbers_are_in_their_order(flat_folder: Path, tmp_path: Path, packed: bool) -> None:
+    """Seen to fail: "10" came before "2", so that labels disagreed with those of the same set as numbers."""
+    names = ["10", "2", "0", "1", "100"]
+    for k, name in enumerate(names):
+        (flat_folder / name).mkdir()
+        (flat_folder / f"{k}.png").rename(flat_folder / name / "a.png")
+    source = open_source(pack(flat_folder, tmp_path / "a.tar") if packed else flat_folder)
+    assert source.class_names == ["0", "1", "2", "10", "100"]
+    assert [source.class_names[label] for label in source.labels] == [name.split("/")[0] for name in source.names]
+    (flat_folder / "2").rename(flat_folder / "two")
+    assert open_source(flat_folder).class_names == ["0", "1", "10", "100", "two"]
+
+
+def test_apple_double_pax_headers_and_capital_suffixes(tmp_path: Path) -> None:
+    long = "a" * 120
+    files = {f"./set/{place}/._{long}.JPG": b"notes" for place in "xy"}
+    files |= {f"./set/{place}/{long}.JPG": png(k) for k, place in enumerate("xy")}
+    source = open_source(write_tar(tmp_path / "a.tar", dict(sorted(files.items()))))
+    assert source.names == [f"set/{place}/{long}.JPG" for place in "xy"]
+    assert torch.equal(source[1], load_image(png(1)))
 
 
 def test_links_in_circles_end(class_folder: Path) -> None:

@@ -50,9 +50,11 @@ def rewrite(folder: Path, shard: int, change: Callable[[dict[str, np.ndarray]], 
 
 def test_sound_caches(folder: Path, stream: Path, class_folder: Path, tmp_path: Path) -> None:
     expected = {"count": 22, "skipped": 2, "items": 24, "shards": 5, "distinct": "items"}
-    assert verify(folder) == verify(folder, open_pictures(str(class_folder))) == expected
+    assert verify(folder) == {**expected, "content": False}
+    assert verify(folder, open_pictures(str(class_folder))) == {**expected, "content": True}
     expected = {"count": 30, "skipped": 0, "items": 30, "shards": 10, "distinct": "keys"}
-    assert verify(stream) == verify(stream, open_pictures(str(tmp_path / "shards"))) == expected
+    assert verify(stream) == {**expected, "content": False}
+    assert verify(stream, open_pictures(str(tmp_path / "shards"))) == {**expected, "content": True}
 
 
 def test_a_flipped_bit(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """WebDataset: which files are a sample, what its class is, and what is no sample."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from ggm_image.data.encode import open_pictures
 from ggm_image.data.images import ImageSource, load_image
-from ggm_image.data.streams import PictureStream, Sample, read_classes
+from ggm_image.data.streams import ClassIndex, PictureStream, Sample, read_classes
 from ggm_image.data.webdataset import open_webdataset
 from ggm_image.errors import UserError
 from tests.conftest import pack
@@ -61,7 +62,6 @@ def test_where_the_class_stands(tmp_path: Path, files: dict[str, bytes], classes
 @pytest.mark.parametrize(
     ("cls", "classes", "wanted"),
     [
-        (b"dog", (), r"not known .*a\.tar: a: 'dog'.*--classes FILE"),
         (b"cow", ("cat", "dog"), r"not known .*'cow'.*check --classes"),
         (b"2", ("cat", "dog"), r"\[0, 2\) .*a: 2"),
         (b"-1", (), "not known"),
@@ -80,6 +80,7 @@ def test_classes_that_do_not_exist(tmp_path: Path, cls: bytes, classes: tuple[st
         ({"b.cls": b"1"}, r"one picture .*a\.tar: b: cls"),
         ({"b.cls": b"1", "b.png": png(0), "b.jpg": png(0)}, "one picture"),
         ({"b.v2.png": png(0)}, r"one picture .*v2\.png"),
+        ({"b.seg.png": png(0), "b.cls": b"1"}, r"one picture .*b: seg\.png, cls"),
         ({"b.png": png(0)}, "either all have a class or none .*b has none"),
         ({"b.png": png(0), "b.json": b"{"}, "no JSON"),
         ({"b.png": b"text", "b.cls": b"1"}, r"a\.tar: b: not a picture"),
@@ -164,3 +165,123 @@ def test_class_names(tmp_path: Path) -> None:
     for asked in ("0", "names", "-1", "1.5"):
         with pytest.raises(UserError, match="a file with a name a line, or their number"):
             read_classes(asked)
+
+
+def img2dataset(folder: Path, first: int, labels: tuple[int | str, ...], field: str = "label") -> Path:
+    """A shard as img2dataset writes it: image, caption, and a JSON with the label."""
+    files = {}
+    for k, label in enumerate(labels):
+        key = f"{first:05d}{k:04d}"
+        files |= {f"{key}.jpg": png(k), f"{key}.txt": b"words"}
+        files[f"{key}.json"] = json.dumps({"caption": "words", field: label, "status": "success"}).encode()
+    return write_tar(folder / f"{first:05d}.tar", files)
+
+
+def labels_of(source: str, **options: object) -> tuple[list[str], list[int]]:
+    opened = open_pictures(source, **options)  # type: ignore[arg-type]
+    assert isinstance(opened, PictureStream)
+    return opened.class_names, [sample.label for k in range(len(opened.parts)) for sample in opened.read(k)]
+
+
+def test_one_tar_a_folder_and_a_pattern_have_the_same_labels(tmp_path: Path) -> None:
+    """Seen to fail: labels in JSON were none in a folder and in one tar, and six classes in a pattern."""
+    one = img2dataset(tmp_path / "a", 0, (3, 5, 0))
+    img2dataset(tmp_path / "a", 1, (2, 5))
+    assert labels_of(str(one)) == ([], [3, 5, 0])
+    for source in (f"{tmp_path}/a", f"{tmp_path}/a/{{00000..00001}}.tar", f"pipe:cat {tmp_path}/a/0000{{0,1}}.tar"):
+        assert labels_of(source) == ([], [3, 5, 0, 2, 5])
+        opened = open_webdataset(source)
+        list(opened.read(0))
+        assert opened.notes == ["labels from the json field 'label', the first is '3'"]
+
+
+def test_what_lies_beside_shards_takes_no_labels_away(tmp_path: Path) -> None:
+    img2dataset(tmp_path / "a", 0, (3, 5))
+    for name in ("@eaDir/00000.tar", "logs/notes.txt", "00000_stats.json"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("x")
+    assert labels_of(f"{tmp_path}/a") == ([], [3, 5])
+    (tmp_path / "a" / "logs" / "a.png").write_bytes(png(0))
+    assert isinstance(open_pictures(f"{tmp_path}/a"), ImageSource)
+
+
+@pytest.mark.parametrize("places", ["one", "folder", "pattern"])
+def test_labels_that_are_names_are_collected_and_sorted(tmp_path: Path, places: str) -> None:
+    img2dataset(tmp_path / "a", 0, ("dog", "cat", "10"))
+    img2dataset(tmp_path / "a", 1, ("ape", "dog"))
+    source = {"one": "a/00000.tar", "folder": "a", "pattern": "a/{00000,00001}.tar"}[places]
+    names, labels = labels_of(str(tmp_path / source))
+    assert names == sorted({"cat", "dog", "10"} | (set() if places == "one" else {"ape"}))
+    assert [names[label] for label in labels] == ["dog", "cat", "10"] + ([] if places == "one" else ["ape", "dog"])
+
+
+def test_names_in_a_stream_from_elsewhere_need_a_list(tmp_path: Path) -> None:
+    path = img2dataset(tmp_path, 0, ("dog",))
+    with pytest.raises(UserError, match=r"not known .*'dog'.*--classes FILE"):
+        labels_of(f"pipe:cat {path}")
+
+
+def test_a_label_key_insists(tmp_path: Path) -> None:
+    path = write_tar(
+        tmp_path / "a.tar",
+        {"a.jpg": png(0), "a.json": b'{"label": 1, "meta": {"kind": "owl"}, "a.b": "elk"}', "a.sort": b"newt\n"},
+    )
+    assert labels_of(str(path)) == ([], [1])
+    assert labels_of(str(path), label_key="meta.kind") == (["owl"], [0])
+    assert labels_of(str(path), label_key="a.b") == (["elk"], [0])
+    assert labels_of(str(path), label_key=".SORT") == (["newt"], [0])
+    opened = open_webdataset(str(path), label_key="breed")
+    assert "no json field 'breed'; its json has label, meta, a.b" in opened.notes[0]
+    (sample,) = opened.read(0)
+    with pytest.raises(UserError, match="label that --label-key names .*no json field 'breed'; its json has label"):
+        sample.load()
+
+
+def test_a_label_key_where_there_are_no_samples(class_folder: Path) -> None:
+    with pytest.raises(UserError, match="--label-key belongs to WebDataset"):
+        open_pictures(str(class_folder), label_key="label")
+
+
+def test_a_pattern_of_class_folders_has_their_classes(class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail: read as samples without labels."""
+    for name in ("ant", "cow"):
+        pack(class_folder / name, tmp_path / f"{name}.tar", lambda file, name=name: f"{name}/{file}")  # type: ignore[misc]
+    opened = open_pictures(f"{tmp_path}/{{ant,cow}}.tar")
+    assert isinstance(opened, ImageSource)
+    assert (opened.class_names, opened.labels) == (["ant", "cow"], [0] * 4 + [1] * 3)
+
+
+@pytest.mark.parametrize("plain_too", [False, True])
+def test_keys_with_dots_keep_their_labels(tmp_path: Path, plain_too: bool) -> None:
+    """Seen to fail: the key ended at the first dot, and the class was of a suffix that nobody reads."""
+    files = {f"in.2020.{k}.{suffix}": data for k in range(3) for suffix, data in (("jpg", png(k)), ("cls", b"%d" % k))}
+    if plain_too:
+        files |= {"a.jpg": png(7), "a.cls": b"7"}
+    found = {sample.name: sample.label for sample in stream_of(tmp_path, files)}
+    assert found == {f"in.2020.{k}": k for k in range(3)} | ({"a": 7} if plain_too else {})
+    assert open_pictures(str(tmp_path / "a.tar")).class_names == []
+    (sample,) = stream_of(tmp_path, {"b.v2.jpg": png(0), "b.json": b'{"label": 4}'})
+    assert (sample.name, sample.label) == ("b.v2", 4)
+
+
+def test_a_number_is_the_class_of_that_name(tmp_path: Path) -> None:
+    """Seen to fail: of the classes "0", "1", "10", "2" the label 2 was the third, "10"."""
+    path = img2dataset(tmp_path, 0, (2, 10, 1))
+    assert labels_of(str(path), class_names=["0", "1", "10", "2"])[1] == [3, 2, 1]
+
+
+def test_a_number_that_a_data_set_stores_for_its_own_names_is_an_index() -> None:
+    assert ClassIndex(["1", "2", "3"])(2, "here") == 1
+    assert ClassIndex(["1", "2", "3"], numbers_are_indices=True)(2, "here") == 2
+
+
+def test_apple_double_and_empty_images_in_shards(tmp_path: Path) -> None:
+    """Seen to fail: ``._IMG.JPG`` was cut at its first dot, and every second sample "came twice"."""
+    files = {}
+    for k in range(3):
+        files |= {f"./set/._IMG_{k}.JPG": b"notes", f"./set/IMG_{k}.JPG": png(k), f"./set/IMG_{k}.CLS": b"%d" % k}
+    files |= {"./set/IMG_4.JPG": b"", "./set/IMG_4.CLS": b"0", "__MACOSX/._a.jpg": b"notes"}
+    opened = open_webdataset(str(write_tar(tmp_path / "a.tar", files)))
+    assert [(sample.name, sample.label) for sample in opened.read(0)] == [(f"set/IMG_{k}", k) for k in range(3)]
+    assert str(opened.left_out).startswith("4 files or folders of the operating system (e.g. set/._IMG_0.JPG)")
+    assert "1 empty file" in str(opened.left_out)

@@ -208,6 +208,7 @@ def judge(case: Case, folder: Path) -> list[str]:
 
 
 def _complaints_of_refusal(lines: list[str]) -> list[str]:
+    lines = [line for line in lines if not line.startswith("note: ")]  # of what was left out, before it was refused
     if len(lines) != 1:
         return [f"not one line but {len(lines)}: {lines[:3]}"]
     line, found = lines[0], []

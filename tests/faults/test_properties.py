@@ -21,7 +21,7 @@ from ggm_image.canvas import plan_windows, window_side
 from ggm_image.data.archives import MOST_PLACES, expand
 from ggm_image.data.manifest import Manifest
 from ggm_image.data.token_cache import TokenCache, TokenCacheWriter
-from ggm_image.data.webdataset import _groups, _split
+from ggm_image.data.webdataset_samples import groups, split
 from ggm_image.errors import UserError
 from ggm_image.picture_folder import draw_folder
 from ggm_image.pipeline import Model, load_model
@@ -547,8 +547,8 @@ def test_a_pattern_says_what_is_meant(low: int, count: int, width: int, words: l
 @examples(60)
 @given(st.lists(st.tuples(st.one_of(st.text("ab./_", max_size=6), texts), st.just(b"")), max_size=6))
 def test_files_of_a_sample_are_those_of_one_key(files: list[tuple[str, bytes]]) -> None:
-    groups = tried(lambda: list(_groups(files)))
-    if groups is None:
+    found = tried(lambda: list(groups(files)))
+    if found is None:
         return
-    assert [(key, suffix) for key, group in groups for suffix in group] == [_split(name) for name, _ in files]
-    assert all(first[0] != second[0] for first, second in pairwise(groups))
+    assert [(key, suffix) for key, group in found for suffix in group] == [split(name) for name, _ in files]
+    assert all(first[0] != second[0] for first, second in pairwise(found))
