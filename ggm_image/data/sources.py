@@ -38,6 +38,7 @@ from ggm_image.data.selection import (
 )
 from ggm_image.errors import UserError
 from ggm_image.files import check_plain, read_plain
+from ggm_image.streams import say
 
 __all__ = ["IMAGE_SUFFIXES", "TAR_SUFFIXES", "PictureFiles", "find_pictures", "find_tars", "is_tar"]
 
