@@ -432,6 +432,9 @@ def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[st
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, 1 << 20)))
+        end = max((array["data_offsets"][1] for name, array in header.items() if name != "__metadata__"), default=0)
+        if 8 + length + end > path.stat().st_size:
+            raise ValueError("it is cut off")
         for name, (kind, shape) in wanted.items():
             entry, dtype = header[name], _DTYPES[kind]
             if (entry["dtype"], entry["shape"]) != (kind, shape):
