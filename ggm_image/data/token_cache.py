@@ -446,6 +446,6 @@ def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[st
                 raise ValueError(f"{name} begins before the data")
             place = 8 + length + offset
             maps[name] = np.memmap(path, dtype, "r", place, tuple(shape)) if shape[0] else np.empty(shape, dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError("shard of the token cache cannot be read", f"{path}: {error}", _REMEDY) from error
     return maps
