@@ -1,14 +1,11 @@
 """Pictures to a token cache, and a token cache back to pictures."""
 
-import contextlib
 import copy
 import functools
 import os
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from ggm_image.canvas import MAX_SIDE
 from ggm_image.data.images import (
     PREPROCESSING,
     ImageSource,
-    header_size,
     open_image,
     open_source,
     preprocess,
@@ -30,9 +26,10 @@ from ggm_image.data.images import (
     to_pil,
     to_uint8,
 )
-from ggm_image.data.manifest import finished_shards, state_of_shard
+from ggm_image.data.manifest import finished_shards
 from ggm_image.data.prefetch import Picture, Prefetch, decoded, default_workers
-from ggm_image.data.provenance import NOTHING, changed, counted, digest, stacked, state_of
+from ggm_image.data.provenance import NOTHING, check_unchanged, digest, stacked, state_of
+from ggm_image.data.reduction import say_reduction, some_sizes
 from ggm_image.data.sources import find_tars
 from ggm_image.data.streams import KEY_BYTES, PictureStream, Sample
 from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter, discard_cache
@@ -42,12 +39,9 @@ from ggm_image.files import atomic_folder, progress
 from ggm_image.streams import say
 from ggm_image.tokenizers import registry
 from ggm_image.tokenizers.base import Tokenizer
-from ggm_image.tokenizers.spec import TokenizerSpec
 
 PRECISIONS = ("fp32", "bf16")
 SIZES = 1000  # original sizes that are remembered, for their median
-MEASURED = 64  # images of a folder whose sizes are looked at before it is encoded
-MOST_CELLS = 32  # tokens along a side of what is proposed instead
 
 __all__ = [
     "PRECISIONS",
@@ -197,12 +191,12 @@ def encode(
     if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
         discard_cache(out)
     writer = TokenCacheWriter(out, manifest, share)
-    _check_unchanged(writer, source, overwrite)
+    check_unchanged(writer, source, overwrite=overwrite)
     encoder = _ShardEncoder(writer, tokenizer, batch_size, device, workers or default_workers(), skip_bad)
     try:
         units = list(writer.pending_units())
         if units and isinstance(source, ImageSource):
-            say_reduction(_some_sizes(source), tokenizer, size)
+            say_reduction(some_sizes(source), tokenizer, size)
         for unit in units:
             encoder.encode(unit, source)
             if unit == units[0] and not isinstance(source, ImageSource):
@@ -214,75 +208,6 @@ def encode(
         writer.discard_if_empty()
         raise
     return None if left else TokenCache.open(out)
-
-
-def _some_sizes(source: ImageSource) -> list[tuple[int, int]]:
-    """Width and height of a few images, spread over the source."""
-    count = min(MEASURED, len(source))
-    sizes = []
-    for k in range(count):
-        with contextlib.suppress(UserError):
-            sizes.append(header_size(source.content(k * len(source) // count)))
-    return [size for size in sizes if size is not None]
-
-
-def say_reduction(sizes: Sequence[tuple[int, int]], tokenizer: Tokenizer, size: int) -> None:
-    """Say on stderr that images lose most of their pixels, and what would keep more.
-
-    Args:
-        sizes: width and height of some of the images.
-        tokenizer: that encodes them.
-        size: side in pixels of the square that is encoded.
-    """
-    if not sizes:
-        return
-    width, height = (round(statistics.median(side)) for side in zip(*sizes, strict=True))
-    short = min(width, height)
-    if 2 * short < 3 * size:
-        return
-    cell = tokenizer.downscale
-    fixes = []
-    if (larger := min(short, MOST_CELLS * cell) // cell * cell) > size:
-        fixes.append(f"--image-size {larger} ({larger // cell} x {larger // cell} tokens)")
-    if spec := _tokenizer_for(short, tokenizer):
-        fixes.append(f"--tokenizer {spec.name} ({spec.image_size} pixels, {spec.grid} x {spec.grid} tokens)")
-    fix = f"; to keep more: {' or '.join(fixes)}" if fixes else ""
-    say(f"note: images of {width} x {height} pixels (median) are reduced to {size} x {size}{fix}")
-
-
-def _tokenizer_for(side: int, tokenizer: Tokenizer) -> TokenizerSpec | None:
-    """A known tokenizer of images up to ``side`` pixels, more than the given one's: for photos of anything first."""
-    fitting = [s for s in registry.tokenizer_specs() if tokenizer.image_size < s.image_size <= side]
-
-    def preference(spec: TokenizerSpec) -> tuple[bool, int, int, bool, str]:
-        is_general = spec.data in ("ImageNet", "OpenImages")
-        return not is_general, spec.grid, spec.codebook_size, not spec.reported, spec.name
-
-    return min(fitting, key=preference, default=None)
-
-
-def _check_unchanged(writer: TokenCacheWriter, source: ImageSource | PictureStream, overwrite: bool) -> None:
-    """Compare the finished shards of this process with their source; drop those that differ, or raise UserError."""
-    folder, manifest = writer.folder, writer.manifest
-    differing: list[Iterator[str]] = []
-    for unit in list(writer.finished_units()):
-        if (state := state_of(source, manifest, unit)) and state == state_of_shard(folder, manifest, unit):
-            continue
-        if not state and not state_of_shard(folder, manifest, unit):
-            continue  # what comes over a network would have to be read again in full; --verify does
-        names = changed(folder, manifest, unit, source)
-        first = next(names, None)
-        if first is not None and overwrite:
-            writer.drop(unit)
-        elif first is not None:
-            differing.append(chain([first], names))
-    if differing:
-        count, some = counted(chain.from_iterable(differing))
-        raise UserError(
-            "images have changed since they were encoded",
-            f"{folder}: {count}, {some}",
-            "encode to another folder, or add --overwrite to encode their shards again",
-        )
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ digest of the sizes and modification times of those files: while it agrees, noth
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ggm_image.data.images import ImageSource
-from ggm_image.data.manifest import Manifest, finished_shard, shard_file
+from ggm_image.data.manifest import Manifest, finished_shard, shard_file, state_of_shard
 from ggm_image.data.streams import PictureStream
+from ggm_image.data.token_cache import TokenCacheWriter
 from ggm_image.errors import UserError
 
 DIGEST_BYTES = 16
@@ -118,3 +119,27 @@ def _digest_of(content: Callable[[], bytes]) -> bytes:
         return digest(content())
     except UserError:
         return NOTHING
+
+
+def check_unchanged(writer: TokenCacheWriter, source: ImageSource | PictureStream, *, overwrite: bool) -> None:
+    """Compare the finished shards of this process with their source; drop those that differ, or raise UserError."""
+    folder, manifest = writer.folder, writer.manifest
+    differing: list[Iterator[str]] = []
+    for unit in list(writer.finished_units()):
+        if (state := state_of(source, manifest, unit)) and state == state_of_shard(folder, manifest, unit):
+            continue
+        if not state and not state_of_shard(folder, manifest, unit):
+            continue  # what comes over a network would have to be read again in full; --verify does
+        names = changed(folder, manifest, unit, source)
+        first = next(names, None)
+        if first is not None and overwrite:
+            writer.drop(unit)
+        elif first is not None:
+            differing.append(chain([first], names))
+    if differing:
+        count, some = counted(chain.from_iterable(differing))
+        raise UserError(
+            "images have changed since they were encoded",
+            f"{folder}: {count}, {some}",
+            "encode to another folder, or add --overwrite to encode their shards again",
+        )

@@ -432,6 +432,9 @@ def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[st
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, 1 << 20)))
+        end = max((array["data_offsets"][1] for name, array in header.items() if name != "__metadata__"), default=0)
+        if 8 + length + end > path.stat().st_size:
+            raise ValueError("it is cut off")
         for name, (kind, shape) in wanted.items():
             entry, dtype = header[name], _DTYPES[kind]
             if (entry["dtype"], entry["shape"]) != (kind, shape):
@@ -443,6 +446,6 @@ def _map_arrays(path: Path, wanted: dict[str, tuple[str, list[int]]]) -> dict[st
                 raise ValueError(f"{name} begins before the data")
             place = 8 + length + offset
             maps[name] = np.memmap(path, dtype, "r", place, tuple(shape)) if shape[0] else np.empty(shape, dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError("shard of the token cache cannot be read", f"{path}: {error}", _REMEDY) from error
     return maps

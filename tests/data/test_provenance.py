@@ -214,3 +214,12 @@ def test_classes_in_the_order_of_an_earlier_version_keep_their_indices(flat_fold
     assert encode(flat_folder, tmp_path / "cache", MeanTokenizer()) is not None
     assert contents(tmp_path / "cache") == before
     verify(tmp_path / "cache", open_pictures(str(flat_folder)))
+
+
+def test_a_shard_that_lacks_its_last_byte_is_refused(class_folder: Path, tmp_path: Path) -> None:
+    """Seen to fail: the digests are the last array, which reading tokens does not need."""
+    run(class_folder, tmp_path / "cache")
+    path = tmp_path / "cache" / "tokens-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="cannot be read .*tokens-00001.*cut off"):
+        TokenCache.open(tmp_path / "cache")
