@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggm_image.training import engine, generator, tokenizer
+from ggm_image.training import engine
 from tests.faults import corpus
 from tests.faults.corpus import THEMES, Case, judge, make_world
 
@@ -26,10 +26,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Case]]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without curves, which have a theme of their own, and write no logs of TensorBoard."""
-    for trainer in (generator, tokenizer):
-        monkeypatch.setattr(trainer, "plot_at_the_end", lambda folder: None)
+def quick(no_curves: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write no logs of TensorBoard."""
     monkeypatch.setattr(engine.Log, "_open_board", staticmethod(lambda folder, step: None))
 
 
