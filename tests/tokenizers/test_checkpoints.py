@@ -211,7 +211,7 @@ def test_names_that_are_refused(names: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(("text", "read"), [(rb"a\d", "a\\d"), (rb"a\777", None), (rb"\x", None)])
 def test_escapes_that_mean_nothing_are_no_warning(text: bytes, read: str | None) -> None:
-    """pickletools decodes text of protocol 0 as Python source code. Seen to fail: a DeprecationWarning is an error here."""
+    """pickletools decodes text of protocol 0 as Python source code. Seen to fail with a DeprecationWarning."""
     source = b"S'" + text + b"'\n."
     if read is None:
         with pytest.raises(UserError, match="a whole pickle"):
