@@ -9,16 +9,25 @@ PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
 PICTURE = samples/$(CLASS).png
+# One thread a process. A test of a group stays with the others of the group, which share what is slow to make.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: sample test lint docs bench soak clean
+.PHONY: sample test test-slow test-all lint docs bench soak clean
 
 sample: $(VENV)/.installed
 	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
 	@echo "$(CURDIR)/$(PICTURE)"
 
 test: $(VENV)/.with-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(PYTEST) -m "not slow"
+
+# What takes minutes: killed commands, the corpus of hostile inputs, several processes, compilers, the wheel.
+test-slow: $(VENV)/.with-test
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.with-test
+	$(PYTEST)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check

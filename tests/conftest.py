@@ -52,6 +52,13 @@ def draw_picture(seed: int, side: int = 8) -> np.ndarray:
 
 
 @pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without curves: matplotlib takes three times as long as the training of a tiny network."""
+    for trainer in ("generator", "tokenizer"):
+        monkeypatch.setattr(f"ggm_image.training.{trainer}.plot_at_the_end", lambda folder: None)
+
+
+@pytest.fixture
 def class_folder(tmp_path: Path) -> Path:
     """Class folders ``ant`` (4 pictures), ``bee`` (5) and ``cow`` (3): PNG of 8 x 8 pixels."""
     root = tmp_path / "pictures"

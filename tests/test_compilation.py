@@ -19,6 +19,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
     """With torch itself: what it raises there is its own affair, and was a traceback of a hundred lines."""
     code = "from ggm_image.compilation import cannot_compile; print(cannot_compile('cpu'))"

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
@@ -266,11 +266,13 @@ def _command(command: str) -> Iterator[IO[bytes]]:
                 said = errors.read().decode("utf-8", "replace").strip().splitlines()
                 raise Broken(f"the command failed with code {code}" + (f", {said[-1]}" if said else ""))
         finally:
-            process.stdout.close()
-            if process.poll() is None:
+            if process.returncode is None:
+                # Before the pipe is closed and the shell waited for: what it has started may outlive it.
                 if hasattr(os, "killpg"):
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with suppress(PermissionError):  # macOS, where the shell has just ended
+                        os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
+            process.stdout.close()
             process.wait()
 
 

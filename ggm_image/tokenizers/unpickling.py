@@ -14,6 +14,7 @@ and takes memory for a tensor before it has looked at how much the file holds.
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -70,12 +71,15 @@ class Machine:
             UserError: it is damaged or hostile, or too large, too long or too deep for a weights file.
         """
         try:
-            for step, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(data))):
-                if step > MAX_STEPS:
-                    raise _unlike("its pickle has more than a million instructions")
-                if opcode.name == "STOP":
-                    return self.top(pop=True), (position or 0) + 1
-                self.step(opcode.name, argument)
+            with warnings.catch_warnings():
+                # pickletools decodes text of protocol 0 as Python source: a damaged file would print a warning.
+                warnings.filterwarnings("ignore", ".*invalid (octal )?escape sequence")
+                for step, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(data))):
+                    if step > MAX_STEPS:
+                        raise _unlike("its pickle has more than a million instructions")
+                    if opcode.name == "STOP":
+                        return self.top(pop=True), (position or 0) + 1
+                    self.step(opcode.name, argument)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, UserError):
                 raise

@@ -15,6 +15,7 @@ def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     arguments = ["train", str(tmp_path / "c.yaml"), "--data", str(cache), "--out", str(tmp_path / "run")]
     assert main([*arguments, "train.steps=2", "--device", "cpu", "--seed", "3"]) == 0
     assert "seed: 3" in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "curves.png").is_file()
     assert str(tmp_path / "run" / "model") in capsys.readouterr().out
     assert main([*arguments, "train.steps=2"]) == 2
     assert "add --resume" in capsys.readouterr().err

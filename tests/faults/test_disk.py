@@ -12,7 +12,10 @@ from ggm_image.training.engine import has_checkpoint
 from tests.faults.harness import assert_whole, digests
 from tests.faults.stories import NAMES, Command, prepare
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.slow,
+]
 ROOT = Path(__file__).parents[2]
 ROOM = {
     "encode": 24_000,

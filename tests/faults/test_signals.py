@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.stories import NAMES
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

@@ -209,6 +209,17 @@ def test_names_that_are_refused(names: tuple[str, str]) -> None:
         Machine({}, {}).run(source)
 
 
+@pytest.mark.parametrize(("text", "read"), [(rb"a\d", "a\\d"), (rb"a\777", None), (rb"\x", None)])
+def test_escapes_that_mean_nothing_are_no_warning(text: bytes, read: str | None) -> None:
+    """pickletools decodes text of protocol 0 as Python source code. Seen to fail with a DeprecationWarning."""
+    source = b"S'" + text + b"'\n."
+    if read is None:
+        with pytest.raises(UserError, match="a whole pickle"):
+            Machine({}, {}).run(source)
+    else:
+        assert Machine({}, {}).run(source) == (read, len(source))
+
+
 def rewritten(path: Path, change: Any, **options: Any) -> Path:
     """A copy of a torch zip with its entries changed: ``change(name, bytes)`` gives what is written, or None."""
     out = path.with_name("changed.ckpt")

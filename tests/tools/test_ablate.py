@@ -113,6 +113,7 @@ def test_learned_positions_are_the_only_ones(ablate: ModuleType) -> None:
     assert moves_along()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_every_row_trains_and_draws(
     ablate: ModuleType, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -66,6 +66,7 @@ class Means(nn.Module):
         return x.float().mean(dim=[2, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_the_whole_comparison_and_its_resumption(
     compare: ModuleType, class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,6 +100,7 @@ def fork(rank: int, world: int, port: int, job: dict[str, Any], log: Path) -> in
             os.environ |= {name: str(value) for name, value in told.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         torch.set_num_threads(1)
+        generator.plot_at_the_end = lambda folder: None  # which takes longer than the training
         ACCIDENTS[job.get("accident", "")]()
         code = main(job["arguments"])
     finally:

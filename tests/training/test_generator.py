@@ -23,6 +23,7 @@ from ggm_image.training.generator import GeneratorTrainer, train_generator
 from ggm_image.training.training_tokens import load_tokens
 from tests.models import tiny_tokenizer_folder
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 V = 16
 CONFIG = """
 network: {codebook_size: 16, classes: 2, grid: [3, 3], width: 32, depth: 2, heads: 2, condition_width: 8}

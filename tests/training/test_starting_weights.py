@@ -18,6 +18,8 @@ from ggm_image.training.generator import train_generator
 from ggm_image.training.starting_weights import set_starting_weights
 from tests.training.test_generator import CONFIG, write_cache
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:

@@ -27,6 +27,7 @@ from ggm_image.training.tokenizer_trainer import TokenizerTrainer
 from ggm_image.weights import save_weights
 from tests.tokenizers import layouts
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 CONFIG = """
 name: tiny
 architecture:
@@ -281,9 +282,9 @@ def test_small_perceptual_round_trip(tmp_path: Path) -> None:
 
 
 def test_lpips_reads_published_files(tmp_path: Path) -> None:
-    from torchvision.models import vgg16
+    from torchvision.models.vgg import cfgs, make_layers
 
-    vgg = vgg16(weights=None).features.state_dict()
+    vgg = make_layers(cfgs["D"]).state_dict()
     widths = (64, 128, 256, 512, 512)
     linear = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(widths)}
     torch.save({f"features.{k}": v for k, v in vgg.items()}, tmp_path / VGG_FILE)
