@@ -13,7 +13,7 @@ PICTURE = samples/$(CLASS).png
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: sample test test-slow test-all lint docs bench soak clean
+.PHONY: sample test test-all lint docs bench soak clean
 
 sample: $(VENV)/.installed
 	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
@@ -22,12 +22,9 @@ sample: $(VENV)/.installed
 test: $(VENV)/.with-test
 	$(PYTEST) -m "not slow"
 
-# What takes minutes: killed commands, the corpus of hostile inputs, several processes, compilers, the wheel.
-test-slow: $(VENV)/.with-test
+# And what takes minutes: killed commands, the corpus of hostile inputs, several processes, compilers, the wheel.
+test-all: test
 	$(PYTEST) -m slow
-
-test-all: $(VENV)/.with-test
-	$(PYTEST)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
