@@ -9,12 +9,16 @@ from typing import Any
 from ggm_image.errors import printable
 
 
-def say(line: str) -> None:
+def say(line: str, *, every_process: bool = False) -> None:
     """Print one line to stderr, if there is one; of the processes of torchrun, which share it, only the first prints.
+
+    Args:
+        line: what to print; control characters are escaped.
+        every_process: print it in each process: an error of one process alone would otherwise be silent.
 
     Work never fails because a message cannot be printed.
     """
-    if _usable(sys.stderr) and os.environ.get("RANK", "0") == "0":
+    if _usable(sys.stderr) and (every_process or os.environ.get("RANK", "0") == "0"):
         with contextlib.suppress(OSError, ValueError):
             print(printable(line), file=sys.stderr, flush=True)
 

@@ -1,6 +1,7 @@
 """What the documents tell people to type exists: commands, options, make targets, files, Python names."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import json
@@ -112,6 +113,7 @@ def missing_links(text, folder):
 def wrong_python(code):
     """What a block of Python takes from the package, or passes to a model, that is not there."""
     from ggm_image.pipeline import Model
+    from ggm_image.settings import Settings
 
     wrong = []
     for node in ast.walk(ast.parse(code)):
@@ -123,10 +125,12 @@ def wrong_python(code):
             if isinstance(owner, ast.Name) and owner.id == "model":
                 method = getattr(Model, node.func.attr, None)
                 known = inspect.signature(method).parameters if method else {}
-                any_name = any(p.kind is p.VAR_KEYWORD for p in known.values()) if method else False
+                names = set(known)
+                if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+                    names |= {field.name for field in dataclasses.fields(Settings)}
                 if method is None:
                     wrong.append(f"model.{node.func.attr}")
-                wrong += [k.arg for k in node.keywords if method and k.arg not in known and not any_name]
+                wrong += [k.arg for k in node.keywords if method and k.arg not in names]
     return wrong
 
 

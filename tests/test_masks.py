@@ -152,7 +152,7 @@ def test_the_same_in_a_file(name: str, tmp_path: Path) -> None:
         (painted(-1, 0, np.int64), "-1 to 0"),
         (np.zeros((2, 3, HEIGHT, WIDTH), np.uint8), "mask must be uint8 pixels"),
         (painted(1, 0).astype(complex), "complex128"),
-        (["mask.png"], "mask cannot be read .list"),
+        (["mask.png"], "mask cannot be opened .mask is of the type list"),
     ],
 )
 def test_the_ambiguous_is_refused_in_one_line(mask: Any, why: str) -> None:

@@ -480,7 +480,7 @@ def test_images_of_any_kind(model: Model, tmp_path: Path) -> None:
     for wrong in (pixels / 255, tensor.float(), pixels.astype(np.int64), np.zeros((16, 16, 5), np.uint8)):
         with pytest.raises(UserError, match=r"must be uint8 pixels .*multiply values in \[0, 1\] by 255"):
             model.inpaint(wrong, hole, settings=FAST)
-    with pytest.raises(UserError, match="cannot be read .NoneType.; give a path"):
+    with pytest.raises(UserError, match="of the type NoneType.; give a path"):
         model.signal(None)  # type: ignore[arg-type]
 
 

@@ -188,7 +188,7 @@ def _run(command: click.Command, argv: Sequence[str] | None, name: str | None) -
             if code is None:
                 raise
             if line:
-                say(line)
+                say(line, every_process=True)
             return code
 
 

@@ -124,4 +124,4 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
 def test_overwrite_is_offered_where_it_helps(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert ("--overwrite" in shown) == (command not in ("encode", "fid"))
+    assert ("--overwrite" in shown) == (command != "fid")
