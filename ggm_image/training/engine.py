@@ -118,6 +118,12 @@ class DataOrder:
         self._order = self._permutation()
 
 
+def to_stderr(line: str) -> None:
+    """Print a line for people; nowhere where there is no stderr."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
 def random_state() -> dict[str, Any]:
     """States of torch's own generators (each run has generators of its own as well)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -213,7 +219,7 @@ def load_checkpoint(folder: Path, crew: Crew | None = None) -> dict[str, Any]:
         if state is None or not read:
             continue
         if failures:
-            print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
+            to_stderr(f"{failures[0]}: going on from {path}, the one before")
         return state
     if failures or has_checkpoint(folder):
         why = "; ".join(failures) or "another process has found damage"
@@ -260,7 +266,7 @@ class Stop:
             raise KeyboardInterrupt
         self.wanted = True
         if not self.silent:
-            print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+            to_stderr("stopping after this step; once more to stop at once")
 
     def __enter__(self) -> "Stop":
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -7,10 +7,9 @@ Several processes draw the same batch, with the same noise, and each works on it
 the order of the data depends on how many there are.
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +23,10 @@ from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import Elsewhere, UserError
 from ggm_image.files import held, remove_temporaries
 from ggm_image.glauber import add_noise
-from ggm_image.model_files import PRESETS, export_model
+from ggm_image.model_files import PRESETS, NetworkFolder, export_model
 from ggm_image.network import Transformer
 from ggm_image.schedule import random_training_state
-from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
+from ggm_image.training.config import GeneratorConfig, load_config, plain, save_config
 from ggm_image.training.crew import PAUSE, Crew, first_speaks, make_fabric, processes_asked
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.engine import (
@@ -45,6 +44,7 @@ from ggm_image.training.engine import (
     save_checkpoint,
     save_sharded_checkpoint,
     set_random_state,
+    to_stderr,
 )
 from ggm_image.training.evaluation import (
     FIGURES,
@@ -56,6 +56,7 @@ from ggm_image.training.evaluation import (
     mean_nll,
 )
 from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
 from ggm_image.training.shards import cut, whole, whole_tensor
 from ggm_image.training.starting_weights import set_starting_weights, trained_network
 from ggm_image.training.training_tokens import fit_to_cache, load_tokens
@@ -111,6 +112,7 @@ def train_generator(
         KeyboardInterrupt: after Ctrl-C or SIGTERM to any process, once everything is saved.
     """
     out = Path(out)
+    say = report or to_stderr
     with first_speaks():
         settings = load_config(GeneratorConfig, config, overrides)
         machines = processes_asked(devices, nodes)
@@ -123,9 +125,21 @@ def train_generator(
         )
     crew = Crew(fabric)
     with crew.together():
-        cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world)
+        heard = say if crew.first else lambda line: None
+        cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world, heard)
     with first_speaks():
         checkpoint = load_checkpoint(out, crew) if resume and has_checkpoint(out) else None
+    make = method or GeneratorTrainer
+    record = generator_record(
+        settings,
+        class_names=cache.manifest.class_names,
+        training=training,
+        held_out=held_out,
+        method=make.__name__,
+    )
+    if checkpoint is not None:
+        with crew.together():
+            _check_resumed(checkpoint, record, out, heard)
     with ExitStack() as until_the_end:
         with crew.together():
             if crew.first:
@@ -133,8 +147,8 @@ def train_generator(
                 until_the_end.enter_context(held(out))
                 remove_temporaries(out, out / "model", out / "samples")
                 save_config(out / "config.yaml", settings)
-        make = method or GeneratorTrainer
         trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report, crew=crew)
+        trainer.record = record
         with crew.together():
             if checkpoint is not None:
                 trainer.load_state_dict(checkpoint)
@@ -143,7 +157,13 @@ def train_generator(
 
 
 def _check_run(
-    settings: GeneratorConfig, data: Path, out: Path, val: str | Path | None, resume: bool | str, processes: int
+    settings: GeneratorConfig,
+    data: Path,
+    out: Path,
+    val: str | Path | None,
+    resume: bool | str,
+    processes: int,
+    say: Callable[[str], None],
 ) -> tuple[TokenCache, TokenSet, TokenSet]:
     """Everything that can be wrong with a run, before anything is written; its data."""
     if val is not None:
@@ -159,13 +179,35 @@ def _check_run(
     fit_to_cache(settings, cache.manifest, data)
     if settings.start and not has_checkpoint(out):
         trained_network(settings.start, settings.network, cache.manifest)
-    return cache, *load_tokens(settings, cache)
+    return cache, *load_tokens(settings, cache, say)
+
+
+def _check_resumed(
+    checkpoint: Mapping[str, Any], record: Mapping[str, Any], out: Path, say: Callable[[str], None]
+) -> None:
+    """Raise UserError unless a checkpoint is of the run that ``record`` describes; report what has changed."""
+    try:
+        before = generator_record_of(checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _another_kind(error) from error
+    if "data.class_names" not in before:
+        with suppress(UserError):  # the model beside an earlier version's checkpoint has the names
+            before["data.class_names"] = NetworkFolder.read(out / "model").class_names
+    fix = f"resume with the run's own config and data, or start a new run with start={out / 'model'}"
+    free = (*FREE_TO_CHANGE, *(name for name in record if name.startswith("presets.")))
+    check_resumed(before, record, free, say, fix)
+
+
+def _another_kind(error: Exception) -> UserError:
+    what = "checkpoint is not one of this kind of run"
+    return UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run")
 
 
 class GeneratorTrainer:
     """One run; all that changes is in ``state_dict``.
 
     Attributes:
+        record: what defines the run, see `run_record`; stored with every checkpoint.
         block: queried sites of every step; drawn as the samplers will ask for them where None.
         timer: what the run's minutes are counted by.
     """
@@ -189,8 +231,8 @@ class GeneratorTrainer:
         self.config, self.manifest, self.out = config, manifest, out
         self.training, self.held_out = training, held_out
         self.crew = crew or Crew(make_fabric(device, train.precision))
-        say = report or (lambda line: print(line, file=sys.stderr, flush=True))
-        self.say = say if self.crew.first else lambda line: None
+        self.say = (report or to_stderr) if self.crew.first else lambda line: None
+        self.record: dict[str, Any] = {}
         self.fabric = self.crew.fabric
         self.own, self.pieces = share_rows(train.batch_size, self.crew.rank, self.crew.world, train.accumulate)
         self.device = self.fabric.device
@@ -257,6 +299,7 @@ class GeneratorTrainer:
         return {
             "format_version": 1,
             "config": plain(self.config),
+            "record": self.record,
             "step": self.step,
             "seconds": self.clock.seconds,
             "network": self.network.state_dict(),
@@ -268,20 +311,12 @@ class GeneratorTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where ``state`` was taken.
+        """Go on exactly where ``state`` was taken; `train_generator` has compared its record.
 
         Raises:
-            UserError: the checkpoint is of another network, tokenizer or data set.
+            UserError: it is not the checkpoint of such a run.
         """
         try:
-            before = build_config(GeneratorConfig, state["config"])
-            for part in ("network", "tokenizer"):
-                if getattr(before, part) != getattr(self.config, part):
-                    raise UserError(
-                        f"{part} must be that of the run that is resumed",
-                        f"{plain(getattr(self.config, part))} against {plain(getattr(before, part))}",
-                        "use the run's own config.yaml",
-                    )
             weights = {part: state[part] for part in ("network", "ema", "optimizer")}
             weights = cut(weights, self.crew.mesh) if self.crew.sharded else whole(weights)
             self.network.load_state_dict(weights["network"])
@@ -293,8 +328,7 @@ class GeneratorTrainer:
             self.step, self.clock = state["step"], Clock(state["seconds"], self.timer)
             self._seconds = state["seconds"]
         except (KeyError, RuntimeError, TypeError) as error:
-            what = "checkpoint is not one of this kind of run"
-            raise UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run") from error
+            raise _another_kind(error) from error
 
     @property
     def progress(self) -> float:

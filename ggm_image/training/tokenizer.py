@@ -2,8 +2,10 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -24,8 +26,10 @@ from ggm_image.training.engine import (
     keep_freed_memory,
     load_checkpoint,
     save_checkpoint,
+    to_stderr,
 )
 from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
 from ggm_image.training.tokenizer_trainer import FROZEN, TokenizerTrainer, starting_point
 from ggm_image.weights import save_weights
@@ -99,14 +103,24 @@ def train_tokenizer(
         raise UserError("train.decoder_only needs a tokenizer to go on from", "start is empty", "add start=NAME|DIR")
     state = load_checkpoint(out) if resume else None
     source = open_source(data)
+    record = tokenizer_record(config, source)
+    if state is not None:
+        fix = f"resume with the run's own config and images, or start a new run with start={out / 'tokenizer'}"
+        check_resumed(state.get("record", {}), record, TOKENIZER_FREE_TO_CHANGE, to_stderr, fix)
     keep_freed_memory()
     trainer = TokenizerTrainer(config, device)
     size = check_image_size(trainer.model, None)
     pictures = TrainingPictures(source, size, workers)
     order = DataOrder(pictures.rows, config.train.batch_size, config.train.seed)
     if state is not None:
-        trainer.load_state_dict(state["trainer"])
-        order.load_state_dict(state["order"])
+        try:
+            trainer.load_state_dict(state["trainer"])
+            order.load_state_dict(state["order"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            what, fix = "checkpoint is not one of this kind of run", "name the folder of a `train-tokenizer` run"
+            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         remove_temporaries(out, out / "tokenizer", out / "reconstructions")
@@ -114,7 +128,7 @@ def train_tokenizer(
         log = Log(out, COLUMNS, trainer.step)
         try:
             with Stop() as stop:
-                _loop(trainer, pictures, order, out, log, stop)
+                _loop(trainer, pictures, order, record, out, log, stop)
         finally:
             log.close()
         plot_at_the_end(out)
@@ -130,12 +144,18 @@ def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
 
 
 def _loop(
-    trainer: TokenizerTrainer, pictures: TrainingPictures, order: DataOrder, out: Path, log: Log, stop: Stop
+    trainer: TokenizerTrainer,
+    pictures: TrainingPictures,
+    order: DataOrder,
+    record: Mapping[str, Any],
+    out: Path,
+    log: Log,
+    stop: Stop,
 ) -> None:
     train = trainer.train
 
     def save() -> None:
-        save_checkpoint(out, {"trainer": trainer.state_dict(), "order": order.state_dict()})
+        save_checkpoint(out, {"record": dict(record), "trainer": trainer.state_dict(), "order": order.state_dict()})
 
     saved = trainer.clock.seconds
     while trainer.progress() < 1:

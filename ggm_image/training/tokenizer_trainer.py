@@ -229,10 +229,10 @@ class TokenizerTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # a checkpoint of an earlier version knows neither of the three
+        # a checkpoint of an earlier version has no record of the config, and knows neither of these three
         if (begun := state.get("decoder_only", False)) != self.train.decoder_only:
-            what, fix = "train.decoder_only must stay what the run was begun with", "give another --out"
-            raise UserError(what, f"{begun}, now {self.train.decoder_only}", fix)
+            what, fix = "train.decoder_only must be that of the run that is resumed", "give another --out"
+            raise UserError(what, f"{self.train.decoder_only}, the checkpoint has {begun}", fix)
         self.step, self.clock = state["step"], Clock(state["seconds"])
         self.restarted = state.get("restarted", 0)
         self.start_sha256 = state.get("start_sha256", self.start_sha256)
