@@ -100,7 +100,7 @@ class TrainConfig:
         learning_rate: peak rate of AdamW.
         final_share: the rate at the end, as a share of the peak.
         warmup_steps: steps of linear warm-up.
-        weight_decay: on matrices; vectors and embeddings have none.
+        weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
         betas: of AdamW.
         clip: largest norm of the gradient.
         ema_decay: of the moving average of the weights, min(ema_decay, (1 + step) / (10 + step)).

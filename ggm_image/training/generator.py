@@ -41,6 +41,7 @@ from ggm_image.training.engine import (
     load_checkpoint,
     parameter_groups,
     random_state,
+    regrouped,
     save_checkpoint,
     save_sharded_checkpoint,
     set_random_state,
@@ -321,13 +322,15 @@ class GeneratorTrainer:
             weights = cut(weights, self.crew.mesh) if self.crew.sharded else whole(weights)
             self.network.load_state_dict(weights["network"])
             self.ema.load(weights["ema"])
-            self.optimizer.load_state_dict(weights["optimizer"])
+            self.optimizer.load_state_dict(regrouped(weights["optimizer"], self.network))
             self.order.load_state_dict(state["order"])
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
             self.step, self.clock = state["step"], Clock(state["seconds"], self.timer)
             self._seconds = state["seconds"]
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise _another_kind(error) from error
 
     @property
