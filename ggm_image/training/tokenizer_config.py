@@ -1,9 +1,11 @@
 """Everything that a run of `train-tokenizer` can be told, with its checks."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ggm_image.precision import PRECISIONS
 from ggm_image.tokenizers.vqgan import VQGANConfig
-from ggm_image.training.config import PRECISIONS, check_choice, check_numbers
+from ggm_image.training.config import check_choice, check_compile, check_numbers
 
 
 @dataclass(kw_only=True)
@@ -76,8 +78,8 @@ class TokenizerTrain:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_minutes: float = 5.0
-    precision: str = "bf16-mixed"
-    compile: bool = True
+    precision: str = "auto"
+    compile: Any = "auto"
     seed: int = 0
     weights_dtype: str = "float16"
 
@@ -90,6 +92,7 @@ class TokenizerTrain:
             shares=("final_share", "ema_decay", "codebook_decay", "restart_until"),
         )
         check_choice("train.precision", self.precision, PRECISIONS)
+        check_compile(self.compile)
         check_choice("train.weights_dtype", self.weights_dtype, ("float16", "float32", "bfloat16"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ggm_image.data.token_cache import Manifest, TokenCache
 from ggm_image.errors import UserError
-from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.config import GeneratorConfig, complete_network
 from ggm_image.training.evaluation import TokenSet
 
 
@@ -28,6 +28,12 @@ def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> No
     if manifest.tokenizer_source and source.exists():
         config.tokenizer.source = str(source.resolve())
     _check_sizes(config, manifest, where, ("codebook_size", "grid", "classes"))
+    config.network = complete_network(
+        config.network,
+        codebook_size=manifest.codebook_size,
+        classes=len(manifest.class_names),
+        grid=manifest.grid,
+    )
 
 
 def _check_tokenizer(config: GeneratorConfig, manifest: Manifest, where: Path) -> None:
@@ -49,11 +55,11 @@ def _check_sizes(config: GeneratorConfig, manifest: Manifest, where: Path, names
     }
     for name in names:
         ours, theirs = getattr(config.network, name), found[name]
-        if (list(ours) if name == "grid" else ours) != theirs:
+        if ours is not None and (list(ours) if name == "grid" else ours) != theirs:
             raise UserError(
-                f"network.{name} must be that of {where}",
-                f"{ours} against {theirs}",
-                f"set network.{name}={str(theirs).replace(' ', '')}",
+                f"network.{name} must be that of the token cache {where}",
+                f"{ours} in the config, {theirs} in the cache",
+                f"set network.{name}={str(theirs).replace(' ', '')}, or null to take it from the cache",
             )
 
 
@@ -94,7 +100,9 @@ def _token_set(cache: TokenCache, names: Sequence[str], wanted: Sequence[str], s
     cache.verify()
     tokens, labels = cache.load()
     if len(labels) and int(labels.max()) >= len(names):
-        raise UserError(f"labels must lie in [0, {len(names)})", f"max {int(labels.max())}", "encode the pictures again")
+        raise UserError(
+            f"labels must lie in [0, {len(names)})", f"max {int(labels.max())}", "encode the pictures again"
+        )
     return TokenSet(tokens.flatten(1), labels_by_name(labels, names, wanted, str(cache.folder), say))
 
 
@@ -128,7 +136,9 @@ def labels_by_name(
     place = {name: k for k, name in enumerate(wanted)}
     if list(names) != list(wanted) and (_are_numbers(names) != _are_numbers(wanted)):
         if used:
-            say(f"{where}: classes are matched by number, as {'it' if _are_numbers(names) else 'training'} has no names")
+            say(
+                f"{where}: classes are matched by number, as {'it' if _are_numbers(names) else 'training'} has no names"
+            )
         place = {name: k for k, name in enumerate(names) if k < len(wanted)}
     unknown = [names[k] for k in used if names[k] not in place]
     if unknown:
