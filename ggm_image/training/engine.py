@@ -1,21 +1,20 @@
-"""What every training run needs: averaged weights, learning rate, checkpoints, logs, and a clean end on Ctrl-C."""
+"""What every training run needs: averaged weights, learning rate, checkpoints, logs, and a clock."""
 
 import csv
 import ctypes
+import functools
 import io
 import math
 import mmap
 import os
 import pickle
 import shutil
-import signal
 import sys
 import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -106,6 +105,26 @@ def learning_rate(peak: float, *, step: int, warmup_steps: int, progress: float,
     warm = min(1.0, (step + 1) / max(1, warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return peak * warm * (final_share + (1 - final_share) * cosine)
+
+
+def time_left(*, step: int, steps: int, seconds: float, minutes: float | None, steps_per_second: float) -> str:
+    """Minutes until the run ends, and which of its two limits ends it.
+
+    Args:
+        step: steps that are done.
+        steps: at most.
+        seconds: of training so far.
+        minutes: at most; None without such a limit.
+        steps_per_second: of the last steps.
+    """
+    by_steps = max(0, steps - step) / max(steps_per_second, 1e-9)
+    by_time = math.inf if minutes is None else max(0.0, 60 * minutes - seconds)
+    left, limit = (by_time, "max_minutes") if by_time < by_steps else (by_steps, "steps")
+    return (
+        f"about {left / 60:.1f} min left until {limit}"
+        if left < 6000
+        else f"about {left / 3600:.0f} h left until {limit}"
+    )
 
 
 class DataOrder:
@@ -286,39 +305,6 @@ def has_checkpoint(folder: Path) -> bool:
     return any(_find(folder, name) is not None for name in (CHECKPOINT, PREVIOUS))
 
 
-class Stop:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two steps; a second one ends at once.
-
-    Args:
-        silent: whether another process says so.
-    """
-
-    def __init__(self, *, silent: bool = False) -> None:
-        self.wanted, self.silent = False, silent
-        self._before: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-        if not self.silent:
-            to_stderr("stopping after this step; once more to stop at once")
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: there Ctrl-C is somebody else's
-                break
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 class Log:
     """``log.csv`` (and TensorBoard, where it is installed and can write): one row whenever something was measured.
 
@@ -335,6 +321,8 @@ class Log:
         if step and self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
                 rows += [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= step]
+        last = [dict(zip(self.columns, row, strict=False)) for row in rows[1:] if row[0] == str(step)]
+        self._last = {name for row in last for name, value in row.items() if value}
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(self.path, text.getvalue())
@@ -350,6 +338,10 @@ class Log:
             return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
             return None
+
+    def has(self, name: str) -> bool:
+        """Whether the step that the run was resumed from has a value of this name."""
+        return name in self._last
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row; columns without a value stay empty."""
@@ -373,26 +365,35 @@ class Clock:
     Args:
         before: seconds of earlier processes.
         timer: what counts seconds; never back, whatever is done to the machine's date.
+        running: whether it counts from now on, or from `start` on.
     """
 
-    def __init__(self, before: float = 0.0, timer: Callable[[], float] = time.monotonic) -> None:
-        self._timer, self._start = timer, timer() - before
+    def __init__(
+        self, before: float = 0.0, timer: Callable[[], float] = time.monotonic, *, running: bool = True
+    ) -> None:
+        self._timer, self._before, self._start = timer, before, timer() if running else None
+
+    def start(self) -> None:
+        """Count from now on."""
+        if self._start is None:
+            self._start = self._timer()
 
     @property
     def seconds(self) -> float:
-        return self._timer() - self._start
+        return self._before + (self._timer() - self._start if self._start is not None else 0.0)
 
 
 HEAP_BYTES = 6 << 30
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Give tensors memory in huge pages that is never handed back to the system, instead of fresh pages each time.
 
     Each fresh page costs a fault and 4 KiB of zeros, and each small one a place in the processor's address cache; in a
-    CPU training step this can cost more than the elementwise work itself. One large block is taken from the heap,
-    marked for huge pages and freed again: what is never touched takes no memory. Elsewhere than on glibc nothing is
-    done.
+    CPU training step this can cost more than the elementwise work itself. It concerns the whole process, so commands
+    ask for it, and the library does not. One large block is taken from the heap, marked for huge pages and freed again:
+    what is never touched takes no memory. Elsewhere than on glibc nothing is done.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -164,6 +164,7 @@ def draw_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int
         height=height,
         width=width,
         generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(pictures)],
+        device=device,
     )
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         images = tokenizer.decode(tokens.unflatten(1, (height, width)))

@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ggm_image.compilation import cannot_compile
+from ggm_image.compilation import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.data.token_cache import Manifest, TokenCache
-from ggm_image.errors import Elsewhere, UserError
+from ggm_image.errors import Elsewhere, UserError, printable
 from ggm_image.files import held, remove_temporaries
 from ggm_image.glauber import add_noise
 from ggm_image.model_files import PRESETS, NetworkFolder, export_model
 from ggm_image.network import Transformer
+from ggm_image.precision import choose_precision
 from ggm_image.schedule import random_training_state
 from ggm_image.training.config import GeneratorConfig, load_config, plain, save_config
 from ggm_image.training.crew import PAUSE, Crew, first_speaks, make_fabric, processes_asked
@@ -34,9 +35,7 @@ from ggm_image.training.engine import (
     DataOrder,
     Ema,
     Log,
-    Stop,
     has_checkpoint,
-    keep_freed_memory,
     learning_rate,
     load_checkpoint,
     parameter_groups,
@@ -45,6 +44,7 @@ from ggm_image.training.engine import (
     save_checkpoint,
     save_sharded_checkpoint,
     set_random_state,
+    time_left,
     to_stderr,
 )
 from ggm_image.training.evaluation import (
@@ -60,6 +60,7 @@ from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
 from ggm_image.training.shards import cut, whole, whole_tensor
 from ggm_image.training.starting_weights import set_starting_weights, trained_network
+from ggm_image.training.stopping import Interrupted, Stop, last_words
 from ggm_image.training.training_tokens import fit_to_cache, load_tokens
 
 COLUMNS = (
@@ -125,6 +126,9 @@ def train_generator(
             strategy=settings.train.strategy,
         )
     crew = Crew(fabric)
+    settings.train.precision, line = choose_precision(settings.train.precision, fabric.device)
+    if line and crew.first:
+        say(line)
     with crew.together():
         heard = say if crew.first else lambda line: None
         cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world, heard)
@@ -209,6 +213,8 @@ class GeneratorTrainer:
 
     Attributes:
         record: what defines the run, see `run_record`; stored with every checkpoint.
+        compiled: whether the blocks and the loss are.
+        untimed: steps of this process still to come for which the clock stands, as they compile.
         block: queried sites of every step; drawn as the samplers will ask for them where None.
         timer: what the run's minutes are counted by.
     """
@@ -237,8 +243,8 @@ class GeneratorTrainer:
         self.fabric = self.crew.fabric
         self.own, self.pieces = share_rows(train.batch_size, self.crew.rank, self.crew.world, train.accumulate)
         self.device = self.fabric.device
+        train.precision = choose_precision(train.precision, self.device)[0]
         if self.device.type == "cpu":
-            keep_freed_memory()
             # queries and keys are normalised, so the scores are small and safe in half precision
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU reads it too
 
@@ -252,12 +258,18 @@ class GeneratorTrainer:
         self.generator = torch.Generator().manual_seed(train.seed + 1)
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
         criterion = self.make_criterion(network)
-        why = cannot_compile(self.device.type) if train.compile else ""
-        if why:
+        compiled, line = compile_pays(
+            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
+        )
+        if line:
+            self.say(line)
+        if compiled and (why := cannot_compile(self.device.type)):
             self.say(f"not compiled, so training is slower: {why}")
-        elif train.compile:
+            compiled = False
+        if compiled:
             network.compile_blocks()
             criterion.compile_head()
+        self.compiled, self.untimed = compiled, UNTIMED_STEPS if compiled else 0
         self.criterion = self.fabric.setup_module(criterion)
         self.ema = Ema(network, train.ema_decay)
         optimizer = torch.optim.AdamW(
@@ -267,7 +279,10 @@ class GeneratorTrainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.optimizer = self.fabric.setup_optimizers(optimizer)
-        self.step, self.clock, self._seconds = 0, Clock(timer=self.timer), 0.0
+        self.step, self._seconds = 0, 0.0
+        self._saved_step: int | None = None
+        self._resumed_at = -1
+        self.clock = Clock(timer=self.timer, running=not self.untimed)
 
     def make_network(self) -> Transformer:
         """The untrained network; another architecture overrides this."""
@@ -326,8 +341,10 @@ class GeneratorTrainer:
             self.order.load_state_dict(state["order"])
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
-            self.step, self.clock = state["step"], Clock(state["seconds"], self.timer)
+            self.step = state["step"]
+            self.clock = Clock(state["seconds"], self.timer, running=not self.untimed)
             self._seconds = state["seconds"]
+            self._saved_step = self._resumed_at = self.step
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -352,9 +369,13 @@ class GeneratorTrainer:
         with self.crew.together():
             log = Log(self.out, COLUMNS, self.step) if self.crew.first else None
         try:
-            with self.crew.lost(), Stop(silent=not self.crew.first) as stop:
-                self._loop(log, stop)
-                self.save()
+            give_up = self._give_up if self.crew.world == 1 else None
+            with self.crew.lost(), Stop(silent=not self.crew.first, give_up=give_up) as stop:
+                with suppress(Interrupted):
+                    self._loop(log, stop)
+                stop.taken()
+                if self._saved_step != self.step or self._resumed_at == self.step:
+                    self.save()
         finally:
             if log is not None:
                 log.close()
@@ -369,13 +390,28 @@ class GeneratorTrainer:
             raise KeyboardInterrupt
         return self.out / "model"
 
+    def _give_up(self) -> str:
+        """Tidy up before the process ends within a step."""
+        remove_temporaries(self.out, self.out / "model", self.out / "samples")
+        return last_words(self.step + 1, self._saved_step)
+
     def _loop(self, log: Log | None, stop: Stop) -> None:
         train = self.config.train
         stopping, logged = self.crew.agree(stop.wanted, self.clock.seconds)
         logged_step, saved = self.step, logged
+        if self.step and not stopping:
+            self._measure(log, stop)  # what an earlier process had no time for
+            stopping, _ = self.crew.agree(stop.wanted, 0.0)
         while self.progress < 1 and not stopping:
             values = self.train_step()
+            if self.untimed:
+                self.untimed -= 1
+                if not self.untimed:
+                    self.clock.start()
+                    logged_step = self.step
             stopping, now = self.crew.agree(stop.wanted, self.clock.seconds)
+            if stopping:
+                stop.taken()
             self._seconds = now
             done = self.progress >= 1
             due = now - saved >= 60 * train.checkpoint_minutes
@@ -386,13 +422,30 @@ class GeneratorTrainer:
                 self._write(log, row)
                 self.say(self._line(row))
                 logged_step, logged = self.step, now
-            if done or (train.validate_every and self.step % train.validate_every == 0):
-                self._validate(log)
-            if train.sample_every and (done or self.step % train.sample_every == 0):
-                self._sample()
-            if due and not done:
-                self.save()
+            if due or done:  # before anything that is only measured
+                with stop.saving():
+                    self.save()
                 _, saved = self.crew.agree(stop.wanted, self.clock.seconds)
+            if not stopping:
+                self._measure(log, stop)
+                stopping = stop.wanted and self.crew.world == 1  # several agree after the next step
+
+    def _measure(self, log: Log | None, stop: Stop) -> None:
+        """The held-out figures and the sample grid that are due at this step, unless they are there already."""
+        train, done = self.config.train, self.progress >= 1
+        validate = done or bool(train.validate_every and self.step % train.validate_every == 0)
+        sample = bool(train.sample_every and (done or self.step % train.sample_every == 0))
+        if self._resumed_at == self.step:
+            there = (log.has("nll"), self._grid_path().exists()) if log is not None else (False, False)
+            has_figures, has_grid = self.crew.sum(list(map(float, there)))
+            validate, sample = validate and not has_figures, sample and not has_grid
+        if validate:
+            stop.optional(lambda: self._validate(log))
+        if sample:
+            stop.optional(self._sample)
+
+    def _grid_path(self) -> Path:
+        return self.out / "samples" / f"{self.step:07d}.png"
 
     def _write(self, log: Log | None, row: Mapping[str, float]) -> None:
         with self.crew.together():
@@ -445,6 +498,9 @@ class GeneratorTrainer:
             drawn = torch.rand((3, len(x_0) * len(sites)), generator=self.generator, dtype=torch.float64)
             rows.append(drawn.unflatten(1, (len(x_0), len(sites))).permute(1, 2, 0))  # (b, k, 3)
         batch = [value[self.own] for value in rows]
+        if self.compiled and len(sites) == 1:  # a size of 1 is a graph of its own; the mean over two equals is the same
+            sites = sites.repeat(2)
+            batch[SITES + 1 :] = [value.repeat_interleave(2, dim=1) for value in batch[SITES + 1 :]]
         batch.insert(SITES, sites)
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
 
@@ -468,12 +524,17 @@ class GeneratorTrainer:
             )
 
     def _line(self, row: Mapping[str, float]) -> str:
-        train, done = self.config.train, max(self.progress, 1e-9)
-        left = self.clock.seconds * (1 - done) / done / 60
+        train = self.config.train
+        left = time_left(
+            step=self.step,
+            steps=train.steps,
+            seconds=60 * row["minutes"],
+            minutes=train.max_minutes,
+            steps_per_second=row["images_per_second"] / train.batch_size,
+        )
         return (
             f"step {self.step}/{train.steps}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.2f}  "
-            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  "
-            f"{row['minutes']:.1f} min, about {left:.0f} left"
+            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {row['minutes']:.1f} min, {left}"
         )
 
     def averaged(self) -> Transformer:
@@ -508,8 +569,11 @@ class GeneratorTrainer:
             network = self.averaged()
         with self.crew.together(), self.fabric.autocast():
             if network is not None and self.crew.first:
-                path = self.out / "samples" / f"{self.step:07d}.png"
-                if message := draw_grid(network, self.manifest, path, seed=self.config.train.seed):
+                try:
+                    message = draw_grid(network, self.manifest, self._grid_path(), seed=self.config.train.seed)
+                except Exception as error:  # whatever it is, hours of training must not end for a grid
+                    message = f"no sample grid: {type(error).__name__}: {printable(error)}"
+                if message:
                     self.say(message)
 
     def save(self) -> None:
@@ -527,6 +591,7 @@ class GeneratorTrainer:
         with self.crew.together():
             if self.crew.first:
                 self._export(average)
+        self._saved_step = self.step
 
     def _export(self, average: Mapping[str, Tensor]) -> None:
         config = plain(self.config)

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -227,12 +226,21 @@ def test_log_in_a_folder_that_tensorboard_cannot_name(tmp_path: Path) -> None:
     assert (folder / "log.csv").read_text().splitlines() == ["step,loss", "5,0.5"]
 
 
-def test_signals_are_read_between_steps_and_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with engine.Stop() as stop:
-        assert not stop.wanted
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wanted
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_the_clock_may_start_later() -> None:
+    """Compiling is not training. Seen to fail with the seconds before the start counted."""
+    now = 100.0
+    clock = engine.Clock(before=5.0, timer=lambda: now, running=False)
+    now = 190.0
+    assert clock.seconds == 5
+    clock.start()
+    now = 192.0
+    clock.start()
+    assert clock.seconds == 7
+
+
+def test_time_left_is_that_of_the_limit_that_applies() -> None:
+    facts = {"step": 100, "steps": 1000, "seconds": 60.0, "steps_per_second": 2.0}
+    assert engine.time_left(**facts, minutes=None) == "about 7.5 min left until steps"
+    assert engine.time_left(**facts, minutes=5.0) == "about 4.0 min left until max_minutes"
+    assert engine.time_left(**facts, minutes=50.0) == "about 7.5 min left until steps"
+    assert engine.time_left(**facts | {"steps": 200_000}, minutes=None) == "about 28 h left until steps"

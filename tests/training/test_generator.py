@@ -14,9 +14,12 @@ from ggm_image.data.token_cache import Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
 from ggm_image.files import held, sha256_file
 from ggm_image.model_files import find_model, load_network
+from ggm_image.network import Transformer
 from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.training import evaluation
 from ggm_image.training import generator as module
 from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.criterion import Criterion
 from ggm_image.training.engine import CHECKPOINT
 from ggm_image.training.evaluation import TokenSet, held_out_nll
 from ggm_image.training.generator import GeneratorTrainer, train_generator
@@ -207,6 +210,119 @@ def test_embeddings_start_from_the_tokenizers_codes(config: Path, tmp_path: Path
     (tmp_path / "run" / CHECKPOINT).touch()
     start()
     assert len(said) == 1, "a run that is gone on with was told how it starts"
+
+
+def test_classes_grid_and_codebook_are_those_of_the_cache(config: Path, tmp_path: Path) -> None:
+    """Seen to fail at f183d35: "(10 against 0); set network.classes=0"."""
+    config.write_text(CONFIG.replace("codebook_size: 16, classes: 2, grid: [3, 3], ", ""))
+    cache = write_cache(tmp_path / "three", names=("left", "right", "empty"))
+    model = train_generator(config, cache, tmp_path / "run", overrides=["train.steps=1"], device="cpu")
+    found = find_model(model).network
+    assert (found.codebook_size, found.classes, found.grid) == (16, 3, [3, 3])
+    saved = load_config(GeneratorConfig, tmp_path / "run" / "config.yaml")
+    assert saved.network.classes == 3
+    with pytest.raises(UserError, match=r"network\.classes must be .*\(2 in the config, 3 in the cache\); .* or null"):
+        train_generator(config, cache, tmp_path / "no", overrides=["network.classes=2"], device="cpu")
+
+
+def test_nothing_that_is_only_shown_costs_a_run(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved before it is measured, and a sample that fails is said. Seen to fail at f183d35: the run was lost."""
+    found: list[object] = []
+
+    def fail(*_: object, **__: object) -> str:
+        found.append(torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"])
+        found.append((tmp_path / "run" / "model" / "model.safetensors").is_file())
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(module, "draw_grid", fail)
+    run("run", "train.steps=2", "train.sample_every=2")
+    assert found == [2, True]
+
+
+def test_what_an_earlier_process_had_no_time_to_measure_is_measured(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal ends a measurement at once; the row comes at the resume, and once."""
+    run("whole")
+    measure = GeneratorTrainer._validate
+
+    def cut(self: GeneratorTrainer, log: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        measure(self, log)
+
+    monkeypatch.setattr(GeneratorTrainer, "_validate", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "cut" / CHECKPOINT, weights_only=True)["step"] == 6
+    assert not any(row["nll"] for row in log_of(tmp_path / "cut"))
+    for _ in range(2):
+        run("cut", resume=True)
+        whole, pieces = ([(row["step"], row["nll"]) for row in log_of(tmp_path / n)] for n in ("whole", "cut"))
+        assert pieces == whole
+
+
+def test_compiling_is_not_training(config: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps are not timed. Seen to fail at f183d35: a run by time had lost most of its rate before step 2."""
+    seconds = [0.0]
+
+    class Slow(GeneratorTrainer):
+        timer = staticmethod(lambda: seconds[0])
+
+        def train_step(self) -> dict[str, Any]:
+            seconds[0] += 80.0 if self.step < 2 else 1.0
+            return super().train_step()
+
+    for name in ("compile_blocks", "compile_head"):
+        monkeypatch.setattr(Transformer if name == "compile_blocks" else Criterion, name, lambda self: None)
+    monkeypatch.setattr(module, "cannot_compile", lambda device: "")
+    said: list[str] = []
+    overrides = ["train.steps=100", "train.max_minutes=0.1", "train.compile=true", "train.log_every=1"]
+    train_generator(config, cache, tmp_path / "run", overrides=overrides, method=Slow, device="cpu", report=said.append)
+    rows = [row for row in log_of(tmp_path / "run") if row["loss"]]
+    assert [float(row["minutes"]) * 60 for row in rows] == pytest.approx([0, 0, 1, 2, 3, 4, 5, 6], abs=1e-3)
+    assert float(rows[2]["images_per_second"]) == pytest.approx(8)
+    assert any("left until max_minutes" in line for line in said)
+
+
+def test_a_compiled_step_queries_two_sites_at_least(config: Path, cache: Path, tmp_path: Path) -> None:
+    """One site twice, which leaves the loss as it is: a graph for a single one would be compiled for it alone."""
+    for name in ("binary", "binary-sampled"):
+        settings = load_config(GeneratorConfig, config, [f"objective.name={name}", "objective.lattice=0"])
+        opened = TokenCache.open(cache)
+        training, held_out = load_tokens(settings, opened)
+        trainer = GeneratorTrainer(settings, opened.manifest, training, held_out, tmp_path, device="cpu")
+        trainer.block = 1
+        state = trainer.generator.get_state(), trainer.order.state_dict()
+        once = trainer._batch()
+        trainer.generator.set_state(state[0])
+        trainer.order.load_state_dict(state[1])
+        trainer.compiled = True
+        twice = trainer._batch()
+        assert (len(once[2]), twice[2].tolist()) == (1, once[2].tolist() * 2)
+        with torch.no_grad():
+            torch.testing.assert_close(trainer.criterion(*twice), trainer.criterion(*once))
+
+
+def test_sample_grids_are_drawn_where_the_network_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without classes nothing else says where. Seen to fail at f183d35 on every GPU."""
+    from ggm_image.network import NetworkConfig
+
+    asked: list[object] = []
+
+    def sample(*_: object, device: object = None, **__: object) -> None:
+        asked.append(device)
+        raise RuntimeError
+
+    monkeypatch.setattr(evaluation, "sample_signal", sample)
+    monkeypatch.setattr(evaluation, "own_tokenizer", lambda manifest, device: None)
+    manifest = Manifest.read(write_cache(tmp_path / "tokens"))
+    network = Transformer(NetworkConfig(codebook_size=V, classes=0, grid=[3, 3], width=8, depth=1, heads=1)).to("meta")
+    with pytest.raises(RuntimeError):
+        evaluation.draw_grid(network, manifest, tmp_path / "x.png", seed=0)
+    assert asked == [torch.device("meta")]
 
 
 def test_a_tiny_set_is_learnt(run: Callable[..., Path], tmp_path: Path) -> None:
