@@ -5,7 +5,6 @@ latents of the batch (see `codebook`); the perceptual loss is optional, because 
 decoder can be trained alone, for tokens that stay as they are.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ggm_image.compilation import cannot_compile
+from ggm_image.compilation import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.errors import UserError
+from ggm_image.precision import choose_precision
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vqgan import VQGAN
 from ggm_image.training.codebook import CodebookEMA
-from ggm_image.training.engine import Clock, Ema, learning_rate, random_state, set_random_state
+from ggm_image.training.engine import Clock, Ema, learning_rate, random_state, set_random_state, to_stderr
 from ggm_image.training.perceptual import load_perceptual
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
 
@@ -34,6 +34,7 @@ class TokenizerTrainer:
         from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 
         self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
+        self.train.precision = choose_precision(self.train.precision, self.device)[0]
         self.gradient_norm = 0.0
         torch.manual_seed(config.train.seed)
         try:
@@ -66,13 +67,21 @@ class TokenizerTrainer:
         self.ema = Ema(self.model, config.train.ema_decay)
         self.generator = torch.Generator().manual_seed(config.train.seed)
         self.step, self.restarted, self.start_sha256 = 0, 0, ""
-        self.clock = Clock()
+        self.saved_step: int | None = None
         if config.start:
             self.begin_from(starting_point(config.start))
-        why = cannot_compile(self.device.type) if config.train.compile else ""
-        if why:
-            print(f"not compiled, so training is slower: {why}", file=sys.stderr, flush=True)
-        maybe: Callable[..., Any] = torch.compile if config.train.compile and not why else (lambda f: f)
+        train = config.train
+        compiled, line = compile_pays(
+            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
+        )
+        if line:
+            to_stderr(line)
+        if compiled and (why := cannot_compile(self.device.type)):
+            to_stderr(f"not compiled, so training is slower: {why}")
+            compiled = False
+        self.untimed = UNTIMED_STEPS if compiled else 0
+        self.clock = Clock(running=not self.untimed)
+        maybe: Callable[..., Any] = torch.compile if compiled else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
 
     def begin_from(self, tokenizer: VQGAN) -> None:
@@ -233,7 +242,8 @@ class TokenizerTrainer:
         if (begun := state.get("decoder_only", False)) != self.train.decoder_only:
             what, fix = "train.decoder_only must be that of the run that is resumed", "give another --out"
             raise UserError(what, f"{self.train.decoder_only}, the checkpoint has {begun}", fix)
-        self.step, self.clock = state["step"], Clock(state["seconds"])
+        self.step, self.clock = state["step"], Clock(state["seconds"], running=not self.untimed)
+        self.saved_step = self.step
         self.restarted = state.get("restarted", 0)
         self.start_sha256 = state.get("start_sha256", self.start_sha256)
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):

@@ -189,7 +189,7 @@ def test_a_decoder_alone_that_cannot_be(config: Path, class_folder: Path, tmp_pa
 def test_a_run_is_resumed_only_as_what_it_is(
     config: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail at f183d35: other images of the same number, another batch size, and a traceback for another codebook."""
+    """Seen to fail at f183d35: other images, as many; another batch size; a traceback for another codebook."""
     out = tmp_path / "run"
     train_tokenizer(config, class_folder, out, overrides=["train.steps=1"])
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -211,9 +211,7 @@ def test_a_run_is_resumed_only_as_what_it_is(
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     shutil.move(class_folder, tmp_path / "moved")
     capsys.readouterr()
-    train_tokenizer(
-        config, tmp_path / "moved", out, overrides=["train.steps=2", "loss.adversarial=0.25"], resume=True
-    )
+    train_tokenizer(config, tmp_path / "moved", out, overrides=["train.steps=2", "loss.adversarial=0.25"], resume=True)
     said = capsys.readouterr().err
     assert "resume: changed since the checkpoint: loss.adversarial 0.5 -> 0.25, train.steps 1 -> 2" in said
     state = torch.load(out / "checkpoint.pt", weights_only=True)
