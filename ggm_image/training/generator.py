@@ -380,7 +380,7 @@ class GeneratorTrainer:
             if log is not None:
                 log.close()
         with self.crew.together():
-            if self.crew.first:
+            if self.crew.first and not stop.wanted:  # it can take longer than a signal leaves
                 plot_at_the_end(self.out)
         if self.progress < 1:
             self.say(f"saved at step {self.step}; run the same command with --resume to go on")

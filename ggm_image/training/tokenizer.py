@@ -131,8 +131,10 @@ def train_tokenizer(
                 _loop(trainer, pictures, order, record, out, log, stop)
         finally:
             log.close()
-        plot_at_the_end(out)
-        return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
+        folder = export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
+        if not stop.wanted:  # it can take longer than a signal leaves
+            plot_at_the_end(out)
+        return folder
 
 
 def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
