@@ -36,6 +36,7 @@ from ggm_image.inpaint import composite, fill_unknown, known_tokens, load_mask, 
 from ggm_image.masks import Mask
 from ggm_image.model_files import NetworkFolder, find_model, load_network
 from ggm_image.network import Transformer
+from ggm_image.precision import native_bf16
 from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
 from ggm_image.settings import Settings, check_count, check_seed
@@ -87,7 +88,7 @@ class Model:
         self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.half = _half_precision_pays(self.device)
+        self.half = native_bf16(self.device)
         self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
         self.grid = (folder.network.grid[0], folder.network.grid[1])
         self.kernel_batch = KERNEL_BATCH.get(self.device.type, 16)
@@ -685,10 +686,3 @@ def _padded(rows: Tensor, size: int) -> Tensor:
 def _first_rows(callback: Callback, rows: int) -> Callback:
     """The callback without the padding of the batch."""
     return lambda t, tokens: callback(t, tokens[:rows].cpu())
-
-
-def _half_precision_pays(device: torch.device) -> bool:
-    """Whether bf16 matrix products are in hardware there; elsewhere they are emulated and slow."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

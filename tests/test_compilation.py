@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ggm_image import load_model, pipeline
 from ggm_image.cli.main import main
+from ggm_image.compilation import compile_pays
 from ggm_image.errors import UserError
 from ggm_image.network import Transformer
 from tests.models import tiny_model_folder
@@ -59,3 +62,25 @@ def test_compiled_pictures_are_not_mixed_with_others(
     assert main([*draw, "-n", "2"]) == 2
     assert "compiled is True, now None" in capsys.readouterr().err
     assert main([*draw, "-n", "2", "--compile"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "steps", "minutes", "pays"),
+    [
+        ("cpu", "bf16-mixed", 40_000, 85.0, True),
+        ("cpu", "32-true", 40_000, 85.0, False),
+        ("cuda", "32-true", 40_000, None, True),
+        ("cuda", "bf16-mixed", 40_000, 9.0, False),
+        ("cuda", "bf16-mixed", 999, None, False),
+        ("mps", "32-true", 40_000, None, False),
+    ],
+)
+def test_compilation_is_chosen_by_device_precision_and_length(
+    device: str, precision: str, steps: int, minutes: float | None, pays: bool
+) -> None:
+    length: dict[str, Any] = {"steps": steps, "minutes": minutes}
+    answer, line = compile_pays("auto", torch.device(device), precision, **length)
+    assert answer is pays
+    assert line.startswith("compile: yes" if pays else "compile: no")
+    for asked in (True, False):
+        assert compile_pays(asked, torch.device(device), precision, **length) == (asked, "")

@@ -56,7 +56,7 @@ from ggm_image.sampler import sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
 from ggm_image.training.config import GeneratorConfig, load_config
 from ggm_image.training.criterion import Criterion
-from ggm_image.training.engine import has_checkpoint, load_checkpoint
+from ggm_image.training.engine import has_checkpoint, keep_freed_memory, load_checkpoint
 from ggm_image.training.evaluation import MASKED_SHARES, held_out_nll, own_tokenizer
 from ggm_image.training.generator import GeneratorTrainer
 from ggm_image.training.training_tokens import fit_to_cache, load_tokens
@@ -199,6 +199,8 @@ ROWS: dict[str, tuple[type[GeneratorTrainer], list[str]]] = {
 def trained(context: Row, task: Row) -> GeneratorTrainer:
     """The trainer of a task at the end of its run."""
     method, overrides = ROWS[task["row"]]
+    if context["device"] == "cpu":
+        keep_freed_memory()
     folder = Path(context["out"]) / f"{task['row'].replace(' ', '-')}-{task['seed']}"
     changes = [*context["overrides"], *overrides, f"train.seed={task['seed']}", f"train.steps={task['steps']}"]
     config = load_config(GeneratorConfig, context["config"], [*changes, "train.max_minutes=null"])

@@ -20,12 +20,12 @@ from tempfile import TemporaryDirectory
 
 import click
 import torch
-from bench_train import make_trainer
+from bench_train import load_complete, make_trainer
 
 from ggm_image.cli.main import run
 from ggm_image.cli.options import device_option, json_option, resolve_device
 from ggm_image.resources import resource_dir
-from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.crew import Crew, make_fabric
 from ggm_image.training.forecast import forecast
 from ggm_image.training.generator import GeneratorTrainer
@@ -110,7 +110,7 @@ def table(tflops: float) -> str:
         if path.name.startswith("tokenizer"):
             continue
         for devices, nodes, strategy in MACHINES:
-            config = load_config(GeneratorConfig, path, [f"train.strategy={strategy}"])
+            config = load_complete(path, [f"train.strategy={strategy}"])
             if config.train.batch_size < devices * nodes:
                 continue
             cost = forecast(config, devices=devices, nodes=nodes, rate=tflops * 1e12)
@@ -147,7 +147,7 @@ def bench(
     if tabulate:
         click.echo(table(tflops))
         return
-    settings = load_config(GeneratorConfig, config, [*overrides, f"train.strategy={strategy}"])
+    settings = load_complete(config, [*overrides, f"train.strategy={strategy}"])
     result = measure(settings, resolve_device(device), devices)
     if result["rank"]:
         return

@@ -2,13 +2,14 @@
 
     python tools/bench_train.py configs/cifar10.yaml [train.batch_size=64 ...]
 
-Training steps on random tokens, and large bfloat16 matrix products, take turns in one run, so that other work on the
-machine slows both. The share is (floating-point operations of the network, three times its forward pass) / seconds,
-over the rate of the products.
+Training steps on random tokens, and large matrix products in the same precision, take turns in one run, so that other
+work on the machine slows both. The share is (floating-point operations of the network, three times its forward pass) /
+seconds, over the rate of the products.
 """
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,14 +19,32 @@ import torch
 from ggm_image.cli.main import run
 from ggm_image.cli.options import device_option, json_option, resolve_device
 from ggm_image.data.token_cache import Manifest
-from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.config import GeneratorConfig, complete_network, load_config
 from ggm_image.training.crew import Crew
+from ggm_image.training.engine import keep_freed_memory
 from ggm_image.training.evaluation import TokenSet
 from ggm_image.training.forecast import PRODUCT_SIDE, now, product_rate
 from ggm_image.training.generator import GeneratorTrainer
 
 WARM_UP = 40
 """Steps before the clock starts: compilation, and memory that is touched for the first time."""
+
+
+SIZES: dict[str, tuple[int, int, tuple[int, int]]] = {
+    "celebahq256": (1024, 0, (16, 16)),
+    "ffhq256": (1024, 0, (16, 16)),
+    "imagenet256": (16384, 1000, (16, 16)),
+    "imagenet256-f8": (8192, 1000, (32, 32)),
+}
+"""Codes, classes and grid of the token caches that the shipped configs are for; of any other, those of CIFAR-10."""
+
+
+def load_complete(path: Path, overrides: Sequence[str] = ()) -> GeneratorConfig:
+    """A config with the sizes that a token cache would fill in."""
+    config = load_config(GeneratorConfig, path, overrides)
+    codes, classes, grid = SIZES.get(path.stem, (1024, 10, (8, 8)))
+    config.network = complete_network(config.network, codebook_size=codes, classes=classes, grid=grid)
+    return config
 
 
 def make_trainer(config: GeneratorConfig, out: Path, device: str, crew: Crew | None = None) -> GeneratorTrainer:
@@ -50,7 +69,7 @@ def make_trainer(config: GeneratorConfig, out: Path, device: str, crew: Crew | N
 
 def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:
     """Steps and products in turn for ``budget`` seconds, after a warm-up."""
-    config, device = trainer.config, trainer.device
+    config, device, precision = trainer.config, trainer.device, trainer.config.train.precision
     sites = config.network.grid[0] * config.network.grid[1]
     work: list[float] = []
     original = trainer._batch
@@ -63,11 +82,11 @@ def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:
     trainer._batch = batch  # type: ignore[method-assign]
     for _ in range(WARM_UP):
         trainer.train_step()
-    product_rate(device)
+    product_rate(device, precision)
     work.clear()
     spent, rates, end = 0.0, [], time.perf_counter() + budget
     while time.perf_counter() < end or len(rates) < 3:
-        rates.append(product_rate(device))
+        rates.append(product_rate(device, precision))
         start = now(device)
         trainer.train_step()
         spent += now(device) - start
@@ -91,16 +110,18 @@ def measure(trainer: GeneratorTrainer, budget: float) -> dict[str, float]:
 @json_option
 def bench(config: Path, overrides: tuple[str, ...], budget: float, device: str | None, as_json: bool) -> None:
     """Training throughput of CONFIG on this machine."""
-    settings = load_config(GeneratorConfig, config, overrides)
+    settings, device = load_complete(config, overrides), resolve_device(device)
+    if device == "cpu":
+        keep_freed_memory()
     with TemporaryDirectory() as folder:
-        result = measure(make_trainer(settings, Path(folder), resolve_device(device)), budget)
+        result = measure(make_trainer(settings, Path(folder), device), budget)
     if as_json:
         click.echo(json.dumps(result))
         return
     click.echo(
         f"{result['pictures_per_second']:.0f} pictures/s, {result['training_tflops']:.2f} TFLOP/s: "
-        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a bfloat16 product of side "
-        f"{PRODUCT_SIDE} "
+        f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a product of side "
+        f"{PRODUCT_SIDE} in {settings.train.precision} "
         f"({torch.get_num_threads()} CPU threads, {result['steps']:.0f} steps of {result['batch_size']:.0f})"
     )
 

@@ -62,7 +62,7 @@ from ggm_image.model_files import NetworkFolder
 from ggm_image.pipeline import Model, image_generator, load_model
 from ggm_image.sampler import sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
-from ggm_image.training.engine import has_checkpoint
+from ggm_image.training.engine import has_checkpoint, keep_freed_memory
 from ggm_image.training.evaluation import own_tokenizer
 from ggm_image.training.generator import GeneratorTrainer, train_generator
 
@@ -168,7 +168,9 @@ def train(context: Row, task: Row) -> Row:
     """Train one network, and bound its held-out likelihood."""
     folder = folder_of(context, task)
     method, objective = TRAINED[task["network"]]
-    if context["device"] == "cpu":  # seconds of one thread: other work on the machine takes nothing from a network
+    if context["device"] == "cpu":
+        keep_freed_memory()
+        # seconds of one thread: other work on the machine takes nothing from a network
         method = type(method.__name__, (method,), {"timer": staticmethod(time.process_time)})
     overrides = [*context["overrides"], f"train.max_minutes={task['minutes']}", f"train.seed={task['seed']}"]
     train_generator(

@@ -26,6 +26,7 @@ COMMANDS = {
     "decode": ("ggm_image.cli.data:decode", "Decode a token cache into PNG files."),
     "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
     "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on images."),
+    "train-perceptual": ("ggm_image.cli.train:train_perceptual", "Train a small perceptual loss for train-tokenizer."),
     "plot": ("ggm_image.cli.train:plot", "Plot the training curves of a run."),
     "sample": ("ggm_image.cli.draw:sample", "Sample images."),
     "inpaint": ("ggm_image.cli.draw:inpaint", "Inpaint the masked part of an image."),

@@ -1,10 +1,10 @@
-"""``train`` and ``train-tokenizer``."""
+"""``train``, ``plot``, ``train-tokenizer`` and ``train-perceptual``."""
 
 from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import SEED, device_option, overwrite_option, resolve_device
+from ggm_image.cli.options import SEED, device_option, overwrite_option, resolve_device, seed_option
 from ggm_image.configs import find_config
 from ggm_image.errors import UserError
 from ggm_image.outputs import Gate
@@ -53,14 +53,16 @@ def train(
         overrides = (*overrides, f"train.seed={seed}")
     if strategy is not None:
         overrides = (*overrides, f"train.strategy={strategy}")
+    config = find_config(config)
     if dry_run:
         _forecast(config, data, overrides, resolve_device(device), devices or 1, nodes or 1, tflops)
         return
-    config = find_config(config)
     Gate("train", overwrite).check_run(out)
 
     from ggm_image.training.crew import is_first
     from ggm_image.training.generator import train_generator
+
+    chosen = _training_device(device)
 
     model = train_generator(
         config,
@@ -69,7 +71,7 @@ def train(
         overrides=overrides,
         val=val,
         resume="auto" if auto_resume else resume,
-        device=resolve_device(device),
+        device=chosen,
         devices=devices,
         nodes=nodes,
     )
@@ -77,10 +79,23 @@ def train(
         click.echo(f"model: {model}")
 
 
+def _training_device(device: str | None) -> str:
+    """As `resolve_device`; on a CPU this process, which does nothing else, keeps the memory that it frees."""
+    from ggm_image.training.engine import keep_freed_memory
+
+    chosen = resolve_device(device)
+    if chosen == "cpu":
+        keep_freed_memory()
+    return chosen
+
+
 def _forecast(
     config: Path, data: Path, overrides: tuple[str, ...], device: str, devices: int, nodes: int, tflops: float | None
 ) -> None:
+    import torch
+
     from ggm_image.data.token_cache import TokenCache
+    from ggm_image.precision import choose_precision
     from ggm_image.training.config import GeneratorConfig, load_config
     from ggm_image.training.forecast import forecast, lines
     from ggm_image.training.training_tokens import fit_to_cache
@@ -89,6 +104,8 @@ def _forecast(
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
     cost = forecast(settings, device=device, devices=devices, nodes=nodes, rate=tflops and tflops * 1e12)
+    if line := choose_precision(settings.train.precision, torch.device(device))[1]:
+        click.echo(line, err=True)
     epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
     click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
 
@@ -116,6 +133,8 @@ def plot(run: Path, out: Path | None, overwrite: bool) -> None:
 @click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @overwrite_option
+@click.option("--dry-run", is_flag=True, help="Only say what the run would cost: parameters, memory, time.")
+@click.option("--force", is_flag=True, help="Start although the run seems to need more memory than is available.")
 @device_option
 def train_tokenizer(
     config: Path,
@@ -125,6 +144,8 @@ def train_tokenizer(
     seed: int | None,
     resume: bool,
     overwrite: bool,
+    dry_run: bool,
+    force: bool,
     device: str | None,
 ) -> None:
     """Train a VQGAN tokenizer on pictures, as CONFIG says, in one process.
@@ -133,11 +154,80 @@ def train_tokenizer(
     changed with KEY=VALUE. RUN gets config.yaml, log.csv, pictures, checkpoints, and the tokenizer in RUN/tokenizer.
     """
     config = find_config(config)
-    Gate("train-tokenizer", overwrite).check_run(out)
+    if not dry_run:
+        Gate("train-tokenizer", overwrite).check_run(out)
+    if seed is not None:
+        overrides = (*overrides, f"train.seed={seed}")
+    if dry_run:
+        _forecast_tokenizer(config, data, overrides, resolve_device(device))
+        return
 
     from ggm_image.training.tokenizer import train_tokenizer as run
 
-    if seed is not None:
-        overrides = (*overrides, f"train.seed={seed}")
-    tokenizer = run(config, data, out, overrides=overrides, resume=resume, device=resolve_device(device))
+    chosen = _training_device(device)
+    tokenizer = run(config, data, out, overrides=overrides, resume=resume, device=chosen, force=force)
     click.echo(f"tokenizer: {tokenizer}")
+
+
+def _forecast_tokenizer(config: Path, data: Path, overrides: tuple[str, ...], device: str) -> None:
+    import torch
+
+    from ggm_image.data.sources import find_pictures
+    from ggm_image.memory import available_memory
+    from ggm_image.precision import choose_precision
+    from ggm_image.training.tokenizer import MEMORY_LIMIT, load_tokenizer_config
+    from ggm_image.training.tokenizer_forecast import GIB, forecast_tokenizer, lines
+
+    settings, images = load_tokenizer_config(config, overrides), len(find_pictures(data))
+    if line := choose_precision(settings.train.precision, torch.device(device))[1]:
+        click.echo(line, err=True)
+    cost = forecast_tokenizer(settings, images=images, kept_bytes=MEMORY_LIMIT, device=device)
+    click.echo("\n".join(lines(cost, images)))
+    if (available := available_memory(torch.device(device))) is not None:
+        fits = cost.largest_batch(available)
+        click.echo(f"available    {available / GIB:,.2f} GiB: room for train.batch_size={fits} at most")
+
+
+@click.command("train-perceptual")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side in pixels.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True, help="How long.")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in a step.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True, help="Peak.")
+@overwrite_option
+@seed_option
+@device_option
+def train_perceptual(
+    source: Path,
+    out: Path,
+    image_size: int,
+    minutes: float,
+    batch_size: int,
+    learning_rate: float,
+    overwrite: bool,
+    seed: int,
+    device: str | None,
+) -> None:
+    """Train a small perceptual loss for train-tokenizer on the class folders of SOURCE, and write it to OUT.
+
+    OUT is a .safetensors file. A classifier learns the classes, and its hidden layers are the features. Use it as
+    loss.perceptual_weights=OUT; it is no part of the tokenizer.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError("OUT must be a .safetensors file", out, f"name it {out.stem or 'perceptual'}.safetensors")
+    Gate("train-perceptual", overwrite).check_file(out)
+
+    from ggm_image.training.perceptual_classifier import train_classifier
+
+    train_classifier(
+        source,
+        out,
+        image_size=image_size,
+        minutes=minutes,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=_training_device(device),
+    )
+    click.echo(f"perceptual loss: {out}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from ggm_image.compilation import allow_recompilations
 from ggm_image.network.positions import Positions, grid_positions, rotate
 from ggm_image.network_config import NetworkConfig
 
@@ -158,6 +159,7 @@ class Transformer(nn.Module):
         self.head_bias = nn.Parameter(torch.empty(config.codebook_size))
         self.head = None if config.tied_head else nn.Parameter(torch.empty(config.codebook_size, d))
         self._positions: dict[tuple[int, int, torch.device], Positions] = {}
+        self._compiled = False
         self.initialise()
 
     @torch.no_grad()
@@ -241,6 +243,8 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "b k d"]:
         """The residual stream after the last block, at the queried sites; arguments as in `forward`."""
         positions = self.positions(grid, tokens.device)
+        if self._compiled and sites.shape[-1] > 1:
+            torch._dynamo.maybe_mark_dynamic(sites, sites.dim() - 1)
         if labels is None:
             labels = tokens.new_full((tokens.shape[0],), self.config.classes)  # (b,)
         x, condition = self.embed(tokens, levels, labels, positions)  # (b, l, d), (b, 6, d)
@@ -280,7 +284,12 @@ class Transformer(nn.Module):
         return levels.masked_fill(tokens == self.config.codebook_size, 0.0)
 
     def compile_blocks(self) -> None:
-        """Compile the embedding and the blocks (one graph serves all but the last); the results stay the same."""
+        """Compile the embedding and the blocks (one graph serves all but the last); the results stay the same.
+
+        `features` marks the number of queried sites as dynamic, so one graph of the last block serves every K >= 2.
+        """
+        allow_recompilations()
+        self._compiled = True
         self.embed = torch.compile(self.embed, dynamic=False)  # type: ignore[method-assign]
         for block in self.blocks[:-1]:
             block.compile(dynamic=False)

@@ -22,6 +22,7 @@ from ggm_image.files import write_text
 from ggm_image.network import NetworkConfig
 from ggm_image.objective import LOSSES
 from ggm_image.outputs import RUN_HEAD
+from ggm_image.precision import PRECISIONS
 
 C = TypeVar("C")
 
@@ -39,6 +40,32 @@ class TokenizerRef:
     name: str = ""
     sha256: str = ""
     source: str = field(default="", compare=False)
+
+
+@dataclass(kw_only=True)
+class NetworkEntries(NetworkConfig):
+    """Sizes of the network as a config states them; null, or left out, takes what the token cache says.
+
+    `training_tokens.fit_to_cache` puts a complete `NetworkConfig` in its place, so all other code sees numbers.
+    """
+
+    codebook_size: int | None = None  # type: ignore[assignment]
+    classes: int | None = None  # type: ignore[assignment]
+    grid: list[int] | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        complete_network(self, codebook_size=1, classes=0, grid=(1, 1))  # checks what is stated
+
+
+def complete_network(entries: NetworkConfig, *, codebook_size: int, classes: int, grid: Sequence[int]) -> NetworkConfig:
+    """The network of a config, with these facts for what the config leaves open.
+
+    Raises:
+        UserError: sizes that are out of range, or do not go together.
+    """
+    known = {"codebook_size": codebook_size, "classes": classes, "grid": list(grid)}
+    stated = {entry.name: getattr(entries, entry.name) for entry in fields(NetworkConfig)}
+    return NetworkConfig(**stated | {name: value for name, value in known.items() if stated[name] is None})
 
 
 @dataclass(kw_only=True)
@@ -92,8 +119,9 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps.
-        max_minutes: wall-clock minutes of training over all resumptions, or null. The learning rate falls by the
-            larger of the two shares that are done, so a run that is cut by time still ends at its lowest rate.
+        max_minutes: wall-clock minutes of training over all resumptions, or null; compiling does not count. The
+            learning rate falls by the larger of the two shares that are done, so a run that is cut by time still ends
+            at its lowest rate.
         batch_size: pictures in a step, of all processes together.
         accumulate: pieces that each process works through one after the other, for less memory.
         activation_checkpointing: compute the blocks again in the backward pass instead of keeping what they need.
@@ -102,13 +130,14 @@ class TrainConfig:
         learning_rate: peak rate of AdamW.
         final_share: the rate at the end, as a share of the peak.
         warmup_steps: steps of linear warm-up.
-        weight_decay: on matrices; vectors and embeddings have none.
+        weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
         betas: of AdamW.
         clip: largest norm of the gradient.
         ema_decay: of the moving average of the weights, min(ema_decay, (1 + step) / (10 + step)).
         class_dropout: share of pictures trained without their class, for guidance.
-        precision: bf16-mixed or 32-true.
-        compile: compile the blocks and the loss with torch.compile (a minute or two at the start).
+        precision: bf16-mixed, 32-true, or auto: bf16-mixed where the device has bf16 in hardware, else 32-true.
+        compile: whether to compile the blocks and the loss with torch.compile, which takes a minute or two that do not
+            count as training time: true, false, or auto, see `compilation.compile_pays`.
         start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
         seed: of initial weights, data order and noise.
         log_every: steps between lines of log.csv.
@@ -133,8 +162,8 @@ class TrainConfig:
     clip: float = 1.0
     ema_decay: float = 0.999
     class_dropout: float = 0.1
-    precision: str = "bf16-mixed"
-    compile: bool = True
+    precision: str = "auto"
+    compile: Any = "auto"
     start_from_codes: bool = True
     seed: int = 0
     log_every: int = 20
@@ -158,11 +187,11 @@ class TrainConfig:
             self.betas,
         )
         check_choice("train.precision", self.precision, PRECISIONS)
+        check_compile(self.compile)
         check_choice("train.weights_dtype", self.weights_dtype, WEIGHTS_DTYPES)
         check_choice("train.strategy", self.strategy, STRATEGIES)
 
 
-PRECISIONS = ("bf16-mixed", "32-true")
 WEIGHTS_DTYPES = ("bfloat16", "float32")
 STRATEGIES = ("auto", "ddp", "fsdp")
 
@@ -170,6 +199,8 @@ STRATEGIES = ("auto", "ddp", "fsdp")
 @dataclass(kw_only=True)
 class GeneratorConfig:
     """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it.
+
+    Classes, grid, codebook and tokenizer are those of the token cache, and need not be stated.
 
     Attributes:
         start: a trained model to go on from, by name or folder, of the same tokenizer and sizes: every weight is taken
@@ -179,7 +210,7 @@ class GeneratorConfig:
 
     format_version: int = 1
     start: str = ""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig = field(default_factory=NetworkEntries)
     tokenizer: TokenizerRef = field(default_factory=TokenizerRef)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -280,6 +311,19 @@ def _check_keys(node: Any, schema: Any, prefix: str, known: list[str]) -> None:
             _check_keys(node[key], hints[key], f"{full}.", known)
 
 
+def digits(value: float) -> str:
+    """Two significant digits, without an exponent."""
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
+
+
+def duration(seconds: float) -> str:
+    """A long time for people: minutes, hours, or days and hours."""
+    days, rest = divmod(seconds, 86_400)
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{days:.0f} days " * (days >= 1) + f"{rest / 3600:.1f} h"
+
+
 MOST_SEED = 1 << 40
 """Seeds are multiplied and added to where torch takes 64 bits."""
 _MOST = {
@@ -321,6 +365,11 @@ def check_numbers(
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise UserError unless a config's entry is one of a few words."""
     _check(value in allowed, f"{name} must be one of {', '.join(allowed)}", value)
+
+
+def check_compile(value: Any) -> None:
+    """Raise UserError unless ``train.compile`` is true, false or auto."""
+    _check(isinstance(value, bool) or value == "auto", "train.compile must be true, false or auto", value)
 
 
 def _check(good: bool, what: str, got: object) -> None:

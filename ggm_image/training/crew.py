@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ggm_image.errors import Elsewhere, UserError
+from ggm_image.precision import choose_precision
 
 PAUSE = 2.0
 """Seconds for which a process that has nothing to say outlives the one that has: launchers end all when one ends."""
@@ -31,7 +32,7 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
 
     Args:
         device: auto, cpu, cuda, cuda:1, mps; without a number if there are several processes.
-        precision: as Fabric names it.
+        precision: one of `precision.PRECISIONS`.
         devices: processes a machine.
         nodes: machines.
         strategy: ddp, fsdp, or auto, which is ddp; of no effect with one process.
@@ -49,6 +50,7 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
         if index and not index.isdigit():
             raise ValueError(f"device index {index!r}")
         picked = [int(index)] if index else devices
+        precision = choose_precision(precision, _device_of(name, index))[0]
         fabric = Fabric(accelerator=name, devices=picked, num_nodes=nodes, strategy=chosen, precision=precision)
         _meet_again(fabric)
         fabric.launch()  # starts the other processes, where that is ours to do, and meets them
@@ -59,6 +61,14 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
         if type(error).__name__ == "MisconfigurationException":
             raise UserError("device is not there", f"{device}: {error}", "try --device cpu") from error
         raise
+
+
+def _device_of(name: str, index: str) -> torch.device:
+    """The device that Fabric will choose; the CPU for a name that it will refuse."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    return torch.device(f"{name}:{index}" if index else name) if name in ("cuda", "mps") else torch.device("cpu")
 
 
 def _meet_again(fabric: Fabric) -> None:

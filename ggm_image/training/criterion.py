@@ -21,10 +21,12 @@ class Criterion(nn.Module):
     def __init__(self, network: Transformer, config: ObjectiveConfig, noise: Float[Tensor, " v"]) -> None:
         super().__init__()
         self.network, self.config, self.noise = network, config, noise
+        self._compiled = False
 
     def compile_head(self) -> None:
         """Compile what follows the blocks; not where single draws decide, in double precision."""
         if self.config.name != "binary-sampled":
+            self._compiled = True
             self.head = torch.compile(self.head)  # type: ignore[method-assign]
 
     def forward(
@@ -42,7 +44,11 @@ class Criterion(nn.Module):
         ``uniforms`` are the draws of "binary-sampled", which alone has any.
         """
         x = self.network.features(tokens, levels, sites, labels)  # (b, k, d)
-        return self.head(x.flatten(0, 1), x_0.flatten(), level.flatten(), *(u.flatten(0, 1) for u in uniforms))
+        rows = (x.flatten(0, 1), x_0.flatten(), level.flatten())
+        if self._compiled:
+            for value in rows:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return self.head(*rows, *(u.flatten(0, 1) for u in uniforms))
 
     def head(
         self,

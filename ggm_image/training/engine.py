@@ -1,21 +1,20 @@
-"""What every training run needs: averaged weights, learning rate, checkpoints, logs, and a clean end on Ctrl-C."""
+"""What every training run needs: averaged weights, learning rate, checkpoints, logs, and a clock."""
 
 import csv
 import ctypes
+import functools
 import io
 import math
 import mmap
 import os
 import pickle
 import shutil
-import signal
 import sys
 import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -55,14 +54,50 @@ class Ema:
             value.copy_(state[name])
 
 
+NOT_DECAYED = ("table", "bias")
+"""Last parts of the names of parameters that have no weight decay, whatever their shape."""
+
+
+def decays(module: nn.Module, name: str) -> bool:
+    """Whether a parameter has weight decay: every matrix that multiplies activations, and every kernel.
+
+    That is all with two dimensions or more, but for embeddings, whose rows are looked up (a head that is tied to one
+    included), and tables of shifts, scales and gates, which are vectors side by side.
+    """
+    parent, _, last = name.rpartition(".")
+    embedding = isinstance(module.get_submodule(parent), nn.Embedding)
+    return module.get_parameter(name).dim() >= 2 and not embedding and last not in NOT_DECAYED
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices of linear layers and convolutions with weight decay, all else without."""
-    decayed = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)}
-    trained = [p for p in module.parameters() if p.requires_grad]
+    """Two groups for an optimizer: those that decay, see `decays`, and those that do not."""
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for name, p in trained if decays(module, name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if not decays(module, name)], "weight_decay": 0.0},
     ]
+
+
+def regrouped(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """An optimizer's state in the groups of `parameter_groups`, if an earlier version wrote it in its own.
+
+    Until version 0.1.0 only the weights of layers decayed, so a head of its own, a bare parameter, did not.
+    """
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    ours = [[name for name in trained if decays(module, name)], [name for name in trained if not decays(module, name)]]
+    layers = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    before = [[name for name in trained if name in layers], [name for name in trained if name not in layers]]
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    if sizes == list(map(len, ours)) or sizes != list(map(len, before)):
+        return dict(state)  # as it should be; or of neither, which the optimizer refuses
+    number = {name: k for k, name in enumerate(before[0] + before[1])}
+    order = [number[name] for name in ours[0] + ours[1]]
+    moved = {k: state["state"][old] for k, old in enumerate(order) if old in state["state"]}
+    groups, start = [], 0
+    for group, names in zip(state["param_groups"], ours, strict=True):
+        groups.append({**group, "params": list(range(start, start + len(names)))})
+        start += len(names)
+    return {"state": moved, "param_groups": groups}
 
 
 def learning_rate(peak: float, *, step: int, warmup_steps: int, progress: float, final_share: float) -> float:
@@ -70,6 +105,26 @@ def learning_rate(peak: float, *, step: int, warmup_steps: int, progress: float,
     warm = min(1.0, (step + 1) / max(1, warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return peak * warm * (final_share + (1 - final_share) * cosine)
+
+
+def time_left(*, step: int, steps: int, seconds: float, minutes: float | None, steps_per_second: float) -> str:
+    """Minutes until the run ends, and which of its two limits ends it.
+
+    Args:
+        step: steps that are done.
+        steps: at most.
+        seconds: of training so far.
+        minutes: at most; None without such a limit.
+        steps_per_second: of the last steps.
+    """
+    by_steps = max(0, steps - step) / max(steps_per_second, 1e-9)
+    by_time = math.inf if minutes is None else max(0.0, 60 * minutes - seconds)
+    left, limit = (by_time, "max_minutes") if by_time < by_steps else (by_steps, "steps")
+    return (
+        f"about {left / 60:.1f} min left until {limit}"
+        if left < 6000
+        else f"about {left / 3600:.0f} h left until {limit}"
+    )
 
 
 class DataOrder:
@@ -116,6 +171,12 @@ class DataOrder:
                 )
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation()
+
+
+def to_stderr(line: str) -> None:
+    """Print a line for people; nowhere where there is no stderr."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
 
 
 def random_state() -> dict[str, Any]:
@@ -213,7 +274,7 @@ def load_checkpoint(folder: Path, crew: Crew | None = None) -> dict[str, Any]:
         if state is None or not read:
             continue
         if failures:
-            print(f"{failures[0]}: going on from {path}, the one before", file=sys.stderr, flush=True)
+            to_stderr(f"{failures[0]}: going on from {path}, the one before")
         return state
     if failures or has_checkpoint(folder):
         why = "; ".join(failures) or "another process has found damage"
@@ -244,39 +305,6 @@ def has_checkpoint(folder: Path) -> bool:
     return any(_find(folder, name) is not None for name in (CHECKPOINT, PREVIOUS))
 
 
-class Stop:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between two steps; a second one ends at once.
-
-    Args:
-        silent: whether another process says so.
-    """
-
-    def __init__(self, *, silent: bool = False) -> None:
-        self.wanted, self.silent = False, silent
-        self._before: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-        if not self.silent:
-            print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: there Ctrl-C is somebody else's
-                break
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 class Log:
     """``log.csv`` (and TensorBoard, where it is installed and can write): one row whenever something was measured.
 
@@ -293,6 +321,8 @@ class Log:
         if step and self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
                 rows += [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= step]
+        last = [dict(zip(self.columns, row, strict=False)) for row in rows[1:] if row[0] == str(step)]
+        self._last = {name for row in last for name, value in row.items() if value}
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(self.path, text.getvalue())
@@ -308,6 +338,10 @@ class Log:
             return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
             return None
+
+    def has(self, name: str) -> bool:
+        """Whether the step that the run was resumed from has a value of this name."""
+        return name in self._last
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row; columns without a value stay empty."""
@@ -331,26 +365,35 @@ class Clock:
     Args:
         before: seconds of earlier processes.
         timer: what counts seconds; never back, whatever is done to the machine's date.
+        running: whether it counts from now on, or from `start` on.
     """
 
-    def __init__(self, before: float = 0.0, timer: Callable[[], float] = time.monotonic) -> None:
-        self._timer, self._start = timer, timer() - before
+    def __init__(
+        self, before: float = 0.0, timer: Callable[[], float] = time.monotonic, *, running: bool = True
+    ) -> None:
+        self._timer, self._before, self._start = timer, before, timer() if running else None
+
+    def start(self) -> None:
+        """Count from now on."""
+        if self._start is None:
+            self._start = self._timer()
 
     @property
     def seconds(self) -> float:
-        return self._timer() - self._start
+        return self._before + (self._timer() - self._start if self._start is not None else 0.0)
 
 
 HEAP_BYTES = 6 << 30
 
 
+@functools.cache
 def keep_freed_memory() -> None:
     """Give tensors memory in huge pages that is never handed back to the system, instead of fresh pages each time.
 
     Each fresh page costs a fault and 4 KiB of zeros, and each small one a place in the processor's address cache; in a
-    CPU training step this can cost more than the elementwise work itself. One large block is taken from the heap,
-    marked for huge pages and freed again: what is never touched takes no memory. Elsewhere than on glibc nothing is
-    done.
+    CPU training step this can cost more than the elementwise work itself. It concerns the whole process, so commands
+    ask for it, and the library does not. One large block is taken from the heap, marked for huge pages and freed again:
+    what is never touched takes no memory. Elsewhere than on glibc nothing is done.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

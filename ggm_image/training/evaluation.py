@@ -1,5 +1,6 @@
 """What a run measures as it goes: held-out likelihood, and a grid of pictures."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,14 @@ class TokenSet:
 
     def subset(self, indices: Int[Tensor, " m"]) -> "TokenSet":
         return TokenSet(self.tokens[indices], self.labels[indices])
+
+    def sha256(self) -> str:
+        """Hash of all tokens and labels in order; shards and their sizes play no part."""
+        digest = hashlib.sha256()
+        for values in (self.tokens.int(), self.labels.long()):
+            digest.update(f"{tuple(values.shape)}".encode())
+            digest.update(values.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -155,6 +164,7 @@ def draw_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int
         height=height,
         width=width,
         generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(pictures)],
+        device=device,
     )
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         images = tokenizer.decode(tokens.unflatten(1, (height, width)))

@@ -13,7 +13,7 @@ piece (fsdp: weights are fetched twice for each piece of `train.accumulate`, gra
 
 Compiled blocks keep less than is counted here. The working space of single kernels, the data and the libraries come on
 top. Operations are those of the matrix products, a backward pass costing two forward ones, and a third with
-`train.activation_checkpointing`. Time assumes that a step reaches `SHARE` of the rate of a large matrix product, which
+`train.activation_checkpointing`. Time assumes that a step reaches `SHARES` of the rate of a large matrix product, which
 is measured, and that nothing is sent while something is computed, at the rate of `LINKS`, which is not.
 """
 
@@ -25,12 +25,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ggm_image.network import Transformer
+from ggm_image.precision import choose_precision
 from ggm_image.schedule import random_training_state
-from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.config import GeneratorConfig, digits, duration
 from ggm_image.training.criterion import Criterion
 
-SHARE = 0.5
-"""Of the product rate: what `tools/bench_train.py` asks of this package; it says what a machine really reaches."""
+SHARES = {"bf16-mixed": 0.5, "32-true": 0.65}
+"""Of the product rate, by precision; `tools/bench_train.py` says what a machine really reaches."""
 BYTES_A_PARAMETER = 20
 PRODUCT_SIDE = 2048
 LINKS = (100e9, 25e9)
@@ -51,6 +52,7 @@ class Forecast:
         steps: optimizer steps until the run ends, by ``train.steps`` or by time.
         batch_size: pictures in a step.
         processes: how many.
+        precision: of the matrix products, see `precision.choose_precision`.
     """
 
     parameters: int
@@ -62,6 +64,7 @@ class Forecast:
     steps: int
     batch_size: int
     processes: int
+    precision: str
 
     @property
     def seconds(self) -> float:
@@ -80,6 +83,8 @@ def forecast(
         nodes: machines.
         rate: operations a second of a matrix product on one device, where it is not to be measured.
     """
+    precision = choose_precision(config.train.precision, torch.device(device))[0]
+    config = replace(config, train=replace(config.train, precision=precision))
     train, (height, width) = config.train, config.network.grid
     sites, processes = height * width, devices * nodes
     queried = mean_queried(height, width, config.objective.cosine)
@@ -95,7 +100,10 @@ def forecast(
         sent = 4.0 * parameters * (1 + 2 * train.accumulate)
     sent *= (processes - 1) / processes
     flops = (4.0 if train.activation_checkpointing else 3.0) * train.batch_size * network.flops(sites, round(queried))
-    seconds = flops / (SHARE * (rate or product_rate(torch.device(device))) * processes) + sent / LINKS[nodes > 1]
+    seconds = (
+        flops / (SHARES[precision] * (rate or product_rate(torch.device(device), precision)) * processes)
+        + sent / LINKS[nodes > 1]
+    )
     steps = train.steps
     if train.max_minutes is not None:
         steps = min(steps, max(1, int(60 * train.max_minutes / seconds)))
@@ -109,6 +117,7 @@ def forecast(
         steps=steps,
         batch_size=train.batch_size,
         processes=processes,
+        precision=precision,
     )
 
 
@@ -170,15 +179,33 @@ def _kept(config: GeneratorConfig, rows: int) -> int:
         return sum(size for place, size in kept.items() if place not in weights)
 
 
-def product_rate(device: torch.device, repeats: int = 4) -> float:
-    """Operations a second of a (2048, 2048) bfloat16 matrix product."""
-    a, b = torch.randn(2, PRODUCT_SIDE, PRODUCT_SIDE, device=device).bfloat16()
-    out = torch.empty_like(a)
-    torch.mm(a, b, out=out)
+def product_rate(device: torch.device, precision: str = "bf16-mixed", seconds: float = 1.0) -> float:
+    """Operations a second of a square matrix product.
+
+    The side is 2048, or the first power of two from 256 on whose product takes an eighth of the time limit: emulated
+    bf16 is hundreds of times slower than what it emulates.
+
+    Args:
+        device: where to measure.
+        precision: ``bf16-mixed`` or ``32-true``.
+        seconds: about how long to measure at most.
+    """
+    dtype, side, end = torch.bfloat16 if precision == "bf16-mixed" else torch.float32, 256, now(device) + seconds
+    while True:
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        out = torch.empty_like(a)
+        torch.mm(a, b, out=out)  # the first one sets things up
+        start = now(device)
+        torch.mm(a, b, out=out)
+        took = now(device) - start
+        if side == PRODUCT_SIDE or took > seconds / 8:
+            break
+        side *= 2
+    repeats = max(1, min(4, int((end - now(device)) / max(took, 1e-9))))
     start = now(device)
     for _ in range(repeats):
         torch.mm(a, b, out=out)
-    return 2 * PRODUCT_SIDE**3 * repeats / (now(device) - start)
+    return 2 * side**3 * repeats / (now(device) - start)
 
 
 def now(device: torch.device) -> float:
@@ -191,22 +218,15 @@ def now(device: torch.device) -> float:
 def lines(cost: Forecast) -> list[str]:
     """For people."""
     gib = 1 << 30
-    days, rest = divmod(cost.seconds, 86_400)
-    duration = f"{days:.0f} days " * (days >= 1) + f"{rest / 3600:.1f} h" if cost.seconds >= 5400 else ""
     several = cost.processes > 1
     return [
         f"parameters   {cost.parameters / 1e6:,.1f} million",
-        f"a step       {cost.step_flops / 1e12:,.3g} TFLOP, about {_digits(cost.step_seconds)} s, "
+        f"a step       {cost.step_flops / 1e12:,.3g} TFLOP, about {digits(cost.step_seconds)} s, "
         f"{cost.batch_size / cost.step_seconds:,.3g} pictures/s"
         + f"; each of {cost.processes} processes sends {cost.sent_bytes / 1e9:,.3g} GB"
         * several,
         f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB{' a process' * several}: "
         f"{cost.state_bytes / gib:,.2f} weights, optimizer and average, {cost.activation_bytes / gib:,.2f} activations",
-        f"the run      {cost.steps:,} steps, about {duration or f'{cost.seconds / 60:.0f} min'}, "
-        f"at {SHARE:.0%} of the rate of matrix products",
+        f"the run      {cost.steps:,} steps, about {duration(cost.seconds)}, "
+        f"at {SHARES[cost.precision]:.0%} of the rate of matrix products in {cost.precision}",
     ]
-
-
-def _digits(value: float) -> str:
-    """Two significant digits, without an exponent."""
-    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"

@@ -7,10 +7,9 @@ Several processes draw the same batch, with the same noise, and each works on it
 the order of the data depends on how many there are.
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +18,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ggm_image.compilation import cannot_compile
+from ggm_image.compilation import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.data.token_cache import Manifest, TokenCache
-from ggm_image.errors import Elsewhere, UserError
+from ggm_image.errors import Elsewhere, UserError, printable
 from ggm_image.files import held, remove_temporaries
 from ggm_image.glauber import add_noise
-from ggm_image.model_files import PRESETS, export_model
+from ggm_image.model_files import PRESETS, NetworkFolder, export_model
 from ggm_image.network import Transformer
+from ggm_image.precision import choose_precision
 from ggm_image.schedule import random_training_state
-from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
+from ggm_image.training.config import GeneratorConfig, load_config, plain, save_config
 from ggm_image.training.crew import PAUSE, Crew, first_speaks, make_fabric, processes_asked
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.engine import (
@@ -35,16 +35,17 @@ from ggm_image.training.engine import (
     DataOrder,
     Ema,
     Log,
-    Stop,
     has_checkpoint,
-    keep_freed_memory,
     learning_rate,
     load_checkpoint,
     parameter_groups,
     random_state,
+    regrouped,
     save_checkpoint,
     save_sharded_checkpoint,
     set_random_state,
+    time_left,
+    to_stderr,
 )
 from ggm_image.training.evaluation import (
     FIGURES,
@@ -56,8 +57,10 @@ from ggm_image.training.evaluation import (
     mean_nll,
 )
 from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
 from ggm_image.training.shards import cut, whole, whole_tensor
 from ggm_image.training.starting_weights import set_starting_weights, trained_network
+from ggm_image.training.stopping import Interrupted, Stop, last_words
 from ggm_image.training.training_tokens import fit_to_cache, load_tokens
 
 COLUMNS = (
@@ -111,6 +114,7 @@ def train_generator(
         KeyboardInterrupt: after Ctrl-C or SIGTERM to any process, once everything is saved.
     """
     out = Path(out)
+    say = report or to_stderr
     with first_speaks():
         settings = load_config(GeneratorConfig, config, overrides)
         machines = processes_asked(devices, nodes)
@@ -122,10 +126,25 @@ def train_generator(
             strategy=settings.train.strategy,
         )
     crew = Crew(fabric)
+    settings.train.precision, line = choose_precision(settings.train.precision, fabric.device)
+    if line and crew.first:
+        say(line)
     with crew.together():
-        cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world)
+        heard = say if crew.first else lambda line: None
+        cache, training, held_out = _check_run(settings, Path(data), out, val, resume, crew.world, heard)
     with first_speaks():
         checkpoint = load_checkpoint(out, crew) if resume and has_checkpoint(out) else None
+    make = method or GeneratorTrainer
+    record = generator_record(
+        settings,
+        class_names=cache.manifest.class_names,
+        training=training,
+        held_out=held_out,
+        method=make.__name__,
+    )
+    if checkpoint is not None:
+        with crew.together():
+            _check_resumed(checkpoint, record, out, heard)
     with ExitStack() as until_the_end:
         with crew.together():
             if crew.first:
@@ -133,8 +152,8 @@ def train_generator(
                 until_the_end.enter_context(held(out))
                 remove_temporaries(out, out / "model", out / "samples")
                 save_config(out / "config.yaml", settings)
-        make = method or GeneratorTrainer
         trainer = make(settings, cache.manifest, training, held_out, out, device=device, report=report, crew=crew)
+        trainer.record = record
         with crew.together():
             if checkpoint is not None:
                 trainer.load_state_dict(checkpoint)
@@ -143,7 +162,13 @@ def train_generator(
 
 
 def _check_run(
-    settings: GeneratorConfig, data: Path, out: Path, val: str | Path | None, resume: bool | str, processes: int
+    settings: GeneratorConfig,
+    data: Path,
+    out: Path,
+    val: str | Path | None,
+    resume: bool | str,
+    processes: int,
+    say: Callable[[str], None],
 ) -> tuple[TokenCache, TokenSet, TokenSet]:
     """Everything that can be wrong with a run, before anything is written; its data."""
     if val is not None:
@@ -159,13 +184,37 @@ def _check_run(
     fit_to_cache(settings, cache.manifest, data)
     if settings.start and not has_checkpoint(out):
         trained_network(settings.start, settings.network, cache.manifest)
-    return cache, *load_tokens(settings, cache)
+    return cache, *load_tokens(settings, cache, say)
+
+
+def _check_resumed(
+    checkpoint: Mapping[str, Any], record: Mapping[str, Any], out: Path, say: Callable[[str], None]
+) -> None:
+    """Raise UserError unless a checkpoint is of the run that ``record`` describes; report what has changed."""
+    try:
+        before = generator_record_of(checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _another_kind(error) from error
+    if "data.class_names" not in before:
+        with suppress(UserError):  # the model beside an earlier version's checkpoint has the names
+            before["data.class_names"] = NetworkFolder.read(out / "model").class_names
+    fix = f"resume with the run's own config and data, or start a new run with start={out / 'model'}"
+    free = (*FREE_TO_CHANGE, *(name for name in record if name.startswith("presets.")))
+    check_resumed(before, record, free, say, fix)
+
+
+def _another_kind(error: Exception) -> UserError:
+    what = "checkpoint is not one of this kind of run"
+    return UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run")
 
 
 class GeneratorTrainer:
     """One run; all that changes is in ``state_dict``.
 
     Attributes:
+        record: what defines the run, see `run_record`; stored with every checkpoint.
+        compiled: whether the blocks and the loss are.
+        untimed: steps of this process still to come for which the clock stands, as they compile.
         block: queried sites of every step; drawn as the samplers will ask for them where None.
         timer: what the run's minutes are counted by.
     """
@@ -189,13 +238,13 @@ class GeneratorTrainer:
         self.config, self.manifest, self.out = config, manifest, out
         self.training, self.held_out = training, held_out
         self.crew = crew or Crew(make_fabric(device, train.precision))
-        say = report or (lambda line: print(line, file=sys.stderr, flush=True))
-        self.say = say if self.crew.first else lambda line: None
+        self.say = (report or to_stderr) if self.crew.first else lambda line: None
+        self.record: dict[str, Any] = {}
         self.fabric = self.crew.fabric
         self.own, self.pieces = share_rows(train.batch_size, self.crew.rank, self.crew.world, train.accumulate)
         self.device = self.fabric.device
+        train.precision = choose_precision(train.precision, self.device)[0]
         if self.device.type == "cpu":
-            keep_freed_memory()
             # queries and keys are normalised, so the scores are small and safe in half precision
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU reads it too
 
@@ -209,12 +258,18 @@ class GeneratorTrainer:
         self.generator = torch.Generator().manual_seed(train.seed + 1)
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
         criterion = self.make_criterion(network)
-        why = cannot_compile(self.device.type) if train.compile else ""
-        if why:
+        compiled, line = compile_pays(
+            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
+        )
+        if line:
+            self.say(line)
+        if compiled and (why := cannot_compile(self.device.type)):
             self.say(f"not compiled, so training is slower: {why}")
-        elif train.compile:
+            compiled = False
+        if compiled:
             network.compile_blocks()
             criterion.compile_head()
+        self.compiled, self.untimed = compiled, UNTIMED_STEPS if compiled else 0
         self.criterion = self.fabric.setup_module(criterion)
         self.ema = Ema(network, train.ema_decay)
         optimizer = torch.optim.AdamW(
@@ -224,7 +279,10 @@ class GeneratorTrainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.optimizer = self.fabric.setup_optimizers(optimizer)
-        self.step, self.clock, self._seconds = 0, Clock(timer=self.timer), 0.0
+        self.step, self._seconds = 0, 0.0
+        self._saved_step: int | None = None
+        self._resumed_at = -1
+        self.clock = Clock(timer=self.timer, running=not self.untimed)
 
     def make_network(self) -> Transformer:
         """The untrained network; another architecture overrides this."""
@@ -257,6 +315,7 @@ class GeneratorTrainer:
         return {
             "format_version": 1,
             "config": plain(self.config),
+            "record": self.record,
             "step": self.step,
             "seconds": self.clock.seconds,
             "network": self.network.state_dict(),
@@ -268,33 +327,28 @@ class GeneratorTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where ``state`` was taken.
+        """Go on exactly where ``state`` was taken; `train_generator` has compared its record.
 
         Raises:
-            UserError: the checkpoint is of another network, tokenizer or data set.
+            UserError: it is not the checkpoint of such a run.
         """
         try:
-            before = build_config(GeneratorConfig, state["config"])
-            for part in ("network", "tokenizer"):
-                if getattr(before, part) != getattr(self.config, part):
-                    raise UserError(
-                        f"{part} must be that of the run that is resumed",
-                        f"{plain(getattr(self.config, part))} against {plain(getattr(before, part))}",
-                        "use the run's own config.yaml",
-                    )
             weights = {part: state[part] for part in ("network", "ema", "optimizer")}
             weights = cut(weights, self.crew.mesh) if self.crew.sharded else whole(weights)
             self.network.load_state_dict(weights["network"])
             self.ema.load(weights["ema"])
-            self.optimizer.load_state_dict(weights["optimizer"])
+            self.optimizer.load_state_dict(regrouped(weights["optimizer"], self.network))
             self.order.load_state_dict(state["order"])
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
-            self.step, self.clock = state["step"], Clock(state["seconds"], self.timer)
+            self.step = state["step"]
+            self.clock = Clock(state["seconds"], self.timer, running=not self.untimed)
             self._seconds = state["seconds"]
-        except (KeyError, RuntimeError, TypeError) as error:
-            what = "checkpoint is not one of this kind of run"
-            raise UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run") from error
+            self._saved_step = self._resumed_at = self.step
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise _another_kind(error) from error
 
     @property
     def progress(self) -> float:
@@ -315,14 +369,18 @@ class GeneratorTrainer:
         with self.crew.together():
             log = Log(self.out, COLUMNS, self.step) if self.crew.first else None
         try:
-            with self.crew.lost(), Stop(silent=not self.crew.first) as stop:
-                self._loop(log, stop)
-                self.save()
+            give_up = self._give_up if self.crew.world == 1 else None
+            with self.crew.lost(), Stop(silent=not self.crew.first, give_up=give_up) as stop:
+                with suppress(Interrupted):
+                    self._loop(log, stop)
+                stop.taken()
+                if self._saved_step != self.step or self._resumed_at == self.step:
+                    self.save()
         finally:
             if log is not None:
                 log.close()
         with self.crew.together():
-            if self.crew.first:
+            if self.crew.first and not stop.wanted:  # it can take longer than a signal leaves
                 plot_at_the_end(self.out)
         if self.progress < 1:
             self.say(f"saved at step {self.step}; run the same command with --resume to go on")
@@ -332,13 +390,28 @@ class GeneratorTrainer:
             raise KeyboardInterrupt
         return self.out / "model"
 
+    def _give_up(self) -> str:
+        """Tidy up before the process ends within a step."""
+        remove_temporaries(self.out, self.out / "model", self.out / "samples")
+        return last_words(self.step + 1, self._saved_step)
+
     def _loop(self, log: Log | None, stop: Stop) -> None:
         train = self.config.train
         stopping, logged = self.crew.agree(stop.wanted, self.clock.seconds)
         logged_step, saved = self.step, logged
+        if self.step and not stopping:
+            self._measure(log, stop)  # what an earlier process had no time for
+            stopping, _ = self.crew.agree(stop.wanted, 0.0)
         while self.progress < 1 and not stopping:
             values = self.train_step()
+            if self.untimed:
+                self.untimed -= 1
+                if not self.untimed:
+                    self.clock.start()
+                    logged_step = self.step
             stopping, now = self.crew.agree(stop.wanted, self.clock.seconds)
+            if stopping:
+                stop.taken()
             self._seconds = now
             done = self.progress >= 1
             due = now - saved >= 60 * train.checkpoint_minutes
@@ -349,13 +422,30 @@ class GeneratorTrainer:
                 self._write(log, row)
                 self.say(self._line(row))
                 logged_step, logged = self.step, now
-            if done or (train.validate_every and self.step % train.validate_every == 0):
-                self._validate(log)
-            if train.sample_every and (done or self.step % train.sample_every == 0):
-                self._sample()
-            if due and not done:
-                self.save()
+            if due or done:  # before anything that is only measured
+                with stop.saving():
+                    self.save()
                 _, saved = self.crew.agree(stop.wanted, self.clock.seconds)
+            if not stopping:
+                self._measure(log, stop)
+                stopping = stop.wanted and self.crew.world == 1  # several agree after the next step
+
+    def _measure(self, log: Log | None, stop: Stop) -> None:
+        """The held-out figures and the sample grid that are due at this step, unless they are there already."""
+        train, done = self.config.train, self.progress >= 1
+        validate = done or bool(train.validate_every and self.step % train.validate_every == 0)
+        sample = bool(train.sample_every and (done or self.step % train.sample_every == 0))
+        if self._resumed_at == self.step:
+            there = (log.has("nll"), self._grid_path().exists()) if log is not None else (False, False)
+            has_figures, has_grid = self.crew.sum(list(map(float, there)))
+            validate, sample = validate and not has_figures, sample and not has_grid
+        if validate:
+            stop.optional(lambda: self._validate(log))
+        if sample:
+            stop.optional(self._sample)
+
+    def _grid_path(self) -> Path:
+        return self.out / "samples" / f"{self.step:07d}.png"
 
     def _write(self, log: Log | None, row: Mapping[str, float]) -> None:
         with self.crew.together():
@@ -408,6 +498,9 @@ class GeneratorTrainer:
             drawn = torch.rand((3, len(x_0) * len(sites)), generator=self.generator, dtype=torch.float64)
             rows.append(drawn.unflatten(1, (len(x_0), len(sites))).permute(1, 2, 0))  # (b, k, 3)
         batch = [value[self.own] for value in rows]
+        if self.compiled and len(sites) == 1:  # a size of 1 is a graph of its own; the mean over two equals is the same
+            sites = sites.repeat(2)
+            batch[SITES + 1 :] = [value.repeat_interleave(2, dim=1) for value in batch[SITES + 1 :]]
         batch.insert(SITES, sites)
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
 
@@ -431,12 +524,17 @@ class GeneratorTrainer:
             )
 
     def _line(self, row: Mapping[str, float]) -> str:
-        train, done = self.config.train, max(self.progress, 1e-9)
-        left = self.clock.seconds * (1 - done) / done / 60
+        train = self.config.train
+        left = time_left(
+            step=self.step,
+            steps=train.steps,
+            seconds=60 * row["minutes"],
+            minutes=train.max_minutes,
+            steps_per_second=row["images_per_second"] / train.batch_size,
+        )
         return (
             f"step {self.step}/{train.steps}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.2f}  "
-            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  "
-            f"{row['minutes']:.1f} min, about {left:.0f} left"
+            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {row['minutes']:.1f} min, {left}"
         )
 
     def averaged(self) -> Transformer:
@@ -471,8 +569,11 @@ class GeneratorTrainer:
             network = self.averaged()
         with self.crew.together(), self.fabric.autocast():
             if network is not None and self.crew.first:
-                path = self.out / "samples" / f"{self.step:07d}.png"
-                if message := draw_grid(network, self.manifest, path, seed=self.config.train.seed):
+                try:
+                    message = draw_grid(network, self.manifest, self._grid_path(), seed=self.config.train.seed)
+                except Exception as error:  # whatever it is, hours of training must not end for a grid
+                    message = f"no sample grid: {type(error).__name__}: {printable(error)}"
+                if message:
                     self.say(message)
 
     def save(self) -> None:
@@ -490,6 +591,7 @@ class GeneratorTrainer:
         with self.crew.together():
             if self.crew.first:
                 self._export(average)
+        self._saved_step = self.step
 
     def _export(self, average: Mapping[str, Tensor]) -> None:
         config = plain(self.config)

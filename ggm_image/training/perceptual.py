@@ -3,7 +3,8 @@
 `Lpips` (Zhang et al. 2018, arXiv 1801.03924) from taming's layers: taming's own class downloads into the current folder
 and unpickles what it got; here the two files come from a folder or are downloaded once into torch's hub cache, and
 only tensors are read from them. `SmallPerceptual` is a small classifier's features, for images too small for VGG or
-where nothing can be downloaded; `tools/train_perceptual.py` trains it on the pictures themselves in minutes.
+where nothing can be downloaded; `ggm-image train-perceptual` trains it on the images themselves in minutes.
+`timm_perceptual` has the third, a classifier of timm.
 """
 
 import warnings
@@ -113,12 +114,13 @@ class Lpips(nn.Module):
         return torch.stack(distances).sum()
 
 
-def load_perceptual(source: str) -> nn.Module | None:
+def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
     """A perceptual loss, in evaluation mode, without gradients of its own.
 
     Args:
-        source: a ``.safetensors`` file of `SmallPerceptual`; or, for LPIPS, a folder with ``vgg16-397923af.pth`` and
-            ``vgg_lpips.pth``, or ``download``.
+        source: ``timm:NAME`` for a classifier of timm; a ``.safetensors`` file of `SmallPerceptual`; or, for LPIPS, a
+            folder with ``vgg16-397923af.pth`` and ``vgg_lpips.pth``, or ``download``.
+        size: pixels a side to which a classifier of timm enlarges the images; 0 leaves them as they are.
 
     Returns:
         The module, or None, with a warning, where the download fails.
@@ -126,6 +128,10 @@ def load_perceptual(source: str) -> nn.Module | None:
     Raises:
         UserError: if the folder lacks a file, or a file is not what it should be.
     """
+    if source.startswith("timm:"):
+        from ggm_image.training.timm_perceptual import load_timm_perceptual
+
+        return load_timm_perceptual(source.removeprefix("timm:"), size)
     if source.endswith(".safetensors"):
         return _load_small(Path(source))
     if source == "download":
@@ -169,7 +175,7 @@ def _load_small(path: Path) -> SmallPerceptual:
     widths = [len(state[f"layers.{k}.0.weight"]) for k in range(len(state)) if f"layers.{k}.0.weight" in state]
     if not widths or "head.bias" not in state:
         raise UserError(
-            "perceptual weights must be those of tools/train_perceptual.py", f"{path}: other names", "train them anew"
+            "perceptual weights must be those of train-perceptual", f"{path}: other names", "train them again"
         )
     module = SmallPerceptual(len(state["head.bias"]), widths)
     load_weights(module, path)

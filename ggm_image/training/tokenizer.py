@@ -1,9 +1,10 @@
 """A run of `train-tokenizer`: pictures in, a tokenizer folder out, whatever interrupts it."""
 
 import math
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -12,21 +13,25 @@ from torch import Tensor
 
 from ggm_image.data.encode import Prefetch, check_image_size
 from ggm_image.data.images import ImageSource, image_grid, open_source, save_png, to_model, to_uint8
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, printable
 from ggm_image.files import held, remove_temporaries, sha256_file, write_text
+from ggm_image.precision import choose_precision
 from ggm_image.tokenizers.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.config import load_config, plain, save_config
 from ggm_image.training.engine import (
     DataOrder,
     Log,
-    Stop,
     has_checkpoint,
-    keep_freed_memory,
     load_checkpoint,
     save_checkpoint,
+    time_left,
+    to_stderr,
 )
 from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
+from ggm_image.training.stopping import Stop, last_words
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
+from ggm_image.training.tokenizer_forecast import check_memory
 from ggm_image.training.tokenizer_trainer import FROZEN, TokenizerTrainer, starting_point
 from ggm_image.weights import save_weights
 
@@ -68,6 +73,7 @@ def train_tokenizer(
     resume: bool = False,
     device: str = "cpu",
     workers: int = 2,
+    force: bool = False,
 ) -> Path:
     """Train a tokenizer and export it as a tokenizer folder.
 
@@ -79,17 +85,65 @@ def train_tokenizer(
         resume: go on from the last checkpoint in ``out``.
         device: where to train.
         workers: threads that decode pictures.
+        force: start although the run seems to need more memory than is available.
 
     Returns:
         The exported tokenizer folder.
 
     Raises:
         UserError: for a wrong config or data, a run that exists, another process at work on it, or a loss that is not
-            finite.
+            finite, or too little memory.
     """
-    config, out = load_config(TokenizerTrainConfig, config_path, overrides), Path(out)
+    config, out = load_tokenizer_config(config_path, overrides), Path(out)
     if has_checkpoint(out) and not resume:
         raise UserError("the folder holds a run", out, "add --resume to go on with it, or give another folder")
+    state = load_checkpoint(out) if resume else None
+    source = open_source(data)
+    config.train.precision, line = choose_precision(config.train.precision, torch.device(device))
+    if line:
+        to_stderr(line)
+    record = tokenizer_record(config, source)
+    if state is not None:
+        fix = f"resume with the run's own config and images, or start a new run with start={out / 'tokenizer'}"
+        check_resumed(state.get("record", {}), record, TOKENIZER_FREE_TO_CHANGE, to_stderr, fix)
+    if not force:
+        check_memory(config, images=len(source), kept_bytes=MEMORY_LIMIT, device=device)
+    trainer = TokenizerTrainer(config, device)
+    size = check_image_size(trainer.model, None)
+    pictures = TrainingPictures(source, size, workers)
+    order = DataOrder(pictures.rows, config.train.batch_size, config.train.seed)
+    if state is not None:
+        try:
+            trainer.load_state_dict(state["trainer"])
+            order.load_state_dict(state["order"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            what, fix = "checkpoint is not one of this kind of run", "name the folder of a `train-tokenizer` run"
+            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        remove_temporaries(out, out / "tokenizer", out / "reconstructions")
+        save_config(out / "config.yaml", config)
+        log = Log(out, COLUMNS, trainer.step)
+        try:
+            with Stop(give_up=lambda: _give_up(trainer, out)) as stop:
+                _loop(trainer, pictures, order, record, out, log, stop)
+        finally:
+            log.close()
+        folder = export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
+        if not stop.wanted:  # it can take longer than a signal leaves
+            plot_at_the_end(out)
+        return folder
+
+
+def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
+    """The config of a run, with the architecture of the tokenizer that it starts from.
+
+    Raises:
+        UserError: of `load_config`; or there is no such tokenizer, or it does not fit the config.
+    """
+    config = load_config(TokenizerTrainConfig, path, overrides)
     if config.start:
         start = starting_point(config.start)
         config.architecture = start.config
@@ -97,28 +151,7 @@ def train_tokenizer(
             _check_exact(start, config.train.weights_dtype)
     elif config.train.decoder_only:
         raise UserError("train.decoder_only needs a tokenizer to go on from", "start is empty", "add start=NAME|DIR")
-    state = load_checkpoint(out) if resume else None
-    source = open_source(data)
-    keep_freed_memory()
-    trainer = TokenizerTrainer(config, device)
-    size = check_image_size(trainer.model, None)
-    pictures = TrainingPictures(source, size, workers)
-    order = DataOrder(pictures.rows, config.train.batch_size, config.train.seed)
-    if state is not None:
-        trainer.load_state_dict(state["trainer"])
-        order.load_state_dict(state["order"])
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out):
-        remove_temporaries(out, out / "tokenizer", out / "reconstructions")
-        save_config(out / "config.yaml", config)
-        log = Log(out, COLUMNS, trainer.step)
-        try:
-            with Stop() as stop:
-                _loop(trainer, pictures, order, out, log, stop)
-        finally:
-            log.close()
-        plot_at_the_end(out)
-        return export_tokenizer(out / "tokenizer", config, trainer, pictures.rows)
+    return config
 
 
 def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
@@ -130,20 +163,38 @@ def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
 
 
 def _loop(
-    trainer: TokenizerTrainer, pictures: TrainingPictures, order: DataOrder, out: Path, log: Log, stop: Stop
+    trainer: TokenizerTrainer,
+    pictures: TrainingPictures,
+    order: DataOrder,
+    record: Mapping[str, Any],
+    out: Path,
+    log: Log,
+    stop: Stop,
 ) -> None:
     train = trainer.train
 
     def save() -> None:
-        save_checkpoint(out, {"trainer": trainer.state_dict(), "order": order.state_dict()})
+        with stop.saving():
+            state = {"record": dict(record), "trainer": trainer.state_dict(), "order": order.state_dict()}
+            save_checkpoint(out, state)
+        trainer.saved_step = trainer.step
 
-    saved = trainer.clock.seconds
+    def show() -> None:
+        path = out / "reconstructions" / f"{trainer.step:07d}.png"
+        if train.sample_every and trainer.step and trainer.step % train.sample_every == 0 and not path.exists():
+            stop.optional(lambda: _show(trainer, pictures, path))
+
+    show()  # what an earlier process had no time for
+    saved = logged = trainer.clock.seconds
+    logged_step = trainer.step
     while trainer.progress() < 1:
         images = to_model(pictures[order.next()])
         if train.flip:
             mirrored = torch.rand(len(images), generator=trainer.generator) < 0.5
             images[mirrored] = images[mirrored].flip(-1)
         logs = trainer.train_step(images.to(trainer.device))
+        if stop.wanted:
+            stop.taken()
         # psnr is infinite where a picture is met exactly; what follows from the others would be saved at the next turn
         found = [trainer.gradient_norm, *(value for name, value in logs.items() if name != "psnr")]
         if not all(map(math.isfinite, found)):
@@ -151,6 +202,11 @@ def _loop(
             fix = f"{kept}, with a lower train.learning_rate"
             raise UserError("the loss is not finite", f"step {trainer.step}", fix)
         step = trainer.step
+        if trainer.untimed:
+            trainer.untimed -= 1
+            if not trainer.untimed:
+                trainer.clock.start()
+                logged_step = step
         if step % train.log_every == 0:
             values = logs | {
                 "minutes": trainer.clock.seconds / 60,
@@ -161,22 +217,43 @@ def _loop(
             }
             log.write(step, values)
             trainer.restarted = 0
-            print(
-                f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
-                f"{values['perplexity']:.0f}  dead {values['dead']:.0f}",
-                file=sys.stderr,
-                flush=True,
+            seconds = trainer.clock.seconds
+            left = time_left(
+                step=step,
+                steps=train.steps,
+                seconds=seconds,
+                minutes=train.max_minutes,
+                steps_per_second=(step - logged_step) / max(seconds - logged, 1e-9),
             )
-        if train.sample_every and step % train.sample_every == 0:
-            save_png(reconstructions(trainer, pictures), out / "reconstructions" / f"{step:07d}.png")
+            logged_step, logged = step, seconds
+            to_stderr(
+                f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
+                f"{values['perplexity']:.0f}  dead {values['dead']:.0f}  {left}"
+            )
         if trainer.clock.seconds - saved > 60 * train.checkpoint_minutes:
             save()
             saved = trainer.clock.seconds
+        show()
         if stop.wanted:
-            save()
-            print(f"saved at step {step}; run the same command with --resume to go on", file=sys.stderr, flush=True)
+            stop.taken()
+            if trainer.saved_step != step:
+                save()
+            to_stderr(f"saved at step {step}; run the same command with --resume to go on")
             raise KeyboardInterrupt
     save()
+
+
+def _give_up(trainer: TokenizerTrainer, out: Path) -> str:
+    """Tidy up before the process ends within a step."""
+    remove_temporaries(out, out / "tokenizer", out / "reconstructions")
+    return last_words(trainer.step + 1, trainer.saved_step)
+
+
+def _show(trainer: TokenizerTrainer, pictures: TrainingPictures, path: Path) -> None:
+    try:
+        save_png(reconstructions(trainer, pictures), path)
+    except Exception as error:  # whatever it is, hours of training must not end for a picture
+        to_stderr(f"no reconstructions: {type(error).__name__}: {printable(error)}")
 
 
 def averaged(trainer: TokenizerTrainer, config: VQGANConfig) -> VQGAN:

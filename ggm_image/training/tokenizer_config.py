@@ -1,9 +1,11 @@
 """Everything that a run of `train-tokenizer` can be told, with its checks."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ggm_image.precision import PRECISIONS
 from ggm_image.tokenizers.vqgan import VQGANConfig
-from ggm_image.training.config import PRECISIONS, check_choice, check_numbers
+from ggm_image.training.config import check_choice, check_compile, check_numbers
 
 
 @dataclass(kw_only=True)
@@ -13,8 +15,11 @@ class TokenizerLoss:
     Attributes:
         l1, l2: mean absolute and mean squared error.
         commitment: mean squared distance of latents to their codes.
-        perceptual: LPIPS.
-        perceptual_weights: ``download`` or a folder; see `perceptual.load_perceptual`.
+        perceptual: distance on the features of a trained network.
+        perceptual_weights: which network: ``download`` or a folder for LPIPS, ``timm:NAME``, or a file of
+            train-perceptual; see `perceptual.load_perceptual`.
+        perceptual_size: pixels a side to which images are enlarged for ``timm:NAME``; 0 leaves them as they are.
+        perceptual_images: share of each batch that the perceptual loss looks at, in (0, 1].
         adversarial: score of the patch discriminator, times the adaptive weight of the paper.
         matching: distance of the discriminator's features, times an adaptive weight likewise.
         adversarial_start: share of the run after which both start, in [0, 1]; 1 is never.
@@ -27,6 +32,8 @@ class TokenizerLoss:
     commitment: float = 0.25
     perceptual: float = 1.0
     perceptual_weights: str = "download"
+    perceptual_size: int = 0
+    perceptual_images: float = 1.0
     adversarial: float = 0.5
     matching: float = 1.0
     adversarial_start: float = 0.5
@@ -38,9 +45,9 @@ class TokenizerLoss:
         check_numbers(
             self,
             "loss",
-            positive=("discriminator_width", "discriminator_layers", "discriminator_rate"),
-            natural=("l1", "l2", "commitment", "perceptual", "adversarial", "matching"),
-            shares=("adversarial_start",),
+            positive=("discriminator_width", "discriminator_layers", "discriminator_rate", "perceptual_images"),
+            natural=("l1", "l2", "commitment", "perceptual", "perceptual_size", "adversarial", "matching"),
+            shares=("adversarial_start", "perceptual_images"),
         )
 
 
@@ -76,8 +83,8 @@ class TokenizerTrain:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_minutes: float = 5.0
-    precision: str = "bf16-mixed"
-    compile: bool = True
+    precision: str = "auto"
+    compile: Any = "auto"
     seed: int = 0
     weights_dtype: str = "float16"
 
@@ -90,6 +97,7 @@ class TokenizerTrain:
             shares=("final_share", "ema_decay", "codebook_decay", "restart_until"),
         )
         check_choice("train.precision", self.precision, PRECISIONS)
+        check_compile(self.compile)
         check_choice("train.weights_dtype", self.weights_dtype, ("float16", "float32", "bfloat16"))
 
 

@@ -5,7 +5,7 @@ latents of the batch (see `codebook`); the perceptual loss is optional, because 
 decoder can be trained alone, for tokens that stay as they are.
 """
 
-import sys
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ggm_image.compilation import cannot_compile
+from ggm_image.compilation import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.errors import UserError
+from ggm_image.precision import choose_precision
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vqgan import VQGAN
 from ggm_image.training.codebook import CodebookEMA
-from ggm_image.training.engine import Clock, Ema, learning_rate, random_state, set_random_state
+from ggm_image.training.engine import Clock, Ema, learning_rate, random_state, set_random_state, to_stderr
 from ggm_image.training.perceptual import load_perceptual
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
 
@@ -34,6 +35,7 @@ class TokenizerTrainer:
         from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 
         self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
+        self.train.precision = choose_precision(self.train.precision, self.device)[0]
         self.gradient_norm = 0.0
         torch.manual_seed(config.train.seed)
         try:
@@ -56,7 +58,7 @@ class TokenizerTrainer:
         )
         self.perceptual = None
         if config.loss.perceptual > 0:
-            self.perceptual = load_perceptual(config.loss.perceptual_weights)
+            self.perceptual = load_perceptual(config.loss.perceptual_weights, config.loss.perceptual_size)
             self.perceptual = self.perceptual and self.perceptual.to(self.device)
         weights = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
@@ -66,13 +68,21 @@ class TokenizerTrainer:
         self.ema = Ema(self.model, config.train.ema_decay)
         self.generator = torch.Generator().manual_seed(config.train.seed)
         self.step, self.restarted, self.start_sha256 = 0, 0, ""
-        self.clock = Clock()
+        self.saved_step: int | None = None
         if config.start:
             self.begin_from(starting_point(config.start))
-        why = cannot_compile(self.device.type) if config.train.compile else ""
-        if why:
-            print(f"not compiled, so training is slower: {why}", file=sys.stderr, flush=True)
-        maybe: Callable[..., Any] = torch.compile if config.train.compile and not why else (lambda f: f)
+        train = config.train
+        compiled, line = compile_pays(
+            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
+        )
+        if line:
+            to_stderr(line)
+        if compiled and (why := cannot_compile(self.device.type)):
+            to_stderr(f"not compiled, so training is slower: {why}")
+            compiled = False
+        self.untimed = UNTIMED_STEPS if compiled else 0
+        self.clock = Clock(running=not self.untimed)
+        maybe: Callable[..., Any] = torch.compile if compiled else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
 
     def begin_from(self, tokenizer: VQGAN) -> None:
@@ -136,11 +146,14 @@ class TokenizerTrainer:
             z = self.encode(images)
             codes, commitment = self.quantise(z)
             reconstruction = self.model.decoder.conv_out(self.decode_body(codes)).float()
+        reconstruction = F.pixel_shuffle(reconstruction, self.model.patch_size)
         error = reconstruction - images
         terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * error.square().mean()}
         if self.perceptual is not None:
+            # the first rows are as random as any
+            some = slice(math.ceil(loss.perceptual_images * len(images)))
             with self.autocast():
-                terms["perceptual"] = loss.perceptual * self.perceptual(reconstruction, images).float()
+                terms["perceptual"] = loss.perceptual * self.perceptual(images[some], reconstruction[some]).float()
         if adversarial:
             with self.autocast():
                 terms |= self._judged(images, reconstruction)
@@ -168,7 +181,7 @@ class TokenizerTrainer:
         The second is the learned similarity of Larsen et al. (arXiv 1512.09300): a perceptual loss without
         weights from elsewhere.
         """
-        real, fake, distances = images, reconstruction, []
+        (real, fake), distances = moved_together(images, reconstruction), []
         for layer in self.discriminator.main[:-1]:
             with torch.no_grad():
                 real = layer(real)
@@ -205,6 +218,7 @@ class TokenizerTrainer:
     def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
         self.d_optimizer.zero_grad(set_to_none=True)
         with self.autocast():
+            real, fake = moved_together(real, fake)
             on_real, on_fake = self.discriminator(real), self.discriminator(fake)
         hinge = 0.5 * (F.relu(1 - on_real.float()).mean() + F.relu(1 + on_fake.float()).mean())
         hinge.backward()
@@ -229,11 +243,12 @@ class TokenizerTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # a checkpoint of an earlier version knows neither of the three
+        # a checkpoint of an earlier version has no record of the config, and knows neither of these three
         if (begun := state.get("decoder_only", False)) != self.train.decoder_only:
-            what, fix = "train.decoder_only must stay what the run was begun with", "give another --out"
-            raise UserError(what, f"{begun}, now {self.train.decoder_only}", fix)
-        self.step, self.clock = state["step"], Clock(state["seconds"])
+            what, fix = "train.decoder_only must be that of the run that is resumed", "give another --out"
+            raise UserError(what, f"{self.train.decoder_only}, the checkpoint has {begun}", fix)
+        self.step, self.clock = state["step"], Clock(state["seconds"], running=not self.untimed)
+        self.saved_step = self.step
         self.restarted = state.get("restarted", 0)
         self.start_sha256 = state.get("start_sha256", self.start_sha256)
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
@@ -241,6 +256,19 @@ class TokenizerTrainer:
         self.ema.load(state["ema"])
         self.generator.set_state(state["generator"])
         set_random_state(state["random"])
+
+
+def moved_together(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+    """Both images moved by one random offset of up to 3 pixels, mirrored at the edges.
+
+    A strided discriminator sees some positions of each cell better than others. If they were always the same, the
+    decoder would learn to paint patterns of that period; moving the images prevents it.
+    """
+    h, w = a.shape[-2:]
+    most = min(3, h - 1, w - 1)
+    y, x = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    first, second = (F.pad(t, (most,) * 4, mode="reflect")[..., y : y + h, x : x + w] for t in (a, b))
+    return first, second
 
 
 def starting_point(name_or_path: str) -> VQGAN:

@@ -238,3 +238,19 @@ def test_gradients_are_finite_at_the_ends_of_the_level() -> None:
     levels[0], levels[1] = 0.0, 1.0
     network(tokens, levels, SITES, labels).logsumexp(-1).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.slow
+def test_one_graph_of_the_last_block_serves_every_number_of_sites() -> None:
+    """But one site. Seen to fail at f183d35: a graph for the first number, and another for the second."""
+    import torch._dynamo as dynamo
+
+    network, (tokens, levels, labels) = make_network(depth=2).requires_grad_(False), make_batch()
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    network.compile_blocks()
+    for count in (5, 3, 9, 2):
+        sites = torch.arange(count)
+        network(tokens, levels, sites, labels)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 3  # embedding, block, last block
+    dynamo.reset()

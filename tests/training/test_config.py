@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from ggm_image.errors import UserError
-from ggm_image.network import Transformer
+from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.resources import resource_dir
-from ggm_image.training.config import GeneratorConfig, build_config, load_config, plain, save_config
+from ggm_image.training.config import GeneratorConfig, build_config, complete_network, load_config, plain, save_config
+from ggm_image.training.tokenizer_config import TokenizerTrainConfig
 
 SHIPPED = sorted(p for p in resource_dir("configs").glob("*.yaml") if not p.name.startswith("tokenizer"))
+
+SIZES = {
+    "celebahq256": (1024, 0, (16, 16)),
+    "ffhq256": (1024, 0, (16, 16)),
+    "imagenet256": (16384, 1000, (16, 16)),
+    "imagenet256-f8": (8192, 1000, (32, 32)),
+}
+"""What the token caches that they name have."""
 
 
 @pytest.fixture
@@ -27,8 +36,9 @@ def test_every_shipped_config_is_complete_and_builds(path: Path) -> None:
     config = load_config(GeneratorConfig, path)
     written = OmegaConf.to_container(OmegaConf.load(path))
     assert written == plain(config), "a shipped file names every key, so that no default can change it"
+    codes, classes, grid = SIZES.get(path.stem, (1024, 10, (8, 8)))
     with torch.device("meta"):
-        network = Transformer(config.network)
+        network = Transformer(complete_network(config.network, codebook_size=codes, classes=classes, grid=grid))
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     assert f"{millions:.0f} million" in path.read_text() or f"{millions:.1f} million" in path.read_text()
 
@@ -53,7 +63,10 @@ def test_overrides_and_round_trip(yaml: Path, tmp_path: Path) -> None:
         ("train.ema_decay=1.5", r"train.ema_decay must lie in \[0, 1\]"),
         ("objective.masked=-0.1", r"objective.masked must lie in \[0, 1\]"),
         ("objective.lattice=1.5", r"objective.lattice must lie in \[0, 1\]"),
-        ("train.precision=fp8", "train.precision must be one of"),
+        ("train.precision=fp8", "train.precision must be one of auto, bf16-mixed, 32-true"),
+        ("train.compile=maybe", "train.compile must be true, false or auto"),
+        ("network.grid=[0,2]", "network.grid must be"),
+        ("network.codebook_size=0", "network.codebook_size must be positive"),
         ("train.strategy=deepspeed", "train.strategy must be one of auto, ddp, fsdp"),
         ("train.accumulate=0", "train.accumulate must be positive"),
         ("network.width=33", "network.width must be a multiple"),
@@ -85,3 +98,21 @@ def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_config(GeneratorConfig, tmp_path / "none.yaml")
+
+
+def test_a_network_that_leaves_its_facts_open(yaml: Path) -> None:
+    """Seen to fail at f183d35: what was left out meant 10 classes, 1024 codes and 8 x 8 tokens."""
+    for overrides in ([], ["network.classes=null", "network.grid=null", "network.codebook_size=null"]):
+        entries = load_config(GeneratorConfig, yaml, overrides).network
+        assert (entries.codebook_size, entries.classes, entries.grid) == (None, None, None)
+        network = complete_network(entries, codebook_size=7, classes=0, grid=(2, 3))
+        assert network == NetworkConfig(codebook_size=7, classes=0, grid=[2, 3], width=32, heads=2)
+    stated = load_config(GeneratorConfig, yaml, ["network.classes=4"]).network
+    assert complete_network(stated, codebook_size=7, classes=5, grid=(2, 3)).classes == 4
+
+
+@pytest.mark.parametrize("path", sorted(resource_dir("configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_leave_precision_and_compilation_to_the_machine(path: Path) -> None:
+    schema: type = TokenizerTrainConfig if path.stem.startswith("tokenizer") else GeneratorConfig
+    train = load_config(schema, path).train
+    assert (train.precision, train.compile) == ("auto", "auto")

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,13 @@ import torch
 from torch import nn
 
 from ggm_image.errors import UserError
+from ggm_image.network import NetworkConfig, Transformer
+from ggm_image.resources import resource_dir
 from ggm_image.training import engine, shards
+from ggm_image.training.config import GeneratorConfig, load_config, plain
 from ggm_image.training.crew import Crew, make_fabric
+
+GENERATORS = sorted(p for p in resource_dir("configs").glob("*.yaml") if not p.name.startswith("tokenizer"))
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -47,11 +51,66 @@ def test_the_seconds_of_a_run_never_fall(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_only_matrices_decay() -> None:
-    module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.LayerNorm(5))
+    module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 5), nn.LayerNorm(5), nn.Conv1d(5, 5, 2))
     decayed, plain = engine.parameter_groups(module, 0.1)
-    assert [p.shape for p in decayed["params"]] == [(5, 4)]
-    assert len(plain["params"]) == 4
+    assert [p.shape for p in decayed["params"]] == [(5, 4), (5, 5, 2)]
+    assert len(plain["params"]) == 5
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+BLOCK = {"attention.qkv.weight", "attention.project.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
+
+
+@pytest.mark.parametrize("path", [None, *GENERATORS], ids=lambda path: path.stem if path else "tied")
+def test_every_parameter_of_every_config_is_in_its_group(path: Path | None) -> None:
+    """By name. Seen to fail at f183d35: a head of its own did not decay."""
+    config = load_config(GeneratorConfig, path).network if path else NetworkConfig(width=32, heads=2, depth=3)
+    sizes = {name: getattr(config, name) or 8 for name in ("codebook_size", "classes")}
+    with torch.device("meta"):
+        network = Transformer(NetworkConfig(**plain(config) | sizes | {"grid": [4, 4]}))
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in engine.parameter_groups(network, 0.1))
+    blocks = range(config.depth)
+    head = set() if config.tied_head else {"head"}
+    assert decayed == {
+        "level.0.weight",
+        "level.2.weight",
+        "site.weight",
+        "condition.weight",
+        *head,
+        *(f"blocks.{k}.{name}" for k in blocks for name in BLOCK),
+    }
+    assert others == {
+        "tokens.weight",
+        "classes.weight",
+        "level.0.bias",
+        "level.2.bias",
+        "condition.bias",
+        "norm.weight",
+        "norm.bias",
+        "head_bias",
+        *(f"blocks.{k}.table" for k in blocks),
+    }
+
+
+def test_an_optimizer_of_an_earlier_version_is_resumed_by_name() -> None:
+    """Its groups lacked the head. Seen to fail with the numbers left as they were: moments of other shapes."""
+    network = Transformer(
+        NetworkConfig(codebook_size=7, classes=2, grid=[2, 2], width=8, depth=1, heads=1, tied_head=False)
+    )
+    linear = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear)}
+    parameters = list(network.parameters())
+    groups = [[p for p in parameters if (id(p) in linear) == decayed] for decayed in (True, False)]
+    old = torch.optim.AdamW([{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}])
+    for parameter in parameters:
+        parameter.grad = torch.rand_like(parameter)
+    old.step()
+    new = torch.optim.AdamW(engine.parameter_groups(network, 0.1))
+    new.load_state_dict(engine.regrouped(old.state_dict(), network))
+    for parameter in parameters:
+        assert torch.equal(new.state[parameter]["exp_avg"], old.state[parameter]["exp_avg"])
+    assert [group["weight_decay"] for group in new.param_groups] == [0.1, 0.0]
+    assert engine.regrouped(new.state_dict(), network) == new.state_dict()
 
 
 def test_order_visits_every_row_once_an_epoch_and_resumes() -> None:
@@ -167,12 +226,21 @@ def test_log_in_a_folder_that_tensorboard_cannot_name(tmp_path: Path) -> None:
     assert (folder / "log.csv").read_text().splitlines() == ["step,loss", "5,0.5"]
 
 
-def test_signals_are_read_between_steps_and_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with engine.Stop() as stop:
-        assert not stop.wanted
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wanted
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_the_clock_may_start_later() -> None:
+    """Compiling is not training. Seen to fail with the seconds before the start counted."""
+    now = 100.0
+    clock = engine.Clock(before=5.0, timer=lambda: now, running=False)
+    now = 190.0
+    assert clock.seconds == 5
+    clock.start()
+    now = 192.0
+    clock.start()
+    assert clock.seconds == 7
+
+
+def test_time_left_is_that_of_the_limit_that_applies() -> None:
+    facts = {"step": 100, "steps": 1000, "seconds": 60.0, "steps_per_second": 2.0}
+    assert engine.time_left(**facts, minutes=None) == "about 7.5 min left until steps"
+    assert engine.time_left(**facts, minutes=5.0) == "about 4.0 min left until max_minutes"
+    assert engine.time_left(**facts, minutes=50.0) == "about 7.5 min left until steps"
+    assert engine.time_left(**facts | {"steps": 200_000}, minutes=None) == "about 28 h left until steps"

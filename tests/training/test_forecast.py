@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ggm_image import precision as precision_module
 from ggm_image.cli.main import main
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.schedule import random_training_state
@@ -98,14 +99,50 @@ def test_mean_queried_is_that_of_training() -> None:
         assert module.mean_queried(8, 8, cosine) == pytest.approx(sum(found) / len(found), rel=0.1)
 
 
-def test_a_dry_run_says_the_cost_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "c.yaml").write_text(CONFIG)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_rates_are_measured_in_time(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow a product is: 2048 of a side took minutes on a CPU without bf16. Seen to fail without the break."""
+    seconds, sides = [0.0], []
+
+    def mm(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> None:
+        assert a.dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+        sides.append(len(a))
+        seconds[0] += 2 * len(a) ** 3 / 1e8  # a tenth of a GFLOP a second
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(module, "now", lambda device: seconds[0])
+    assert module.product_rate(torch.device("cpu"), precision) == pytest.approx(1e8)
+    assert set(sides) == {256}
+    assert seconds[0] < 2
+
+
+def test_the_cost_is_that_of_the_precision_that_the_run_will_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail at f183d35: the rate was that of bf16, whatever the run used."""
+    asked: list[str] = []
+    monkeypatch.setattr(module, "product_rate", lambda device, precision: asked.append(precision) or 1e9)
+    auto = replace(CONFIGURATION, train=replace(CONFIGURATION.train, precision="auto"))
+    for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(precision_module, "native_bf16", lambda device, native=native: native)
+        cost = module.forecast(auto)
+        assert (asked[-1], cost.precision) == (expected, expected)
+        same = replace(CONFIGURATION, train=replace(CONFIGURATION.train, precision=expected))
+        assert cost.activation_bytes == module.activation_bytes(same)
+    assert module.forecast(CONFIGURATION).precision == "32-true"
+    assert auto.train.precision == "auto"
+
+
+def test_a_dry_run_says_the_cost_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision_module, "native_bf16", lambda device: False)
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("precision: 32-true", "precision: auto"))
     cache = write_cache(tmp_path / "tokens")
     arguments = ["train", str(tmp_path / "c.yaml"), "--data", str(cache), "--out", str(tmp_path / "run"), "--dry-run"]
     assert main([*arguments, "--device", "cpu"]) == 0
-    out = capsys.readouterr().out
-    for word in ("parameters", "TFLOP", "GiB: ", "12 steps", "40 rows, seen 2.4 times"):
-        assert word in out
+    found = capsys.readouterr()
+    for word in ("parameters", "TFLOP", "GiB: ", "12 steps", "products in 32-true", "40 rows, seen 2.4 times"):
+        assert word in found.out
+    assert "precision: 32-true, as this CPU has no bf16" in found.err
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "network.codebook_size=17"]) == 2
     assert "set network.codebook_size=16" in capsys.readouterr().err

@@ -14,13 +14,17 @@ from ggm_image.data.token_cache import Manifest, TokenCache, TokenCacheWriter
 from ggm_image.errors import UserError
 from ggm_image.files import held, sha256_file
 from ggm_image.model_files import find_model, load_network
+from ggm_image.network import Transformer
 from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.training import evaluation
 from ggm_image.training import generator as module
 from ggm_image.training.config import GeneratorConfig, load_config
+from ggm_image.training.criterion import Criterion
 from ggm_image.training.engine import CHECKPOINT
 from ggm_image.training.evaluation import TokenSet, held_out_nll
 from ggm_image.training.generator import GeneratorTrainer, train_generator
-from ggm_image.training.training_tokens import load_tokens
+from ggm_image.training.run_record import FREE_TO_CHANGE, generator_record
+from ggm_image.training.training_tokens import fit_to_cache, labels_by_name, load_tokens
 from tests.models import tiny_tokenizer_folder
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -34,9 +38,17 @@ train: {steps: 12, batch_size: 8, warmup_steps: 3, compile: false, precision: 32
 
 
 def write_cache(
-    folder: Path, *, count: int = 40, flip: bool = False, sha256: str = "ab" * 32, noise: float = 0.1
+    folder: Path,
+    *,
+    count: int = 40,
+    flip: bool = False,
+    sha256: str = "ab" * 32,
+    noise: float = 0.1,
+    names: tuple[str, ...] = ("left", "right"),
+    seed: int = 0,
+    shard_size: int = 10_000,
 ) -> Path:
-    """Pictures of one repeated token: 3 for the first class, 11 for the second, some noise."""
+    """Images of one repeated token: 3 for label 0, 11 for label 1, some noise. Further names have no image."""
     items = count * (2 if flip else 1)
     manifest = Manifest(
         tokenizer_name="toy",
@@ -44,13 +56,14 @@ def write_cache(
         codebook_size=V,
         grid=(3, 3),
         image_size=12,
-        class_names=["left", "right"],
+        class_names=list(names),
         preprocessing={"flip": flip},
         source={"path": "toy", "images": count},
         items=items,
+        shard_size=shard_size,
     )
     writer = TokenCacheWriter(folder, manifest)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     labels = (torch.arange(items) % count) % 2
     tokens = torch.where(labels == 0, 3, 11)[:, None, None].repeat(1, 3, 3)
     drawn = torch.randint(0, V, tokens.shape, generator=generator)
@@ -143,6 +156,7 @@ def test_a_cut_run_goes_on_bit_for_bit(
         return values
 
     monkeypatch.setattr(GeneratorTrainer, "train_step", cut)
+    monkeypatch.setattr(module, "plot_at_the_end", lambda out: pytest.fail("no time for curves"))
     with pytest.raises(KeyboardInterrupt):
         run("cut")
     monkeypatch.undo()
@@ -198,6 +212,119 @@ def test_embeddings_start_from_the_tokenizers_codes(config: Path, tmp_path: Path
     (tmp_path / "run" / CHECKPOINT).touch()
     start()
     assert len(said) == 1, "a run that is gone on with was told how it starts"
+
+
+def test_classes_grid_and_codebook_are_those_of_the_cache(config: Path, tmp_path: Path) -> None:
+    """Seen to fail at f183d35: "(10 against 0); set network.classes=0"."""
+    config.write_text(CONFIG.replace("codebook_size: 16, classes: 2, grid: [3, 3], ", ""))
+    cache = write_cache(tmp_path / "three", names=("left", "right", "empty"))
+    model = train_generator(config, cache, tmp_path / "run", overrides=["train.steps=1"], device="cpu")
+    found = find_model(model).network
+    assert (found.codebook_size, found.classes, found.grid) == (16, 3, [3, 3])
+    saved = load_config(GeneratorConfig, tmp_path / "run" / "config.yaml")
+    assert saved.network.classes == 3
+    with pytest.raises(UserError, match=r"network\.classes must be .*\(2 in the config, 3 in the cache\); .* or null"):
+        train_generator(config, cache, tmp_path / "no", overrides=["network.classes=2"], device="cpu")
+
+
+def test_nothing_that_is_only_shown_costs_a_run(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved before it is measured, and a sample that fails is said. Seen to fail at f183d35: the run was lost."""
+    found: list[object] = []
+
+    def fail(*_: object, **__: object) -> str:
+        found.append(torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"])
+        found.append((tmp_path / "run" / "model" / "model.safetensors").is_file())
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(module, "draw_grid", fail)
+    run("run", "train.steps=2", "train.sample_every=2")
+    assert found == [2, True]
+
+
+def test_what_an_earlier_process_had_no_time_to_measure_is_measured(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal ends a measurement at once; the row comes at the resume, and once."""
+    run("whole")
+    measure = GeneratorTrainer._validate
+
+    def cut(self: GeneratorTrainer, log: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        measure(self, log)
+
+    monkeypatch.setattr(GeneratorTrainer, "_validate", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "cut" / CHECKPOINT, weights_only=True)["step"] == 6
+    assert not any(row["nll"] for row in log_of(tmp_path / "cut"))
+    for _ in range(2):
+        run("cut", resume=True)
+        whole, pieces = ([(row["step"], row["nll"]) for row in log_of(tmp_path / n)] for n in ("whole", "cut"))
+        assert pieces == whole
+
+
+def test_compiling_is_not_training(config: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps are not timed. Seen to fail at f183d35: a run by time had lost most of its rate before step 2."""
+    seconds = [0.0]
+
+    class Slow(GeneratorTrainer):
+        timer = staticmethod(lambda: seconds[0])
+
+        def train_step(self) -> dict[str, Any]:
+            seconds[0] += 80.0 if self.step < 2 else 1.0
+            return super().train_step()
+
+    for name in ("compile_blocks", "compile_head"):
+        monkeypatch.setattr(Transformer if name == "compile_blocks" else Criterion, name, lambda self: None)
+    monkeypatch.setattr(module, "cannot_compile", lambda device: "")
+    said: list[str] = []
+    overrides = ["train.steps=100", "train.max_minutes=0.1", "train.compile=true", "train.log_every=1"]
+    train_generator(config, cache, tmp_path / "run", overrides=overrides, method=Slow, device="cpu", report=said.append)
+    rows = [row for row in log_of(tmp_path / "run") if row["loss"]]
+    assert [float(row["minutes"]) * 60 for row in rows] == pytest.approx([0, 0, 1, 2, 3, 4, 5, 6], abs=1e-3)
+    assert float(rows[2]["images_per_second"]) == pytest.approx(8)
+    assert any("left until max_minutes" in line for line in said)
+
+
+def test_a_compiled_step_queries_two_sites_at_least(config: Path, cache: Path, tmp_path: Path) -> None:
+    """One site twice, which leaves the loss as it is: a graph for a single one would be compiled for it alone."""
+    for name in ("binary", "binary-sampled"):
+        settings = load_config(GeneratorConfig, config, [f"objective.name={name}", "objective.lattice=0"])
+        opened = TokenCache.open(cache)
+        training, held_out = load_tokens(settings, opened)
+        trainer = GeneratorTrainer(settings, opened.manifest, training, held_out, tmp_path, device="cpu")
+        trainer.block = 1
+        state = trainer.generator.get_state(), trainer.order.state_dict()
+        once = trainer._batch()
+        trainer.generator.set_state(state[0])
+        trainer.order.load_state_dict(state[1])
+        trainer.compiled = True
+        twice = trainer._batch()
+        assert (len(once[2]), twice[2].tolist()) == (1, once[2].tolist() * 2)
+        with torch.no_grad():
+            torch.testing.assert_close(trainer.criterion(*twice), trainer.criterion(*once))
+
+
+def test_sample_grids_are_drawn_where_the_network_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without classes nothing else says where. Seen to fail at f183d35 on every GPU."""
+    from ggm_image.network import NetworkConfig
+
+    asked: list[object] = []
+
+    def sample(*_: object, device: object = None, **__: object) -> None:
+        asked.append(device)
+        raise RuntimeError
+
+    monkeypatch.setattr(evaluation, "sample_signal", sample)
+    monkeypatch.setattr(evaluation, "own_tokenizer", lambda manifest, device: None)
+    manifest = Manifest.read(write_cache(tmp_path / "tokens"))
+    network = Transformer(NetworkConfig(codebook_size=V, classes=0, grid=[3, 3], width=8, depth=1, heads=1)).to("meta")
+    with pytest.raises(RuntimeError):
+        evaluation.draw_grid(network, manifest, tmp_path / "x.png", seed=0)
+    assert asked == [torch.device("meta")]
 
 
 def test_a_tiny_set_is_learnt(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -308,13 +435,119 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(run: Callable[.
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_with_another_network_or_data_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_as_what_it_is(run: Callable[..., Path], tmp_path: Path) -> None:
+    """Seen to fail at f183d35: other class names on the old embeddings, another objective, betas of no effect."""
     run("run", "train.steps=2", "train.validate_every=0")
-    with pytest.raises(UserError, match="network must be that of the run"):
-        run("run", "network.depth=1", resume=True)
-    other = write_cache(tmp_path / "more", count=60)
-    with pytest.raises(UserError, match="other data"):
-        run("run", resume=True, data=other)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for override, message in (
+        ("network.depth=1", r"network\.depth must be .*\(1, the checkpoint has 2\)"),
+        ("objective.name=cross-entropy", r"objective\.name must .*\(cross-entropy, the checkpoint has binary\)"),
+        ("objective.masked=0.5", r"objective\.masked must .*\(0.5, the checkpoint has 0.3\)"),
+        ("train.betas=[0.8,0.9]", r"train\.betas must .*\(\[0.8, 0.9\], the checkpoint has \[0.9, 0.98\]\)"),
+        ("train.weight_decay=0.2", r"train\.weight_decay must .*\(0.2, the checkpoint has 0.05\)"),
+        ("train.batch_size=9", r"train\.batch_size must .*\(9, the checkpoint has 8\)"),
+        ("train.seed=4", r"train\.seed must .*\(4, the checkpoint has 0\)"),
+        ("data.holdout=3", r"data\.holdout must .*\(3, the checkpoint has 4\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run("run", override, resume=True)
+    caches = {
+        r"data\.class_names must .*\(\['cat', 'dog'\], the checkpoint has \['left', 'right'\]\)": {
+            "names": ("cat", "dog")
+        },
+        r"data\.rows must .*\(56, the checkpoint has 36\)": {"count": 60},
+        r"data\.sha256 must": {"seed": 1},
+    }
+    for number, (message, changes) in enumerate(caches.items()):
+        with pytest.raises(UserError, match=message):
+            run("run", resume=True, data=write_cache(tmp_path / f"tokens{number}", **changes))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_resume_says_what_it_changes(config: Path, cache: Path, tmp_path: Path) -> None:
+    """And finds the same tokens elsewhere, in other shards."""
+    said: list[str] = []
+
+    def run(data: Path, *overrides: str, resume: bool = False) -> None:
+        train_generator(
+            config, data, tmp_path / "run", overrides=overrides, resume=resume, device="cpu", report=said.append
+        )
+
+    run(cache, "train.steps=2")
+    said.clear()
+    moved = write_cache(tmp_path / "elsewhere", shard_size=7)
+    run(moved, "train.steps=4", "train.learning_rate=1e-4", resume=True)
+    assert "resume: changed since the checkpoint: train.steps 2 -> 4, train.learning_rate 0.001 -> 0.0001" in said
+    # as an earlier version has written it
+    state = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    del state["record"]
+    torch.save(state, tmp_path / "run" / CHECKPOINT)
+    said.clear()
+    run(moved, "train.steps=5", "train.learning_rate=1e-4", resume=True)
+    assert any("earlier version and does not record method, data.rows, data.sha256" in line for line in said)
+    torch.save(state, tmp_path / "run" / CHECKPOINT)
+    with pytest.raises(UserError, match=r"data\.class_names must"):  # the exported model has the names
+        run(write_cache(tmp_path / "others", names=("cat", "dog")), resume=True)
+    with pytest.raises(UserError, match=r"objective\.name must"):
+        run(moved, "objective.name=cross-entropy", resume=True)
+
+
+def test_every_entry_of_a_run_is_either_compared_or_free(config: Path, cache: Path) -> None:
+    """Seen to fail with an entry of the config renamed: what is listed as free must exist."""
+    settings = load_config(GeneratorConfig, config)
+    fit_to_cache(settings, TokenCache.open(cache).manifest, cache)
+    training, held_out = load_tokens(settings, TokenCache.open(cache))
+    record = generator_record(settings, class_names=["a", "b"], training=training, held_out=held_out, method="x")
+    assert record.keys() >= FREE_TO_CHANGE
+    compared = {name for name in record.keys() - FREE_TO_CHANGE if not name.startswith(("network.", "objective."))}
+    assert compared == {
+        "method",
+        "tokenizer.name",
+        "tokenizer.sha256",
+        *(f"data.{name}" for name in ("class_names", "rows", "sha256", "val", "holdout")),
+        *(f"train.{name}" for name in ("batch_size", "weight_decay", "betas", "ema_decay", "class_dropout", "seed")),
+    }
+
+
+def test_held_out_classes_are_matched_by_name(config: Path, cache: Path, tmp_path: Path) -> None:
+    """Seen to fail at f183d35: labels were matched by number, and an empty class folder could not be used at all."""
+
+    def held_out(names: tuple[str, ...]) -> tuple[set[tuple[int, int]], list[str]]:
+        said: list[str] = []
+        val = write_cache(tmp_path / "-".join(names), names=names, noise=0.0)
+        settings = load_config(GeneratorConfig, config, [f"data.val={val}"])
+        rows = load_tokens(settings, TokenCache.open(cache), said.append)[1]
+        return set(zip(rows.tokens[:, 0].tolist(), rows.labels.tolist(), strict=True)), said
+
+    assert held_out(("left", "right")) == ({(3, 0), (11, 1)}, [])
+    assert held_out(("right", "left")) == ({(3, 1), (11, 0)}, [])
+    assert held_out(("left", "right", "empty")) == ({(3, 0), (11, 1)}, [])
+    numbered, said = held_out(("0", "1"))
+    assert numbered == {(3, 0), (11, 1)}
+    assert "matched by number" in said[0]
+    with pytest.raises(UserError, match=r"training cache's classes only \(it also has frog, toad\)"):
+        held_out(("frog", "toad"))
+    with pytest.raises(UserError, match=r"\(it also has toad\)"):
+        held_out(("left", "toad"))
+
+
+def test_labels_of_two_caches() -> None:
+    """Numbers are names too: "10" may come before "2" in one cache and after it in the other."""
+    said: list[str] = []
+    folders = sorted(str(k) for k in range(12))
+    labels = torch.tensor([0, 1, 2, 11, -1])
+    shards = [str(k) for k in range(12)]
+    found = labels_by_name(labels, folders, [*shards[:-1], "other", "11"], "val", said.append)
+    assert [("null" if k == 13 else [*shards[:-1], "other", "11"][k]) for k in found] == [
+        *(folders[k] for k in labels[:-1]),
+        "null",
+    ]
+    assert not said
+    assert labels_by_name(torch.tensor([0, -1]), ["a"], [], "val", said.append).tolist() == [0, 0]
+    assert labels_by_name(torch.tensor([-1, -1]), [], ["a", "b"], "val", said.append).tolist() == [2, 2]
+    assert len(said) == 2
+    with pytest.raises(UserError, match="it also has 2"):
+        labels_by_name(torch.tensor([2]), ["0", "1", "2"], ["a", "b"], "val", said.append)
 
 
 def test_a_held_out_picture_and_its_mirror_image_are_never_trained_on(config: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Training of a tokenizer: it learns, it goes on bit for bit, and its codebook stays alive."""
 
 import csv
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ggm_image import load_tokenizer
 from ggm_image.data.encode import check_tokenizer, encode
@@ -25,6 +27,7 @@ from ggm_image.training.tokenizer import train_tokenizer
 from ggm_image.training.tokenizer_config import TokenizerTrainConfig
 from ggm_image.training.tokenizer_trainer import TokenizerTrainer
 from ggm_image.weights import save_weights
+from tests.conftest import draw_picture
 from tests.tokenizers import layouts
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -179,8 +182,43 @@ def test_a_decoder_alone_that_cannot_be(config: Path, class_folder: Path, tmp_pa
     assert not (tmp_path / "no").exists()
     # begun with its encoder, whose tokens are no longer those of the start; seen to fail with torch's own error
     on = [f"start={start}", "train.decoder_only=true", "train.steps=2"]
-    with pytest.raises(UserError, match=r"decoder_only must stay .*False, now True"):
+    with pytest.raises(UserError, match=r"decoder_only must be .*True, the checkpoint has False"):
         train_tokenizer(config, class_folder, tmp_path / "start", overrides=on, resume=True)
+
+
+def test_a_run_is_resumed_only_as_what_it_is(
+    config: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail at f183d35: other images, as many; another batch size; a traceback for another codebook."""
+    out = tmp_path / "run"
+    train_tokenizer(config, class_folder, out, overrides=["train.steps=1"])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for override, message in (
+        ("architecture.n_embed=17", r"architecture\.n_embed must be .*\(17, the checkpoint has 16\)"),
+        ("train.batch_size=5", r"train\.batch_size must be .*\(5, the checkpoint has 4\)"),
+        ("loss.discriminator_width=4", r"loss\.discriminator_width must be .*\(4, the checkpoint has 8\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_tokenizer(config, class_folder, out, overrides=["train.steps=2", override], resume=True)
+    renamed, redrawn = tmp_path / "renamed", tmp_path / "redrawn"
+    shutil.copytree(class_folder, renamed)
+    (renamed / "ant").rename(renamed / "fly")
+    shutil.copytree(class_folder, redrawn)
+    Image.fromarray(draw_picture(7)).save(redrawn / "bee" / "0.png")
+    for other, message in ((renamed, r"data\.names_sha256 must"), (redrawn, r"data\.files_sha256 must")):
+        with pytest.raises(UserError, match=message):
+            train_tokenizer(config, other, out, overrides=["train.steps=2"], resume=True)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    shutil.move(class_folder, tmp_path / "moved")
+    capsys.readouterr()
+    train_tokenizer(config, tmp_path / "moved", out, overrides=["train.steps=2", "loss.adversarial=0.25"], resume=True)
+    said = capsys.readouterr().err
+    assert "resume: changed since the checkpoint: loss.adversarial 0.5 -> 0.25, train.steps 1 -> 2" in said
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    del state["record"]
+    torch.save(state, out / "checkpoint.pt")
+    train_tokenizer(config, tmp_path / "moved", out, overrides=["train.steps=3"], resume=True)
+    assert "earlier version and does not record" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(resource_dir("configs").glob("tokenizer_*.yaml")), ids=lambda p: p.stem)
