@@ -30,6 +30,7 @@ lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.with-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -37,12 +38,12 @@ docs: $(VENV)/.with-docs
 
 soak: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.soak --kills 50
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.shares --kills 50
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.ranks --kills 50
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.corpus
 
-# Those that need no pictures; tools/bench_encode*.py say what they need.
+# Those that need no pictures; tools/benchmarks/bench_encode*.py say what they need.
 bench: $(VENV)/.installed
-	@set -e; for name in sample train memory inpaint; do echo "== $$name"; $(BIN)/python tools/bench_$$name.py; done
+	@set -e; for name in sample train memory inpaint; do echo "== $$name"; $(BIN)/python tools/benchmarks/bench_$$name.py; done
 
 clean:
 	rm -rf $(VENV) build dist samples site .pytest_cache .mypy_cache .ruff_cache

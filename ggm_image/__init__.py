@@ -7,14 +7,14 @@ back. Importing the package is quick; what needs torch is imported when it is fi
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggm_image.pipeline import load_model
+    from ggm_image.pipelines.load import load_model
     from ggm_image.tokenizers.registry import load_tokenizer
 
     __version__: str
 
 __all__ = ["__version__", "load_model", "load_tokenizer"]
 
-_HOMES = {"load_model": "ggm_image.pipeline", "load_tokenizer": "ggm_image.tokenizers.registry"}
+_HOMES = {"load_model": "ggm_image.pipelines.load", "load_tokenizer": "ggm_image.tokenizers.registry"}
 
 
 def __getattr__(name: str) -> Any:

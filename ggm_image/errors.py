@@ -28,7 +28,7 @@ class UserError(ValueError):
         self.what, self.got, self.fix = what, got, fix
 
 
-class Elsewhere(Exception):
+class PeerFailure(Exception):
     """Another process of the same run has failed or was stopped, and says why: this one ends without a word.
 
     Args:

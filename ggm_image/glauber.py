@@ -128,24 +128,24 @@ def add_noise(
     uniforms = torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(x_0.device)
     # one cumulative sum serves all sites: a row of V numbers for each would cost more than a training step
     cumulative = noise.to(torch.float64).cumsum(0)
-    drawn = torch.searchsorted(cumulative, uniforms[1] * cumulative[-1], right=True)
-    return torch.where(uniforms[0] < level, x_0, drawn.to(x_0.dtype))
+    sampled = torch.searchsorted(cumulative, uniforms[1] * cumulative[-1], right=True)
+    return torch.where(uniforms[0] < level, x_0, sampled.to(x_0.dtype))
 
 
-def draw_codes(log_probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+def sample_codes(log_probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
     """Draw one code a row by inversion of the cumulative distribution, one uniform number in [0, 1) each.
 
     First among about sqrt(V) groups of codes, then inside the group: two short float64 cumulative sums in place
     of one over all codes. A code of probability zero is never drawn: the first entry of a cumulative sum that
     exceeds the threshold always has a positive increment. A row of NaN gives the impossible code V.
     """
-    return draw_codes_of(log_probs.exp(), uniforms)
+    return sample_codes_of(log_probs.exp(), uniforms)
 
 
-def draw_codes_of(probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """`draw_codes` of probabilities, which need not add up to 1."""
+def sample_codes_of(probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+    """`sample_codes` of probabilities, which need not add up to 1."""
     if probs.device.type == "mps":  # has no float64
-        return draw_codes_of(probs.cpu(), uniforms.cpu()).to(probs.device)
+        return sample_codes_of(probs.cpu(), uniforms.cpu()).to(probs.device)
     v = probs.shape[-1]
     size = math.isqrt(v - 1) + 1
     groups = F.pad(probs, (0, -v % size)).unflatten(-1, (-1, size))  # (..., groups, size)

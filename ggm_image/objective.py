@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import draw_codes
+from ggm_image.glauber import sample_codes
 
 LOSSES = ("binary", "binary-sampled", "cross-entropy", "cross-entropy-noisy")
 
@@ -128,8 +128,8 @@ def _binary_sampled(
     u = u.clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # mixed precision hands them on in float32, rounded up to 1
     # the token is noise if it was noise before the step, or if the step replaces it: both are draws from pi
     signal = u[1] < keep
-    drawn = draw_codes(noise.log().expand_as(logits), u[2])
-    token = torch.where((u[0] < level) & signal, x_0, drawn)
+    sampled = sample_codes(noise.log().expand_as(logits), u[2])
+    token = torch.where((u[0] < level) & signal, x_0, sampled)
     s = _log_ratio(logits, level, noise).gather(-1, token.unsqueeze(-1)).squeeze(-1) + torch.logit(keep)
     cost = F.softplus(torch.where(signal, -s, s))
     return torch.where(noise[token] > 0, cost, 0.0)

@@ -29,12 +29,12 @@ class MeanTokenizer(Tokenizer):
         self.codebook_size, self.downscale = 256, 4
         self.batches: list[int] = []
 
-    def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
+    def encode_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         self.batches.append(len(images))
         cells = torch.nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 4)[:, 0]
         return ((cells + 1) * 127.5).round().long().clamp(0, 255)
 
-    def latent_images(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
+    def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         cells = tokens.float() / 127.5 - 1
         return cells.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand(-1, 3, -1, -1)
 

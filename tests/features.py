@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ggm_image.metrics.feature_rows import FeatureMatrix, Features, row_type
-from ggm_image.metrics.features import Extractor
-from ggm_image.metrics.sides import Side
+from ggm_image.metrics.feature_extractors import Extractor
+from ggm_image.metrics.feature_file import FeatureMatrix, Features, row_type
+from ggm_image.metrics.image_sets import ImageSet
 
 CHANNELS = ["blue", "green", "red"]  # in alphabetical order, as the stand-in classifier has them
 
@@ -57,7 +57,7 @@ def paint(folder: Path, colours: Sequence[str], *, seed: int = 0, classes: bool 
     return np.array([means[name] for name in sorted(means)])
 
 
-class NoisePictures(Side):
+class NoiseImages(ImageSet):
     """Noise, picture by picture; asks ``before`` each, which may interrupt."""
 
     def __init__(self, n: int, before: Callable[[int], object] = lambda index: None) -> None:

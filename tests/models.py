@@ -7,12 +7,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ggm_image.files import sha256_file
-from ggm_image.model_files import export_model
+from ggm_image.io.config_schema import plain
+from ggm_image.io.files import sha256_file
+from ggm_image.io.safetensors import save_weights
 from ggm_image.network import NetworkConfig, Transformer
-from ggm_image.tokenizers.vqgan import VQGAN, DDConfig, VQGANConfig
-from ggm_image.training.config import plain
-from ggm_image.weights import save_weights
+from ggm_image.pipelines.model_weights import export_model
+from ggm_image.tokenizers.vq.vqgan import VQGAN, DDConfig, VQGANConfig
 
 TINY_VQGAN = VQGANConfig(
     n_embed=32,

@@ -19,7 +19,7 @@ from ggm_image.cli.main import COMMANDS
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "tokenizers/*.md", "tokenizers/*/*.md", "assets/**/*.md", "tools/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "tokenizers/*.md", "tokenizers/*/*.md", "assets/**/*.md", "tools/**/*.md")
     for path in ROOT.glob(pattern)
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
@@ -112,8 +112,8 @@ def missing_links(text, folder):
 
 def wrong_python(code):
     """What a block of Python takes from the package, or passes to a model, that is not there."""
-    from ggm_image.pipeline import Model
-    from ggm_image.settings import Settings
+    from ggm_image.pipelines.image import Model
+    from ggm_image.sampler.settings import Settings
 
     wrong = []
     for node in ast.walk(ast.parse(code)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import add_noise, draw_codes, heat_bath, heat_bath_probs, signal_logit, uniform_noise
+from ggm_image.glauber import add_noise, heat_bath, heat_bath_probs, sample_codes, signal_logit, uniform_noise
 from ggm_image.schedule import Schedule
 from tests.enumeration import ExactDenoiser, all_states, critical, noised, potts
 
@@ -154,19 +154,19 @@ def test_draw_codes_never_draws_what_has_no_probability():
     probs[1::2] = 1 / 500  # every even code is impossible, the first one too
     edges = torch.arange(0, 500).double() / 500
     uniforms = torch.cat([edges, edges + 1e-12, torch.tensor([1 - 2**-53], dtype=torch.float64)])
-    drawn = draw_codes(probs.log().expand(len(uniforms), -1), uniforms)
-    assert bool((drawn % 2 == 1).all())
-    assert drawn[-1] == 999
+    sampled = sample_codes(probs.log().expand(len(uniforms), -1), uniforms)
+    assert bool((sampled % 2 == 1).all())
+    assert sampled[-1] == 999
     only = torch.full((3, codes), -torch.inf)
     only[:, -2] = 0.0
-    assert draw_codes(only, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)).tolist() == [998] * 3
+    assert sample_codes(only, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)).tolist() == [998] * 3
 
 
 def test_draw_codes_reaches_rare_codes():
     # seen to fail with a float32 cumulative sum, in which 1e-9 vanishes beside 1
     log_probs = torch.tensor([1.0, 1e-9]).log().expand(2, -1)
     uniforms = torch.tensor([1 - 1e-8, 1 - 1e-10], dtype=torch.float64)
-    assert draw_codes(log_probs, uniforms).tolist() == [0, 1]
+    assert sample_codes(log_probs, uniforms).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import ggm_image
-from ggm_image.resources import resource_dir
+from ggm_image.io.resources import resource_dir
 
 ROOT = Path(__file__).parent.parent
 RESOURCES = ("configs", "tokenizers", "assets")
@@ -117,7 +117,7 @@ def test_installed_wheel_is_found_and_finds_its_resources(elsewhere):
     """Seen to fail with resources looked for beside the package first: there `tokenizers` is another's."""
     home, bin_folder, site = elsewhere
     code = (
-        "import ggm_image, ggm_image.resources as r; print(ggm_image.__file__, ggm_image.__version__, "
+        "import ggm_image, ggm_image.io.resources as r; print(ggm_image.__file__, ggm_image.__version__, "
         "*(r.resource_dir(k) for k in ('configs', 'tokenizers', 'assets')), sep='\\n')"
     )
     lines = run(bin_folder / "python", "-c", code, cwd=home, env=clean_environment()).splitlines()
@@ -132,6 +132,6 @@ def test_installed_wheel_draws_a_picture(elsewhere):
     home, bin_folder, _ = elsewhere
     command = [bin_folder / "ggm-image", "sample", "--preset", "fast", "--device", "cpu"]
     run(*command, "--class", "cat", "-n", "1", "--out", "one.png", cwd=home, env=clean_environment())
-    with Image.open(home / "one.png") as picture:
-        assert (picture.format, picture.size, picture.mode) == ("PNG", (32, 32), "RGB")
-        assert len(picture.getcolors(32 * 32)) > 16
+    with Image.open(home / "one.png") as image:
+        assert (image.format, image.size, image.mode) == ("PNG", (32, 32), "RGB")
+        assert len(image.getcolors(32 * 32)) > 16

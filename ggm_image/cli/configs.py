@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from ggm_image.cli.options import json_option, overwrite_option, print_json
-from ggm_image.configs import find_config, shipped_configs
 from ggm_image.errors import UserError
-from ggm_image.files import write_text
-from ggm_image.outputs import Gate
+from ggm_image.io.configs import find_config, shipped_configs
+from ggm_image.io.files import write_text
+from ggm_image.io.outputs import Gate
 
 
 @click.command()

@@ -18,20 +18,20 @@ from typing import Any, ClassVar
 
 import click
 
-from ggm_image.errors import Elsewhere, UserError, printable
-from ggm_image.streams import say, standard_streams
+from ggm_image.errors import PeerFailure, UserError, printable
+from ggm_image.runtime.streams import say, standard_streams
 
 COMMANDS = {
-    "encode": ("ggm_image.cli.data:encode", "Encode images into a token cache."),
-    "decode": ("ggm_image.cli.data:decode", "Decode a token cache into PNG files."),
+    "encode": ("ggm_image.cli.encode:encode", "Encode images into a token cache."),
+    "decode": ("ggm_image.cli.encode:decode", "Decode a token cache into PNG files."),
     "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
     "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on images."),
     "train-perceptual": ("ggm_image.cli.train:train_perceptual", "Train a small perceptual loss for train-tokenizer."),
     "plot": ("ggm_image.cli.train:plot", "Plot the training curves of a run."),
-    "sample": ("ggm_image.cli.draw:sample", "Sample images."),
-    "inpaint": ("ggm_image.cli.draw:inpaint", "Inpaint the masked part of an image."),
-    "signal": ("ggm_image.cli.draw:signal", "Show what looks like noise to the model."),
-    "fid": ("ggm_image.cli.score:fid", "Fréchet distance between two sets of images."),
+    "sample": ("ggm_image.cli.sample:sample", "Sample images."),
+    "inpaint": ("ggm_image.cli.inpaint:inpaint", "Inpaint the masked part of an image."),
+    "signal": ("ggm_image.cli.signal:signal", "Show what looks like noise to the model."),
+    "fid": ("ggm_image.cli.evaluate:fid", "Fréchet distance between two sets of images."),
     "models": ("ggm_image.cli.models:models", "List the shipped models."),
     "tokenizers": ("ggm_image.cli.tokenizers:tokenizers", "List the known tokenizers, and what is on disk."),
     "configs": ("ggm_image.cli.configs:configs", "List the shipped configs, or copy one."),
@@ -197,7 +197,7 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
     """Exit code and line for an error; no code for what is a bug and deserves its traceback."""
     if isinstance(error, UserError):
         return 2, f"error: {error}"
-    if isinstance(error, Elsewhere):
+    if isinstance(error, PeerFailure):
         return error.code, ""
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has gone. Python would complain once more when it flushes at exit.

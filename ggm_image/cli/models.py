@@ -11,7 +11,7 @@ from ggm_image.cli.options import json_option, print_json
 @json_option
 def models(as_json: bool) -> None:
     """List the shipped models: grid, classes, tokenizer, size, presets."""
-    from ggm_image.model_folders import shipped_models
+    from ggm_image.pipelines.model_folder import shipped_models
 
     rows = [
         {

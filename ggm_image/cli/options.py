@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from ggm_image.devices import check_device_name, choose_device
-from ggm_image.devices import resolve_device as resolve_device
 from ggm_image.errors import UserError
-from ggm_image.settings import check_seed
+from ggm_image.runtime.devices import check_device_name, choose_device
+from ggm_image.sampler.settings import check_seed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,15 +51,15 @@ def seed_option(function: F) -> F:
     return click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of all random draws.")(function)
 
 
-def share_option(function: F) -> F:
-    """``--shard``, handed on as ``shard: str | None``; give it to `ggm_image.processes.share`."""
+def shard_option(function: F) -> F:
+    """``--shard``, handed on as ``shard: str | None``; give it to `ggm_image.runtime.ranks.rank_and_world_size`."""
     return click.option(
         "--shard", metavar="I/N", help="This process's share, counted from 0; torchrun's processes have theirs."
     )(function)
 
 
 def overwrite_option(function: F) -> F:
-    """``--overwrite``, passed as ``overwrite: bool``; give it to `ggm_image.outputs.Gate`."""
+    """``--overwrite``, passed as ``overwrite: bool``; give it to `ggm_image.io.outputs.Gate`."""
     return click.option("--overwrite", is_flag=True, help="Replace files that this command did not write.")(function)
 
 

@@ -1,15 +1,38 @@
-"""What the commands that sample share: model, classes and sampler settings. Nothing here imports torch at first."""
+"""Options and helpers that the commands which sample share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggm_image.classes import class_labels
 from ggm_image.cli.options import own_device
+from ggm_image.errors import UserError
+from ggm_image.io.files import check_plain
+from ggm_image.pipelines.classes import class_labels
 
 if TYPE_CHECKING:
-    from ggm_image.model_folders import NetworkFolder
+    from ggm_image.pipelines.model_folder import NetworkFolder
+
+
+def is_image_path(path: Path) -> bool:
+    """Whether ``--out`` names one image rather than a folder."""
+    if path.suffix.lower() == ".png" and not path.is_dir():
+        return True
+    if path.suffix and not path.is_dir():
+        raise UserError("--out must be a .png file or a folder", f"got {path}", "name it X.png, or without a suffix")
+    return False
+
+
+def check_input(path: Path, what: str) -> None:
+    """Raise UserError unless a file can be opened; its content is looked at later."""
+    try:
+        check_plain(path)
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{what} cannot be opened", f"{path}: {error.strerror}", "check the file") from error
+
 
 MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
 PRESET = click.option(
@@ -18,7 +41,6 @@ PRESET = click.option(
     show_default=True,
     help="fast, best or exact (the paper's chain, no truncation).",
 )
-
 COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network: pays for hundreds of images.")
 TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
 
@@ -70,7 +92,7 @@ def asked_labels(folder: "NetworkFolder", classes: Sequence[str]) -> list[int] |
 
 def find_described_model(model_name: str) -> "NetworkFolder":
     """The model's description, before torch is imported: what is wrong with a request shows at once."""
-    from ggm_image.model_folders import find_model
+    from ggm_image.pipelines.model_folder import find_model
 
     folder = find_model(model_name)
     folder.check_weights()
@@ -78,6 +100,6 @@ def find_described_model(model_name: str) -> "NetworkFolder":
 
 
 def load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
-    from ggm_image.pipeline import load_model
+    from ggm_image.pipelines.load import load_model
 
     return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)

@@ -7,7 +7,7 @@ import click
 
 from ggm_image.cli.options import json_option, overwrite_option, print_json
 from ggm_image.errors import UserError
-from ggm_image.outputs import Gate, check_inputs_kept, merged_folder
+from ggm_image.io.outputs import Gate, check_inputs_kept, merged_folder
 
 if TYPE_CHECKING:
     from ggm_image.tokenizers.spec import TokenizerSpec

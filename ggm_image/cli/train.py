@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import SEED, device_option, overwrite_option, resolve_device, seed_option
-from ggm_image.configs import find_config
+from ggm_image.cli.options import SEED, device_option, overwrite_option, seed_option
 from ggm_image.errors import UserError
-from ggm_image.outputs import Gate
+from ggm_image.io.configs import find_config
+from ggm_image.io.outputs import Gate
+from ggm_image.runtime.devices import resolve_device
 
 
 @click.command("train")
@@ -59,8 +60,8 @@ def train(
         return
     Gate("train", overwrite).check_run(out)
 
-    from ggm_image.training.crew import is_first
-    from ggm_image.training.generator import train_generator
+    from ggm_image.training.distributed import is_main_process
+    from ggm_image.training.run import train_generator
 
     chosen = _training_device(device)
 
@@ -75,13 +76,13 @@ def train(
         devices=devices,
         nodes=nodes,
     )
-    if is_first():
+    if is_main_process():
         click.echo(f"model: {model}")
 
 
 def _training_device(device: str | None) -> str:
     """As `resolve_device`; on a CPU this process, which does nothing else, keeps the memory that it frees."""
-    from ggm_image.training.engine import keep_freed_memory
+    from ggm_image.runtime.memory import keep_freed_memory
 
     chosen = resolve_device(device)
     if chosen == "cpu":
@@ -94,16 +95,17 @@ def _forecast(
 ) -> None:
     import torch
 
-    from ggm_image.data.token_cache import TokenCache
-    from ggm_image.precision import choose_precision
-    from ggm_image.training.config import GeneratorConfig, load_config
-    from ggm_image.training.forecast import forecast, lines
-    from ggm_image.training.training_tokens import fit_to_cache
+    from ggm_image.data.token_cache.reader import TokenCache
+    from ggm_image.io.config_schema import load_config
+    from ggm_image.runtime.precision import choose_precision
+    from ggm_image.training.config import GeneratorConfig
+    from ggm_image.training.cost_estimate import estimate_cost, lines
+    from ggm_image.training.dataset import fit_to_cache
 
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
-    cost = forecast(settings, device=device, devices=devices, nodes=nodes, rate=tflops and tflops * 1e12)
+    cost = estimate_cost(settings, device=device, devices=devices, nodes=nodes, rate=tflops and tflops * 1e12)
     if line := choose_precision(settings.train.precision, torch.device(device))[1]:
         click.echo(line, err=True)
     epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
@@ -162,7 +164,7 @@ def train_tokenizer(
         _forecast_tokenizer(config, data, overrides, resolve_device(device))
         return
 
-    from ggm_image.training.tokenizer import train_tokenizer as run
+    from ggm_image.training.vqgan.run import train_tokenizer as run
 
     chosen = _training_device(device)
     tokenizer = run(config, data, out, overrides=overrides, resume=resume, device=chosen, force=force)
@@ -172,16 +174,16 @@ def train_tokenizer(
 def _forecast_tokenizer(config: Path, data: Path, overrides: tuple[str, ...], device: str) -> None:
     import torch
 
-    from ggm_image.data.sources import find_pictures
-    from ggm_image.memory import available_memory
-    from ggm_image.precision import choose_precision
-    from ggm_image.training.tokenizer import MEMORY_LIMIT, load_tokenizer_config
-    from ggm_image.training.tokenizer_forecast import GIB, forecast_tokenizer, lines
+    from ggm_image.data.sources.image_files import find_images
+    from ggm_image.runtime.memory import available_memory
+    from ggm_image.runtime.precision import choose_precision
+    from ggm_image.training.vqgan.cost_estimate import GIB, estimate_tokenizer_cost, lines
+    from ggm_image.training.vqgan.run import MEMORY_LIMIT, load_tokenizer_config
 
-    settings, images = load_tokenizer_config(config, overrides), len(find_pictures(data))
+    settings, images = load_tokenizer_config(config, overrides), len(find_images(data))
     if line := choose_precision(settings.train.precision, torch.device(device))[1]:
         click.echo(line, err=True)
-    cost = forecast_tokenizer(settings, images=images, kept_bytes=MEMORY_LIMIT, device=device)
+    cost = estimate_tokenizer_cost(settings, images=images, kept_bytes=MEMORY_LIMIT, device=device)
     click.echo("\n".join(lines(cost, images)))
     if (available := available_memory(torch.device(device))) is not None:
         fits = cost.largest_batch(available)
@@ -218,7 +220,7 @@ def train_perceptual(
         raise UserError("OUT must be a .safetensors file", out, f"name it {out.stem or 'perceptual'}.safetensors")
     Gate("train-perceptual", overwrite).check_file(out)
 
-    from ggm_image.training.perceptual_classifier import train_classifier
+    from ggm_image.training.vqgan.perceptual_classifier import train_classifier
 
     train_classifier(
         source,

@@ -1,4 +1,4 @@
-"""Pictures to a token cache, and a token cache back to pictures."""
+"""Images to a token cache."""
 
 import copy
 import functools
@@ -14,46 +14,26 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ggm_image.arithmetic import exact_arithmetic
-from ggm_image.canvas import MAX_SIDE
-from ggm_image.data.images import (
-    PREPROCESSING,
-    ImageSource,
-    open_image,
-    open_source,
-    preprocess,
-    to_model,
-    to_pil,
-    to_uint8,
-)
-from ggm_image.data.manifest import finished_shards
-from ggm_image.data.prefetch import Picture, Prefetch, decoded, default_workers
-from ggm_image.data.provenance import NOTHING, check_unchanged, digest, stacked, state_of
 from ggm_image.data.reduction import say_reduction, some_sizes
-from ggm_image.data.sources import find_tars
-from ggm_image.data.streams import KEY_BYTES, PictureStream, Sample
-from ggm_image.data.token_cache import SHARD_SIZE, Manifest, TokenCache, TokenCacheWriter, discard_cache
-from ggm_image.data.webdataset import is_webdataset, local_tars, open_webdataset
+from ggm_image.data.sources.base import KEY_BYTES, ImageStream, Sample
+from ggm_image.data.sources.image_files import ImageSource
+from ggm_image.data.sources.open import open_images
+from ggm_image.data.sources.prefetch import DecodedImage, decoded, default_workers
+from ggm_image.data.token_cache.manifest import SHARD_SIZE, Manifest, finished_shards
+from ggm_image.data.token_cache.provenance import NOTHING, check_unchanged, digest, stacked, state_of
+from ggm_image.data.token_cache.reader import TokenCache, discard_cache
+from ggm_image.data.token_cache.writer import TokenCacheWriter
 from ggm_image.errors import UserError
-from ggm_image.files import atomic_folder, progress
-from ggm_image.streams import say
-from ggm_image.tokenizers import registry
+from ggm_image.image.extension import MAX_SIDE
+from ggm_image.image.io import open_image
+from ggm_image.image.preprocess import PREPROCESSING, preprocess, to_model
+from ggm_image.runtime.numerics import exact_arithmetic
+from ggm_image.runtime.progress import progress
+from ggm_image.runtime.streams import say
 from ggm_image.tokenizers.base import Tokenizer
 
 PRECISIONS = ("fp32", "bf16")
 SIZES = 1000  # original sizes that are remembered, for their median
-
-__all__ = [
-    "PRECISIONS",
-    "Prefetch",
-    "check_image_size",
-    "decode",
-    "decode_batch",
-    "default_workers",
-    "encode",
-    "exact_arithmetic",
-    "open_pictures",
-]
 
 
 def encode_batch(
@@ -84,46 +64,8 @@ def fitting_batch(device: str | torch.device, image_size: int) -> int:
     return 64 if torch.device(device).type != "cpu" else min(64, max(1, (1 << 16) // image_size**2))
 
 
-def open_pictures(
-    source: str,
-    *,
-    scratch: str | os.PathLike[str] | None = None,
-    class_names: Sequence[str] = (),
-    shard_size: int = 1,
-    label_key: str = "",
-) -> ImageSource | PictureStream:
-    """Open whatever pictures can be encoded from.
-
-    Args:
-        source: what `ggm_image.data.images.open_source` reads; tar shards of WebDataset, see
-            `ggm_image.data.webdataset`; or ``hub:`` and a data set, see `ggm_image.data.hub`.
-        scratch: for `open_source`.
-        class_names: of a stream, in the order of its labels; empty where it has them itself.
-        shard_size: pictures a part, where a stream can be divided at will.
-        label_key: of WebDataset: where the class stands, see `ggm_image.data.webdataset.open_webdataset`.
-
-    Raises:
-        UserError: nothing there that can be read so.
-    """
-    if source.startswith("hub:"):
-        from ggm_image.data.hub import open_hub
-
-        if label_key:
-            raise UserError("--label-key belongs to WebDataset", label_key, "append ?label=COLUMN to the data set")
-        return open_hub(source, class_names, shard_size=shard_size)
-    if is_webdataset(source, label_key):
-        return open_webdataset(source, class_names, label_key=label_key)
-    if class_names:
-        raise UserError("class names belong to WebDataset", source, "leave --classes out: classes are the folders")
-    if label_key:
-        raise UserError("--label-key belongs to WebDataset", source, "leave it out: classes are the folders")
-    if not Path(source).exists() and (tars := local_tars(source)):
-        return ImageSource(**vars(find_tars([Path(tar) for tar in tars], source, scratch=scratch)))
-    return open_source(source, scratch=scratch)
-
-
 def encode(
-    source: str | os.PathLike[str] | ImageSource | PictureStream,
+    source: str | os.PathLike[str] | ImageSource | ImageStream,
     out: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
@@ -148,7 +90,7 @@ def encode(
     depend on the number of processes.
 
     Args:
-        source: whatever `open_pictures` reads.
+        source: whatever `open_images` reads.
         out: folder of the cache.
         tokenizer: on ``device`` already.
         image_size: side in pixels of the square that is encoded; the tokenizer's own by default.
@@ -180,8 +122,8 @@ def encode(
     if precision not in PRECISIONS:
         raise UserError("precision must be fp32 or bf16", precision, "leave it out for fp32")
     out = Path(out)
-    if not isinstance(source, ImageSource | PictureStream):
-        source = open_pictures(str(source), scratch=nearest_folder(out), shard_size=shard_size)
+    if not isinstance(source, ImageSource | ImageStream):
+        source = open_images(str(source), scratch=nearest_folder(out), shard_size=shard_size)
     if isinstance(source, ImageSource) and (out / "manifest.json").is_file():
         source.order_classes(Manifest.read(out).class_names)  # earlier versions put "10" before "2"
     manifest = _request(source, tokenizer, size, flip, shard_size, tokenizer_source)
@@ -214,7 +156,7 @@ def encode(
 class _Encodable:
     """One image on its way to the tokenizer: preprocessed, or why it cannot be read."""
 
-    image: Picture
+    image: DecodedImage
     digest: bytes = NOTHING
     size: tuple[int, int] | None = None  # width and height of the original
 
@@ -237,10 +179,10 @@ class _ShardEncoder:
         self.sizes: list[tuple[int, int]] = []
         self.ahead = 0 if torch.device(device).type == "cpu" else 2
 
-    def encode(self, unit: int, source: ImageSource | PictureStream) -> None:
+    def encode(self, unit: int, source: ImageSource | ImageStream) -> None:
         """Write the shard ``unit`` of a set of pictures, or what comes of part ``unit`` of a stream."""
         size, batches = self.writer.manifest.image_size, None
-        if isinstance(source, PictureStream):
+        if isinstance(source, ImageStream):
             part, samples = source.parts[unit], source.read(unit)
         else:
             items = self.writer.manifest.items_of(unit)
@@ -260,22 +202,22 @@ class _ShardEncoder:
         for group, pictures in progress(groups, total=batches, unit="batch", label=label):
             good: list[Tensor] = []
             for sample, entry in zip(group, pictures, strict=True):
-                picture = entry.image
+                image = entry.image
                 digests.append(entry.digest)
                 if entry.size is not None and len(self.sizes) < SIZES:
                     self.sizes.append(entry.size)
-                if isinstance(picture, Tensor):
-                    good.append(picture)
+                if isinstance(image, Tensor):
+                    good.append(image)
                     labels.append(sample.label)
                     keys.append(sample.key)
                 elif self.skip_bad:
                     item = len(labels) + len(skipped) + (0 if part else items.start)
-                    skipped.append({"item": item, "name": sample.name, "why": str(picture)})
+                    skipped.append({"item": item, "name": sample.name, "why": str(image)})
                 else:
-                    raise self._stop(picture) from picture
+                    raise self._stop(image) from image
             if good:
                 for copies, flipped in zip(rows, (False, True), strict=False):
-                    images = [picture.flip(-1) for picture in good] if flipped else good
+                    images = [image.flip(-1) for image in good] if flipped else good
                     tokens = encode_batch(self.tokenizer, images, self.batch_size, self.device, half=self.half)
                     copies.append(tokens.to(torch.int32))  # half of what a shard takes
         for shard, copies in zip(shards, rows, strict=True):
@@ -319,85 +261,6 @@ def _encodable(sample: Sample, size: int) -> _Encodable:
     return _Encodable(image.flip(-1) if sample.is_flipped else image, found, original)
 
 
-def decode_batch(
-    tokenizer: Tokenizer, tokens: Int[Tensor, "n rows columns"], batch_size: int, device: str | torch.device
-) -> UInt8[Tensor, "n 3 h w"]:
-    """Pictures of at most ``batch_size`` token grids, computed in a batch of exactly that size."""
-    batch = tokens.new_zeros(batch_size, *tokens.shape[1:])
-    batch[: len(tokens)] = tokens
-    with exact_arithmetic():
-        return to_uint8(tokenizer.decode(batch.to(device)))[: len(tokens)].cpu()
-
-
-def check_tokenizer(cache: TokenCache, tokenizer: Tokenizer) -> None:
-    """Raise UserError unless ``tokenizer`` made the tokens of ``cache``."""
-    manifest = cache.manifest
-    if tokenizer.sha256 != manifest.tokenizer_sha256:
-        raise UserError(
-            "token cache must be decoded with the tokenizer that made it",
-            f"made with {manifest.tokenizer_name} {manifest.tokenizer_sha256[:12]}, "
-            f"got {tokenizer.name} {tokenizer.sha256[:12]}",
-            "point --tokenizer to the right one",
-        )
-
-
-def tokenizer_of(manifest: Manifest) -> str:
-    """Name or path of the tokenizer that a cache names: first where it was found then, then by its name."""
-    if manifest.tokenizer_source and Path(manifest.tokenizer_source).exists():
-        return manifest.tokenizer_source
-    if manifest.tokenizer_name in {spec.name for spec in registry.tokenizer_specs()}:
-        return manifest.tokenizer_name
-    raise UserError(
-        "the tokenizer of this cache is not at hand",
-        f"{manifest.tokenizer_name}, then at {manifest.tokenizer_source or 'an unnamed place'}",
-        "point --tokenizer to its folder or file",
-    )
-
-
-def decode(
-    cache: TokenCache,
-    out: str | os.PathLike[str],
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int | None = None,
-    device: str | torch.device = "cpu",
-) -> int:
-    """Write every row of ``cache`` as ``000000.png ...``, in class folders where the cache has classes.
-
-    The folder is whole or not there: it is filled under a temporary name.
-
-    Args:
-        cache: the tokens.
-        out: a folder that does not exist or is empty.
-        tokenizer: the one that made the tokens, on ``device`` already.
-        batch_size: grids a forward pass; `fitting_batch` by default.
-        device: where the tokenizer is.
-
-    Returns:
-        The number of pictures.
-
-    Raises:
-        UserError: another tokenizer, a folder that is not empty, or a class name that is no folder name.
-    """
-    check_tokenizer(cache, tokenizer)
-    names = cache.manifest.class_names
-    for name in names:
-        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-            raise UserError("class names must be folder names", repr(name), "mend class_names in manifest.json")
-    batch_size = fitting_batch(device, cache.manifest.image_size) if batch_size is None else batch_size
-    starts = range(0, len(cache), batch_size)
-    with atomic_folder(out) as folder:
-        for start in progress(starts, total=len(starts), unit="batch", label="decode"):
-            rows = range(start, min(start + batch_size, len(cache)))
-            pictures = decode_batch(tokenizer, cache.tokens(rows), batch_size, device)
-            for row, label, picture in zip(rows, cache.labels(rows).tolist(), pictures, strict=True):
-                place = folder / names[label] if 0 <= label < len(names) else folder
-                place.mkdir(exist_ok=True)
-                # Not save_png: the folder as a whole is what must be atomic.
-                to_pil(picture).save(place / f"{row:06d}.png")
-    return len(cache)
-
-
 def check_image_size(tokenizer: Tokenizer, image_size: int | None) -> int:
     """What was asked for, else the tokenizer's own; UserError if it does not fit the tokenizer's cells."""
     size = tokenizer.image_size if image_size is None else image_size
@@ -418,10 +281,10 @@ def nearest_folder(path: Path) -> Path:
 
 
 def _request(
-    source: ImageSource | PictureStream, tokenizer: Tokenizer, size: int, flip: bool, shard_size: int, found: str
+    source: ImageSource | ImageStream, tokenizer: Tokenizer, size: int, flip: bool, shard_size: int, found: str
 ) -> Manifest:
     cells = size // tokenizer.downscale
-    if isinstance(source, PictureStream):
+    if isinstance(source, ImageStream):
         order, items, parts = "by part, then as it comes", 0, len(source.parts)
         facts: dict[str, Any] = {"parts": parts, "classes": len(source.class_names)}
     else:

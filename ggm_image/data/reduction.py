@@ -4,9 +4,10 @@ import contextlib
 import statistics
 from collections.abc import Sequence
 
-from ggm_image.data.images import ImageSource, header_size
+from ggm_image.data.sources.image_files import ImageSource
 from ggm_image.errors import UserError
-from ggm_image.streams import say
+from ggm_image.image.io import header_size
+from ggm_image.runtime.streams import say
 from ggm_image.tokenizers import registry
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.spec import TokenizerSpec

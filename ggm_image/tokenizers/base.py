@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ggm_image.arithmetic import isolate
 from ggm_image.errors import UserError
+from ggm_image.runtime.numerics import isolate
 
 
 class Tokenizer(nn.Module):
     """Images in [-1, 1] to an (H, W) grid of codes in [0, codebook_size), and back.
 
-    A family implements ``latent_indices`` and ``latent_images``; the checks are here, once.
+    A family implements ``encode_indices`` and ``decode_indices``; the checks are here, once.
 
     Attributes:
         name: the folder's name, written into every token cache.
@@ -40,13 +40,13 @@ class Tokenizer(nn.Module):
         own = {"decoder_sha256": self.decoder_sha256} if self.decoder_sha256 else {}
         return {"tokenizer_sha256": self.sha256, **own}
 
-    def latent_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
+    def encode_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         raise NotImplementedError
 
-    def latent_images(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
+    def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         raise NotImplementedError
 
-    def code_vectors(self) -> Float[Tensor, "v e"]:
+    def codebook_embeddings(self) -> Float[Tensor, "v e"]:
         """The codes as the decoder gets them: near ones look alike."""
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ class Tokenizer(nn.Module):
         Args:
             images: (N, 3, h, w), floats in [-1, 1]; h and w are multiples of ``downscale``. Or an image as a path,
                 bytes, Pillow image or uint8 array, or a list of such, all of one size; see
-                `ggm_image.image_input.open_picture`.
+                `ggm_image.image.inputs.open_single_image`.
             half: compute products in bfloat16.
 
         Returns:
@@ -85,14 +85,14 @@ class Tokenizer(nn.Module):
             raise UserError("images must be finite", "got NaN or infinity", "check what made them")
         try:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-                return self.latent_indices(images)
+                return self.encode_indices(images)
         except ValueError as error:  # a norm that has one value to take the mean of
             size = f"{shape[2]} x {shape[3]}: {error}"
             raise UserError(f"images are too small for tokenizer {self.name}", size, "enlarge them") from error
 
     def _from_images(self, images: Any) -> Float[Tensor, "n 3 h w"]:
-        from ggm_image.data.images import to_model
-        from ggm_image.image_input import pixel_batch
+        from ggm_image.image.inputs import pixel_batch
+        from ggm_image.image.preprocess import to_model
 
         weight = next(self.parameters(), None)
         return to_model(pixel_batch(images).to("cpu" if weight is None else weight.device))
@@ -122,7 +122,7 @@ class Tokenizer(nn.Module):
                 f"got {int(tokens.min())} to {int(tokens.max())}",
                 "was this set encoded with another tokenizer?",
             )
-        return self.latent_images(tokens.long()).clamp(-1, 1)
+        return self.decode_indices(tokens.long()).clamp(-1, 1)
 
 
 class Architecture(Protocol):

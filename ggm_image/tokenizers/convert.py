@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from ggm_image.files import atomic_folder, sha256_file, write_text
+from ggm_image.io.files import atomic_folder, sha256_file, write_text
+from ggm_image.io.safetensors import save_weights
 from ggm_image.tokenizers.registry import load_spec
 from ggm_image.tokenizers.spec import WEIGHTS, TokenizerSpec
-from ggm_image.weights import save_weights
 
 
 def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", half: bool = False) -> TokenizerSpec:

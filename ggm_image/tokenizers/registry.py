@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-from ggm_image.arithmetic import isolate
-from ggm_image.devices import choose_device
-from ggm_image.downloads import cache_dir, download
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file, write_text
-from ggm_image.resources import resource_dir
+from ggm_image.io.download import cache_dir, download
+from ggm_image.io.files import sha256_file, write_text
+from ggm_image.io.resources import resource_dir
+from ggm_image.runtime.devices import choose_device
+from ggm_image.runtime.numerics import isolate
 from ggm_image.tokenizers.base import Tokenizer
-from ggm_image.tokenizers.checkpoints import load_stored, open_weights
-from ggm_image.tokenizers.families import FAMILIES
-from ggm_image.tokenizers.published import is_published, read_published
+from ggm_image.tokenizers.checkpoints.detect import is_published, read_published
+from ggm_image.tokenizers.checkpoints.reader import load_stored, open_weights
+from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.spec import TokenizerSpec, read_sizes
-from ggm_image.tokenizers.unpacking import unpack_member
+from ggm_image.tokenizers.vq.families import FAMILIES
 
 
 def tokenizer_specs() -> list[TokenizerSpec]:

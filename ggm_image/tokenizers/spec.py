@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggm_image.config_files import read_yaml
-from ggm_image.downloads import cache_dir
 from ggm_image.errors import UserError
+from ggm_image.io.download import cache_dir
+from ggm_image.io.yaml import read_yaml
 from ggm_image.tokenizers.base import Architecture
-from ggm_image.tokenizers.families import FAMILIES
+from ggm_image.tokenizers.vq.families import FAMILIES
 
 WEIGHTS = "model.safetensors"
 _WRONG = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)

@@ -4,27 +4,15 @@ One YAML file holds a whole run. `load_config` fills a dataclass from it and fro
 key or a value of the wrong type is an error that names the nearest right key.
 """
 
-import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from ggm_image.config_files import read_yaml
-from ggm_image.configs import find_config
-from ggm_image.errors import UserError
-from ggm_image.files import write_text
+from ggm_image.io.config_schema import check, check_choice, check_numbers
 from ggm_image.network import NetworkConfig
 from ggm_image.objective import LOSSES
-from ggm_image.outputs import RUN_HEAD
-from ggm_image.precision import PRECISIONS
-
-C = TypeVar("C")
+from ggm_image.runtime.precision import PRECISIONS
 
 
 @dataclass(kw_only=True)
@@ -181,7 +169,7 @@ class TrainConfig:
             natural=("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"),
             shares=("final_share", "ema_decay", "class_dropout"),
         )
-        _check(
+        check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "train.betas are two in [0, 1)",
             self.betas,
@@ -218,99 +206,6 @@ class GeneratorConfig:
     presets: dict[str, Any] = field(default_factory=dict)
 
 
-def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """Fill a config dataclass from a YAML file and overrides.
-
-    Args:
-        schema: the dataclass.
-        path: YAML file, or the name of a shipped config.
-        overrides: ``key=value`` with dots between levels; values are YAML.
-
-    Returns:
-        An instance of ``schema``, all of whose own checks have passed.
-
-    Raises:
-        UserError: the file cannot be read, a key is unknown (the nearest right one is named), a value has the
-            wrong type, or a check of the dataclass fails.
-    """
-    path = find_config(path)
-    written = read_yaml(path, "must be YAML", "compare it with those in configs/")
-    if not isinstance(written, DictConfig):
-        raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
-    changes = OmegaConf.create({})
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not (key and equals):
-            raise UserError("overrides are written key=value", repr(override), "for example train.steps=1000")
-        try:
-            changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
-            raise UserError("override cannot be read", f"{override!r}: {error}", "write key=value") from error
-    known = _known_keys(schema)
-    try:
-        for part in (written, changes):
-            _check_keys(part, schema, "", known)
-        merged = OmegaConf.merge(written, changes)
-    except (OmegaConfBaseException, TypeError, RecursionError) as error:
-        raise UserError("config is not valid", f"{path}: {error}", "compare it with those in configs/") from error
-    return build_config(schema, merged)
-
-
-def build_config(schema: type[C], values: Any) -> C:
-    """An instance of the config dataclass ``schema`` from nested values; errors as of `load_config`."""
-    try:
-        _check_keys(OmegaConf.create(values), schema, "", _known_keys(schema))
-        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-    except UserError:
-        raise
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        key = getattr(error, "full_key", None)
-        what = f"config key {key} has the wrong type" if key else "config is not valid"
-        raise UserError(what, str(error).splitlines()[0], "compare it with the files in configs/") from error
-    assert isinstance(result, schema)
-    return result
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A config as nested plain values, fully resolved."""
-    values = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def save_config(path: str | Path, config: Any) -> None:
-    """Write a config, fully resolved, as YAML."""
-    write_text(path, f"{RUN_HEAD}the config as it was used\n{OmegaConf.to_yaml(OmegaConf.create(plain(config)))}")
-
-
-def _known_keys(schema: Any, prefix: str = "") -> list[str]:
-    hints, keys = get_type_hints(schema), []
-    for entry in fields(schema):
-        keys.append(prefix + entry.name)
-        if is_dataclass(hints[entry.name]):
-            keys += _known_keys(hints[entry.name], prefix + entry.name + ".")
-    return keys
-
-
-def _check_keys(node: Any, schema: Any, prefix: str, known: list[str]) -> None:
-    hints = get_type_hints(schema)
-    for key in node:
-        full = f"{prefix}{key}"
-        if key not in hints:
-            last = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-            near = difflib.get_close_matches(full, known, n=1) or [
-                last[k] for k in difflib.get_close_matches(str(key), list(last), n=1)
-            ]
-            fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(hints)}"
-            raise UserError("unknown config key", full, fix)
-        if is_dataclass(hints[key]):
-            if not isinstance(node.get(key), DictConfig):
-                raise UserError(f"config key {full} must hold keys", node.get(key), f"write {full}.KEY=VALUE")
-            _check_keys(node[key], hints[key], f"{full}.", known)
-
-
 def digits(value: float) -> str:
     """Two significant digits, without an exponent."""
     return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
@@ -324,54 +219,6 @@ def duration(seconds: float) -> str:
     return f"{days:.0f} days " * (days >= 1) + f"{rest / 3600:.1f} h"
 
 
-MOST_SEED = 1 << 40
-"""Seeds are multiplied and added to where torch takes 64 bits."""
-_MOST = {
-    "batch_size": 1 << 20, "seed": MOST_SEED, "weight_decay": 1000, "discriminator_width": 1 << 12,
-    "discriminator_layers": 8,
-}  # fmt: skip
-
-
-def check_numbers(
-    config: Any,
-    prefix: str,
-    *,
-    positive: Sequence[str] = (),
-    natural: Sequence[str] = (),
-    shares: Sequence[str] = (),
-) -> None:
-    """Check the numbers of a config dataclass: they must be finite, and lie where their kind does.
-
-    Those of `_MOST` and ``max_minutes`` are checked wherever there are such.
-
-    Raises:
-        UserError: the first that does not.
-    """
-    for name in positive:
-        value = getattr(config, name)
-        _check(math.isfinite(value) and value > 0, f"{prefix}.{name} must be positive", value)
-    for name in natural:
-        value = getattr(config, name)
-        _check(math.isfinite(value) and value >= 0, f"{prefix}.{name} must not be negative", value)
-    for name in shares:
-        _check(0 <= getattr(config, name) <= 1, f"{prefix}.{name} must lie in [0, 1]", getattr(config, name))
-    for name, most in _MOST.items():
-        value = getattr(config, name, 0)
-        _check(0 <= value <= most, f"{prefix}.{name} must lie in [0, {most:,}]", value)
-    minutes = getattr(config, "max_minutes", None)
-    _check(minutes is None or minutes > 0, f"{prefix}.max_minutes must be positive", minutes)
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise UserError unless a config's entry is one of a few words."""
-    _check(value in allowed, f"{name} must be one of {', '.join(allowed)}", value)
-
-
 def check_compile(value: Any) -> None:
     """Raise UserError unless ``train.compile`` is true, false or auto."""
-    _check(isinstance(value, bool) or value == "auto", "train.compile must be true, false or auto", value)
-
-
-def _check(good: bool, what: str, got: object) -> None:
-    if not good:
-        raise UserError(what, got, "change it in the config or give key=value")
+    check(isinstance(value, bool) or value == "auto", "train.compile must be true, false or auto", value)

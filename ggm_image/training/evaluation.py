@@ -1,8 +1,6 @@
 """What a run measures as it goes: held-out likelihood, and a grid of pictures."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +8,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ggm_image.data.images import image_grid, save_png, to_uint8
-from ggm_image.data.token_cache import Manifest
+from ggm_image.data.token_cache.manifest import Manifest
 from ggm_image.errors import UserError
 from ggm_image.glauber import add_noise, heat_bath
+from ggm_image.image.io import save_png
+from ggm_image.image.preprocess import to_uint8
+from ggm_image.image.visualize import image_grid
 from ggm_image.network import Transformer
 from ggm_image.sampler import sample_signal
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.training.dataset import TokenSet
 
 VALIDATION_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MASKED_SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -28,40 +29,10 @@ SETTINGS |= {f"nll_masked_{r:g}": (1.0, r) for r in MASKED_SHARES}
 FIGURES = tuple(SETTINGS)
 
 
-@dataclass(frozen=True)
-class TokenSet:
-    """Tokens and classes in memory.
-
-    Attributes:
-        tokens: (n, l) codes, int32.
-        labels: (n,) classes, int64; C, the null class, where there are none.
-    """
-
-    tokens: Int[Tensor, "n l"]
-    labels: Int[Tensor, " n"]
-
-    def rows(self, indices: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], Int[Tensor, " b"]]:
-        return self.tokens[indices].long(), self.labels[indices]
-
-    def subset(self, indices: Int[Tensor, " m"]) -> "TokenSet":
-        return TokenSet(self.tokens[indices], self.labels[indices])
-
-    def sha256(self) -> str:
-        """Hash of all tokens and labels in order; shards and their sizes play no part."""
-        digest = hashlib.sha256()
-        for values in (self.tokens.int(), self.labels.long()):
-            digest.update(f"{tuple(values.shape)}".encode())
-            digest.update(values.contiguous().numpy().data)
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
 @torch.no_grad()
-def held_out_nll(
+def val_nll(
     network: Transformer,
-    held_out: TokenSet,
+    val_set: TokenSet,
     noise: Float[Tensor, " v"],
     *,
     seed: int = 0,
@@ -76,21 +47,21 @@ def held_out_nll(
 
     Args:
         network: in evaluation mode.
-        held_out: clean tokens.
+        val_set: clean tokens.
         noise: distribution over the codes, (v,).
         seed: of noise and sites.
         batch_size: pictures a forward pass.
         figures: which; ``nll`` comes along where all are asked for.
     """
     device, v = noise.device, network.config.codebook_size
-    sites_total = held_out.tokens.shape[1]
+    sites_total = val_set.tokens.shape[1]
     result = {}
     for name in figures:
         a, share = SETTINGS[name]
         generator = torch.Generator().manual_seed(seed)
         total, count = 0.0, 0
-        for start in range(0, len(held_out), batch_size):
-            x_0, labels = held_out.rows(torch.arange(start, min(start + batch_size, len(held_out))))
+        for start in range(0, len(val_set), batch_size):
+            x_0, labels = val_set.rows(torch.arange(start, min(start + batch_size, len(val_set))))
             levels = torch.full(x_0.shape, a)
             sites = torch.randperm(sites_total, generator=generator)[: max(1, round(share * sites_total))]
             tokens = add_noise(x_0, levels, noise.cpu(), generator=generator)
@@ -134,7 +105,7 @@ def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
     return tokenizer
 
 
-def draw_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, pictures: int = 16) -> str:
+def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, pictures: int = 16) -> str:
     """Draw a few pictures, one class after the other, and write them as one PNG.
 
     Args:

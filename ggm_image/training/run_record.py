@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ggm_image.data.sources import PictureFiles
+from ggm_image.data.sources.image_files import ImageFiles
 from ggm_image.errors import UserError
-from ggm_image.training.config import GeneratorConfig, build_config, plain
-from ggm_image.training.evaluation import TokenSet
-from ggm_image.training.tokenizer_config import TokenizerTrainConfig
+from ggm_image.io.config_schema import build_config, plain
+from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.dataset import TokenSet
+from ggm_image.training.vqgan.config import TokenizerTrainConfig
 
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
@@ -51,7 +52,7 @@ SAMPLED_FILES = 256
 
 
 def generator_record(
-    config: GeneratorConfig, *, class_names: Sequence[str], training: TokenSet, held_out: TokenSet, method: str
+    config: GeneratorConfig, *, class_names: Sequence[str], training: TokenSet, val_set: TokenSet, method: str
 ) -> dict[str, Any]:
     """The record of a run of `train`.
 
@@ -59,7 +60,7 @@ def generator_record(
         config: complete, see `training_tokens.fit_to_cache`.
         class_names: in the order of the labels.
         training: the rows that are trained on.
-        held_out: the rows that are measured.
+        val_set: the rows that are measured.
         method: name of the trainer's class.
     """
     return config_record(plain(config)) | {
@@ -67,7 +68,7 @@ def generator_record(
         "data.class_names": list(class_names),
         "data.rows": len(training),
         "data.sha256": training.sha256(),
-        "val.sha256": held_out.sha256(),
+        "val.sha256": val_set.sha256(),
     }
 
 
@@ -87,7 +88,7 @@ def config_record(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def tokenizer_record(config: TokenizerTrainConfig, source: PictureFiles) -> dict[str, Any]:
+def tokenizer_record(config: TokenizerTrainConfig, source: ImageFiles) -> dict[str, Any]:
     """The record of a run of `train-tokenizer`, whose images are known by their names and the bytes of some."""
     names, files = hashlib.sha256(), hashlib.sha256()
     for name in source.names:

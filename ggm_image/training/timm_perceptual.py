@@ -72,7 +72,7 @@ class TimmPerceptual(nn.Module):
 
     def forward(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, ""]:
         """Squared distance of unit-norm features, averaged over positions and images and summed over the stages."""
-        from ggm_image.training.perceptual import unit
+        from ggm_image.training.vqgan.perceptual import unit
 
         y, x = torch.randint(-self.MARGIN, self.MARGIN + 1, (2,)).tolist()
         with torch.autocast(a.device.type, enabled=False):
@@ -92,7 +92,7 @@ def load_timm_perceptual(name: str, size: int) -> TimmPerceptual:
         UserError: no such model, or its weights cannot be had.
     """
     from ggm_image.metrics import efficientnet_lite0
-    from ggm_image.metrics.features import timm_network
+    from ggm_image.metrics.feature_extractors import timm_network
 
     if name.split(".")[0] == "tf_efficientnet_lite0" and efficientnet_lite0.is_installed():
         network = efficientnet_lite0.load_network(efficientnet_lite0.installed_weights())

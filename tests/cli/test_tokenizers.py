@@ -63,8 +63,8 @@ def test_a_checkpoint_from_encode_to_decode(
     options = ["--tokenizer", checkpoint, "--image-size", 8, "--device", "cpu"]
     assert run("encode", flat_folder, tmp_path / "tokens", *options) == 0
     assert run("decode", tmp_path / "tokens", tmp_path / "pictures", "--device", "cpu") == 0
-    with Image.open(tmp_path / "pictures" / "000000.png") as picture:
-        assert picture.size == (8, 8)
+    with Image.open(tmp_path / "pictures" / "000000.png") as image:
+        assert image.size == (8, 8)
     capsys.readouterr()
     assert run("convert", checkpoint, tmp_path / "mine", "--json") == 0
     assert json.loads(capsys.readouterr().out)["family"] == "taming"

@@ -8,11 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ggm_image.data import decode as data_decode
 from ggm_image.data import encode as module
-from ggm_image.data.encode import check_image_size, decode, encode
-from ggm_image.data.images import load_image, open_source, to_model
-from ggm_image.data.token_cache import TokenCache
+from ggm_image.data.decode import decode
+from ggm_image.data.encode import check_image_size, encode
+from ggm_image.data.sources.image_files import open_source
+from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
+from ggm_image.image.io import load_image
+from ggm_image.image.preprocess import to_model
 from ggm_image.tokenizers.registry import load_tokenizer
 from tests.conftest import MeanTokenizer, pack
 
@@ -97,10 +101,10 @@ class Interrupted(MeanTokenizer):
         super().__init__()
         self.stop = stop
 
-    def latent_indices(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_indices(self, images: torch.Tensor) -> torch.Tensor:
         if len(self.batches) == self.stop:
             raise KeyboardInterrupt
-        return super().latent_indices(images)
+        return super().encode_indices(images)
 
 
 # Seen to fail when a new writer started at shard 0 with the rows of the next one.
@@ -242,7 +246,7 @@ def test_an_interrupted_decode_leaves_nothing(
             raise KeyboardInterrupt
         return torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(module, "decode_batch", stop)
+    monkeypatch.setattr(data_decode, "decode_batch", stop)
     with pytest.raises(KeyboardInterrupt):
         decode(cache, tmp_path / "out", MeanTokenizer(), batch_size=5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "pictures"]

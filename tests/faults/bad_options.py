@@ -26,7 +26,7 @@ def cases(world: World) -> dict[str, list[Case]]:
 
 
 def _options(w: World) -> Iterator[Case]:
-    pictures = w.root / "pictures"
+    images = w.root / "pictures"
     commands: dict[str, tuple[Callable[[Path], list[str]], tuple[str, ...]]] = {
         "sample": (
             lambda f: w.sample(f / "out.png"),
@@ -48,11 +48,11 @@ def _options(w: World) -> Iterator[Case]:
         ),
         "signal": (lambda f: w.signal(w.root / "picture.png", f / "out.png"), ("--level", "--block")),
         "encode": (
-            lambda f: w.encode(pictures, f / "out", "--report"),
+            lambda f: w.encode(images, f / "out", "--report"),
             ("--image-size", "--batch-size", "--shard-size", "--workers", "--report-images", "--seed"),
         ),
         "decode": (lambda f: w.decode(w.root / "tokens", f / "out"), ("--batch-size",)),
-        "fid": (lambda f: w.fid(pictures), ("--bootstrap", "--batch-size", "--seed")),
+        "fid": (lambda f: w.fid(images), ("--bootstrap", "--batch-size", "--seed")),
         "fid of a model": (lambda f: w.fid(f"model:{w.root / 'model'}", "-n", "4"), ("-n", "--sweeps", "--guidance")),
         "train": (lambda f: w.train(f / "run"), ("--seed",)),
     }
@@ -77,9 +77,9 @@ def _options(w: World) -> Iterator[Case]:
     ):  # fmt: skip
         yield Case(f"--extend {text[:20]!r}", lambda f, t=text: w.inpaint(f / "out.png", f"--extend={t}"))  # type: ignore[misc]
     for text in ("", ",", "fid", "fid,fid", "FID", "fid;kid", "all", " fid , kid ", "prdc", "is"):
-        yield Case(f"--metrics {text!r}", lambda f, t=text: w.fid(pictures, f"--metrics={t}"))  # type: ignore[misc]
+        yield Case(f"--metrics {text!r}", lambda f, t=text: w.fid(images, f"--metrics={t}"))  # type: ignore[misc]
     for text in ("", "inceptoin", "timm:", "timm:no_such", "timm:../x", "a/b.pt", "x.pt", "/", "clip ", "\x1b[31m"):
-        yield Case(f"--features {text!r}", lambda f, t=text: w.fid(pictures, features=t or "''"), REFUSED)  # type: ignore[misc]
+        yield Case(f"--features {text!r}", lambda f, t=text: w.fid(images, features=t or "''"), REFUSED)  # type: ignore[misc]
     for arguments in (
         [], ["fid"], ["fid", "a"], ["fid", "a", "b", "c"], ["encode"], ["encode", "a"], ["train"], ["smaple"], ["--no"],
         ["sample", "--no"], ["sample", "-x"], ["sample", "x"], ["sample", "--class"], ["decode", "a", "b", "c"],

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ggm_image.cli.main import main
-from ggm_image.training.engine import has_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint
 from tests.data.shards import write_shards
 from tests.faults.harness import Story, assert_whole, digests, run, run_killed
 from tests.models import tiny_model_folder
@@ -70,8 +70,8 @@ def prepare(root: Path) -> dict[str, Command]:
     torch.jit.script(Means()).save(str(root / "means.pt"))
     (root / "c.yaml").write_text(CONFIG)
     (root / "t.yaml").write_text(TOKENIZER_CONFIG)
-    pictures, tokens = str(root / "pictures"), str(root / "tokens")
-    encode = ["encode", pictures, "--tokenizer", str(tokenizer), "--shard-size", "16", "--batch-size", "8"]
+    images, tokens = str(root / "pictures"), str(root / "tokens")
+    encode = ["encode", images, "--tokenizer", str(tokenizer), "--shard-size", "16", "--batch-size", "8"]
     assert main([*encode[:2], tokens, *encode[2:]]) == 0
     run_files = ("tensorboard/", "checkpoint", "model/config.yaml", "tokenizer/config.yaml", "curves.png")
     cpu = ["--device", "cpu"]
@@ -82,7 +82,7 @@ def prepare(root: Path) -> dict[str, Command]:
         str(model),
         "-n",
         "400",
-        pictures,
+        images,
         "--features",
         str(root / "means.pt"),
         "--bootstrap",
@@ -96,7 +96,7 @@ def prepare(root: Path) -> dict[str, Command]:
             lambda out: ["train", str(root / "c.yaml"), "--data", tokens, "--out", str(out), *cpu], True, run_files
         ),
         "train-tokenizer": Command(
-            lambda out: ["train-tokenizer", str(root / "t.yaml"), "--data", pictures, "--out", str(out), *cpu],
+            lambda out: ["train-tokenizer", str(root / "t.yaml"), "--data", images, "--out", str(out), *cpu],
             True,
             run_files,
         ),

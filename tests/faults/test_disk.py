@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ggm_image.training.engine import has_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint
 from tests.faults.harness import assert_whole, digests
 from tests.faults.stories import NAMES, Command, prepare
 

@@ -32,7 +32,7 @@ def test_kills_of_shares_leave_no_trace() -> None:
 
     Seen to fail with a manifest that the first to end its share writes.
     """
-    arguments = [sys.executable, "-m", "tests.faults.shares", "--kills", "6", "--seed", "1"]
+    arguments = [sys.executable, "-m", "tests.faults.ranks", "--kills", "6", "--seed", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,18 +17,21 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ggm_image.canvas import plan_windows, window_side
-from ggm_image.data.archives import MOST_PLACES, expand
-from ggm_image.data.manifest import Manifest
-from ggm_image.data.token_cache import TokenCache, TokenCacheWriter
-from ggm_image.data.webdataset_samples import groups, split
+from ggm_image.data.sources.tar_stream import MOST_PLACES, expand
+from ggm_image.data.sources.webdataset_samples import groups, split
+from ggm_image.data.token_cache.manifest import Manifest
+from ggm_image.data.token_cache.reader import TokenCache
+from ggm_image.data.token_cache.writer import TokenCacheWriter
 from ggm_image.errors import UserError
-from ggm_image.picture_folder import draw_folder
-from ggm_image.pipeline import Model, load_model
-from ggm_image.processes import share
-from ggm_image.settings import Settings
-from ggm_image.tokenizers.checkpoints import open_weights
-from ggm_image.training.config import GeneratorConfig, _known_keys, load_config, plain, save_config
+from ggm_image.image.windows import plan_windows, window_side
+from ggm_image.io.config_schema import _known_keys, load_config, plain, save_config
+from ggm_image.pipelines.image import Model
+from ggm_image.pipelines.load import load_model
+from ggm_image.pipelines.sample_folder import sample_to_folder
+from ggm_image.runtime.ranks import rank_and_world_size
+from ggm_image.sampler.settings import Settings
+from ggm_image.tokenizers.checkpoints.reader import open_weights
+from ggm_image.training.config import GeneratorConfig
 from tests.models import tiny_model_folder
 
 T = TypeVar("T")
@@ -177,13 +180,13 @@ counts = st.one_of(st.integers(0, 12).map(str), st.just("9" * 5000), texts)
 @given(rank=counts, world_size=counts, between=st.sampled_from(["/", " / ", "//", ""]))
 def test_any_text_as_a_share(rank: str, world_size: str, between: str) -> None:
     """Seen to fail with a share n/n, and with a RANK of 5,000 digits."""
-    found = tried(lambda: share(f"{rank}{between}{world_size}"))
+    found = tried(lambda: rank_and_world_size(f"{rank}{between}{world_size}"))
     assert found is None or (0 <= found[0] < found[1] and f"{found[0]}/{found[1]}" == f"{int(rank)}/{int(world_size)}")
     with pytest.MonkeyPatch.context() as patch:
         # As os.environ would hand them on: without NUL, and what is no text escaped.
         for name, text in (("RANK", rank), ("WORLD_SIZE", world_size)):
             patch.setitem(os.environ, name, text.replace("\0", "").encode("utf-8", "replace").decode())
-        found = tried(share)
+        found = tried(rank_and_world_size)
     assert found is None or 0 <= found[0] < found[1]
 
 
@@ -229,7 +232,7 @@ def test_shares_of_a_folder_are_the_whole(
 ) -> None:
     """Seen to fail with a stride one too long for three processes."""
     folder, drawers = tmp_path_factory.mktemp("drawn"), [Drawer(batch) for _ in range(processes)]
-    ends = [draw_folder(d, folder, n, settings=Settings(), share=(k, processes)) for k, d in enumerate(drawers)]
+    ends = [sample_to_folder(d, folder, n, settings=Settings(), share=(k, processes)) for k, d in enumerate(drawers)]
     assert sorted(k for d in drawers for k in d.drawn) == list(range(n))
     assert [end.drawn for end in ends] == [len(d.drawn) for d in drawers]
     assert all(end.missing == 0 for end in ends[-1:])
@@ -494,14 +497,14 @@ def test_windows_cover_every_hole(data: st.DataObject, cell: int, aligned: bool)
     shape = tuple(data.draw(st.integers(1, 12)) * step for _ in range(2))
     holes = data.draw(st.lists(st.tuples(*[st.integers(0, side - 1) for side in shape]), min_size=1, max_size=4))
     context = data.draw(st.one_of(st.none(), st.integers(-1, 8)))
-    hole = np.zeros(shape, bool)
+    mask = np.zeros(shape, bool)
     for (y, x), size in zip(holes, data.draw(st.lists(st.integers(1, 9), min_size=4, max_size=4)), strict=False):
-        hole[y : y + size, x : x + size] = True
-    windows = tried(lambda: plan_windows(hole, native, cell, context, 1))
+        mask[y : y + size, x : x + size] = True
+    windows = tried(lambda: plan_windows(mask, native, cell, context, 1))
     if windows is None:
         assert min(shape) < cell or (context is not None and not 0 <= 2 * context < min(native))
         return
-    missing = hole.copy()
+    missing = mask.copy()
     for window in windows:
         assert 0 <= window.top <= shape[0] - window.height
         assert 0 <= window.left <= shape[1] - window.width

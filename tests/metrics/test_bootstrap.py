@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ggm_image.metrics.bootstrap import _DistanceOfCounts, bootstrap
-from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
+from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
 from tests.features import matrix_of
 
 
@@ -25,9 +25,9 @@ def test_a_replicate_is_the_distance_of_the_rows_it_counts(n: int) -> None:
     counts = rng.multinomial(n, np.full(n, 1 / n))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        for drawn in (np.ones(n, dtype=int), counts):
-            expected = frechet_distance(FeatureStatistics.of(np.repeat(rows, drawn, axis=0)), reference)
-            assert distance(drawn) == pytest.approx(expected, rel=1e-9)
+        for sampled in (np.ones(n, dtype=int), counts):
+            expected = frechet_distance(FeatureStatistics.of(np.repeat(rows, sampled, axis=0)), reference)
+            assert distance(sampled) == pytest.approx(expected, rel=1e-9)
 
 
 def test_standard_error_in_one_dimension() -> None:

@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ggm_image.cli.main import main
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
+from ggm_image.io.files import sha256_file
 from ggm_image.metrics import efficientnet_lite0
-from ggm_image.metrics.features import load_extractor
+from ggm_image.metrics.feature_extractors import load_extractor
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from ggm_image.data.encode import encode
-from ggm_image.data.images import load_image, open_source, preprocess
+from ggm_image.data.sources.image_files import open_source
 from ggm_image.errors import UserError
-from ggm_image.metrics.features import Extractor
-from ggm_image.metrics.frechet import FeatureStatistics, frechet_distance
-from ggm_image.metrics.image_quality import psnr_each
+from ggm_image.image.io import load_image
+from ggm_image.image.preprocess import preprocess
+from ggm_image.metrics.feature_extractors import Extractor
+from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
+from ggm_image.metrics.psnr_ssim import psnr_each
 from ggm_image.metrics.reconstruction import codebook_use, report
 from tests.conftest import MeanTokenizer
 
@@ -39,10 +41,10 @@ def test_report_compares_each_row_with_its_own_picture(class_folder: Path, tmp_p
     cache = encode(source, tmp_path / "cache", tokenizer, skip_bad=True, flip=True)
     result = report(source, cache, tokenizer, batch_size=4, seed=3)
 
-    pictures = torch.stack([source[k] for k in range(12) if k != 1])
-    pictures = torch.cat([pictures, pictures.flip(-1)])
+    images = torch.stack([source[k] for k in range(12) if k != 1])
+    images = torch.cat([images, images.flip(-1)])
     decoded = tokenizer.decode(cache.tokens(range(22)))
-    each = psnr_each(pictures, ((decoded + 1) * 127.5).round().to(torch.uint8))
+    each = psnr_each(images, ((decoded + 1) * 127.5).round().to(torch.uint8))
     assert result["images"] == 22
     assert result["psnr_db"]["mean"] == pytest.approx(float(each.mean()))
     assert result["psnr_db"]["min"] == pytest.approx(float(each.min()))
@@ -64,10 +66,10 @@ def test_chequered_cells_of_originals_and_reconstructions(tmp_path: Path) -> Non
     """Flat cells lose a chessboard; a decoder that adds one to a quarter of the cells is found out."""
 
     class Chequering(MeanTokenizer):
-        def latent_images(self, tokens: Tensor) -> Tensor:
+        def decode_indices(self, tokens: Tensor) -> Tensor:
             y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
             board = (1.0 - 2 * ((x + y) % 2)) * (x < 4)
-            return super().latent_images(tokens) + 0.5 * board
+            return super().decode_indices(tokens) + 0.5 * board
 
     folder = tmp_path / "images"
     folder.mkdir()
@@ -92,8 +94,8 @@ def mean_colours() -> Extractor:
         dimension=3,
         resize="none",
         device=torch.device("cpu"),
-        prepare=lambda picture: picture,
-        network=lambda pictures: pictures.double().mean(dim=(2, 3)),
+        prepare=lambda image: image,
+        network=lambda images: images.double().mean(dim=(2, 3)),
     )
 
 
@@ -102,9 +104,9 @@ def test_the_distance_is_that_of_all_pictures(class_folder: Path, tmp_path: Path
     source, tokenizer = open_source(class_folder), MeanTokenizer()
     cache = encode(source, tmp_path / "cache", tokenizer)
     found = report(source, cache, tokenizer, batch_size=5, extractor=mean_colours())["frechet"]
-    pictures = torch.stack([source[k] for k in range(12)])
+    images = torch.stack([source[k] for k in range(12)])
     decoded = ((tokenizer.decode(cache.tokens(range(12))) + 1) * 127.5).round().to(torch.uint8)
-    sides = [FeatureStatistics.of(side.double().mean(dim=(2, 3)).numpy()) for side in (pictures, decoded)]
+    sides = [FeatureStatistics.of(side.double().mean(dim=(2, 3)).numpy()) for side in (images, decoded)]
     assert found["value"] == pytest.approx(frechet_distance(*sides))
     assert found["value"] > 1
     assert (found["metric"], found["warnings"]) == ("rFD (colours)", [])
@@ -117,13 +119,13 @@ def test_the_excess_over_a_reference(class_folder: Path, flat_folder: Path, tmp_
     source, reference, tokenizer = open_source(class_folder), open_source(flat_folder), MeanTokenizer(image_size=16)
     cache = encode(source, tmp_path / "cache", tokenizer)
     corner = mean_colours()
-    corner = replace(corner, network=lambda pictures: pictures[:, :, :5, :5].double().mean(dim=(2, 3)))
+    corner = replace(corner, network=lambda images: images[:, :, :5, :5].double().mean(dim=(2, 3)))
     settings: dict[str, Any] = {"batch_size": 5, "images": 9, "seed": 2, "extractor": corner}
     found = report(source, cache, tokenizer, reference=reference, **settings)["frechet"]
     rows = torch.randperm(12, generator=torch.Generator().manual_seed(2))[:9].tolist()
-    pictures, others = ([preprocess(s[k], 16) for k in which] for s, which in ((source, rows), (reference, range(5))))
+    images, others = ([preprocess(s[k], 16) for k in which] for s, which in ((source, rows), (reference, range(5))))
     decoded = ((tokenizer.decode(cache.tokens(rows)) + 1) * 127.5).round().to(torch.uint8)
-    sides = [FeatureStatistics.of(corner(side)) for side in (pictures, decoded, others)]
+    sides = [FeatureStatistics.of(corner(side)) for side in (images, decoded, others)]
     originals, reconstructions = (frechet_distance(side, sides[2]) for side in sides[:2])
     expected = {"originals": originals, "reconstructions": reconstructions, "excess": reconstructions - originals}
     given = found["reference"]
@@ -140,9 +142,9 @@ def test_the_worst_pictures_come_first(class_folder: Path, tmp_path: Path) -> No
     source, tokenizer = open_source(class_folder), MeanTokenizer()
     cache = encode(source, tmp_path / "cache", tokenizer, flip=True)
     worst = report(source, cache, tokenizer, batch_size=7, seed=1)["worst"]
-    pictures = torch.stack([source[k] for k in range(12)])
+    images = torch.stack([source[k] for k in range(12)])
     decoded = ((tokenizer.decode(cache.tokens(range(12))) + 1) * 127.5).round().to(torch.uint8)
-    each = psnr_each(pictures, decoded).tolist()
+    each = psnr_each(images, decoded).tolist()
     assert len(worst) == 16
     assert [entry["psnr_db"] for entry in worst] == pytest.approx(sorted(each * 2)[:16])
     assert {entry["name"] for entry in worst[:2]} == {source.names[int(np.argmin(each))]}

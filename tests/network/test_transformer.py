@@ -9,10 +9,10 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from ggm_image.arithmetic import isolated
 from ggm_image.errors import UserError
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.transformer import _attention_kernel
+from ggm_image.runtime.numerics import isolated
 
 V, C, L = 20, 3, 12
 SITES = torch.tensor([7, 0, 4])

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ggm_image.data.images import open_source, preprocess, to_model
+from ggm_image.data.sources.image_files import open_source
+from ggm_image.image.preprocess import preprocess, to_model
 from ggm_image.tokenizers.registry import find_tokenizer, load_tokenizer
 from tests.tokenizers import layouts
 from tests.tokenizers.originals import (
@@ -72,16 +73,16 @@ class Outcome:
 
 
 @torch.no_grad()
-def compare(row: Row, checkouts: Path, channels: int, pictures: Callable[[int], Tensor], number: int) -> Outcome:
+def compare(row: Row, checkouts: Path, channels: int, images: Callable[[int], Tensor], number: int) -> Outcome:
     torch.manual_seed(0)
     sizes = reduced(row.known, channels)
     with originals_at(checkouts), contextlib.redirect_stdout(io.StringIO()):
         original = row.build(sizes)
-    original.draw(pictures(row.side)[:64])
+    original.draw(images(row.side)[:64])
     with tempfile.TemporaryDirectory() as folder:
         ours = load_tokenizer(row.save(original, sizes, Path(folder)))
     outcome, used, inside = Outcome(), set[int](), 0.0
-    for batch in pictures(row.side)[:number].split(BATCH):
+    for batch in images(row.side)[:number].split(BATCH):
         z = original.latents(batch)
         theirs, mine = original.tokens(z), ours.encode(batch)
         different = theirs != mine
@@ -157,16 +158,16 @@ def main() -> int:
     chosen = [source[k * step] for k in range(min(options.number, len(source)))]
     made: dict[int, Tensor] = {}
 
-    def pictures(side: int) -> Tensor:
+    def images(side: int) -> Tensor:
         if side not in made:
-            made[side] = to_model(torch.stack([preprocess(picture, side) for picture in chosen]))
+            made[side] = to_model(torch.stack([preprocess(image, side) for image in chosen]))
         return made[side]
 
     print("| original | tokens | codes used | differ | gap of those | decoded |\n| --- | --- | --- | --- | --- | --- |")
     found = {}
     for name, row in ROWS.items():
         if options.only in (None, name):
-            o = found[name] = compare(row, options.checkouts, options.channels, pictures, len(chosen))
+            o = found[name] = compare(row, options.checkouts, options.channels, images, len(chosen))
             kept &= o.kept
             gap = f"{o.gap:.0e}" if o.differ else ""
             print(f"| {name} | {o.tokens:,} | {o.used:,} | {o.differ} | {gap} | {o.decoded:.1e} |", flush=True)

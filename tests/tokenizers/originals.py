@@ -33,8 +33,8 @@ class Original:
         self.module: Any = module.eval().requires_grad_(False)
         self.unit_range = unit_range
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        z = self.module.encoder((pictures + 1) / 2 if self.unit_range else pictures)
+    def latents(self, images: Tensor) -> Tensor:
+        z = self.module.encoder((images + 1) / 2 if self.unit_range else images)
         return self.module.quant_conv(z) if hasattr(self.module, "quant_conv") else z
 
     def tokens(self, z: Tensor) -> Tensor:
@@ -59,22 +59,22 @@ class Original:
         z = self.entries(tokens, self.codebook().shape[1])
         if hasattr(self.module, "post_quant_conv"):
             z = self.module.post_quant_conv(z)
-        pictures: Tensor = self.module.decoder(z)
-        return pictures
+        images: Tensor = self.module.decoder(z)
+        return images
 
     def decode(self, tokens: Tensor) -> Tensor:
-        pictures = self.decoded(tokens)
-        return (2 * pictures - 1 if self.unit_range else pictures).clamp(-1, 1)
+        images = self.decoded(tokens)
+        return (2 * images - 1 if self.unit_range else images).clamp(-1, 1)
 
-    def draw(self, pictures: Tensor) -> None:
+    def draw(self, images: Tensor) -> None:
         """Weights under which norms and biases matter, many codes are used, and few pixels leave their range."""
         for parameter in self.module.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        z = self.latents(pictures).transpose(0, 1).flatten(1)
+        z = self.latents(images).transpose(0, 1).flatten(1)
         self.draw_codes(z.mean(dim=1), z.std(dim=1))
         last = self.module.decoder.conv_out
-        made = self.decoded(self.tokens(self.latents(pictures)))
+        made = self.decoded(self.tokens(self.latents(images)))
         factor, centre = (0.2, 0.5) if self.unit_range else (0.4, 0.0)
         last.weight.mul_(factor / made.std())
         last.bias.fill_(centre)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ggm_image.data.encode import check_tokenizer, encode
+from ggm_image.data.decode import check_tokenizer
+from ggm_image.data.encode import encode
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
+from ggm_image.io.files import sha256_file
 from ggm_image.tokenizers.convert import convert_tokenizer
 from ggm_image.tokenizers.registry import find_tokenizer, load_tokenizer, published_spec
 from tests.tokenizers import layouts

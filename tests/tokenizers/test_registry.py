@@ -10,12 +10,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ggm_image import load_tokenizer
-from ggm_image.data.images import open_source
+from ggm_image.data.sources.image_files import open_source
 from ggm_image.errors import UserError
-from ggm_image.files import sha256_file
-from ggm_image.resources import resource_dir
+from ggm_image.io.files import sha256_file
+from ggm_image.io.resources import resource_dir
+from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.registry import build_tokenizer, tokenizer_specs
-from ggm_image.tokenizers.unpacking import unpack_member
 from tests.models import tiny_tokenizer_folder
 from tests.server import Server, running
 from tests.tokenizers import layouts

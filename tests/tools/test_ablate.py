@@ -23,9 +23,10 @@ SIZES = NetworkConfig(codebook_size=V, classes=2, grid=[3, 4], width=32, depth=2
 
 @pytest.fixture
 def ablate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOOLS)
+    for folder in ("benchmarks", "experiments", "figures"):
+        monkeypatch.syspath_prepend(TOOLS / folder)
     module = importlib.import_module("ablate")
-    for name in ("ablate", "compare_objectives", "rivals", "experiments", "quality_vs_cost"):
+    for name in ("ablate", "compare_objectives", "baselines", "experiments", "quality_vs_cost"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return module
 
@@ -74,16 +75,16 @@ def test_the_direct_network_is_told_the_queried_level_and_the_others_are_not(abl
         network = randomised(kind(SIZES))
         tokens = torch.full((1, 12), 3)
         tokens[0, 5] = V
-        answers = []
+        samples = []
         for level in (0.3, 0.8):
             levels = torch.full((1, 12), 0.9)
             levels[0, 5] = level
-            answers.append(
+            samples.append(
                 super(kind, network).forward(tokens, levels, torch.tensor([5]))
                 if differs
                 else network(tokens, levels, torch.tensor([5]))
             )
-        assert torch.equal(*answers) != differs
+        assert torch.equal(*samples) != differs
 
 
 def test_one_time_is_one_number(ablate: ModuleType) -> None:

@@ -23,9 +23,10 @@ train: {steps: 2, batch_size: 4, warmup_steps: 1, compile: false, precision: 32-
 
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOOLS)
+    for folder in ("benchmarks", "experiments", "figures"):
+        monkeypatch.syspath_prepend(TOOLS / folder)
     module = importlib.import_module("compare_objectives")
-    for name in ("compare_objectives", "rivals", "experiments", "quality_vs_cost"):
+    for name in ("compare_objectives", "baselines", "experiments", "quality_vs_cost"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return module
 

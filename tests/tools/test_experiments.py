@@ -33,7 +33,11 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, number: 
     """Seen to fail: after kill -9 the workers went on with their tasks, beside those of the next run; and after Ctrl-C
     the process waited for them."""
     (tmp_path / "sleepers.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": f"{TOOLS}{os.pathsep}{TOOLS.parent}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TOOLS / 'experiments'}{os.pathsep}{TOOLS.parent}",
+        "OMP_NUM_THREADS": "1",
+    }
     parent = subprocess.Popen([sys.executable, "sleepers.py"], cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 100
     while len(workers := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2 and time.monotonic() < deadline:

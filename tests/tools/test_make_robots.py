@@ -20,7 +20,8 @@ RED, GREEN = (255, 0, 0, 255), (0, 255, 0, 255)
 
 @pytest.fixture
 def robots(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOOLS)
+    for folder in ("benchmarks", "experiments", "figures"):
+        monkeypatch.syspath_prepend(TOOLS / folder)
     module = importlib.import_module("make_robots")
     monkeypatch.delitem(sys.modules, "make_robots")
     return module

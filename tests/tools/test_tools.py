@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ggm_image.data.webdataset import open_webdataset
+from ggm_image.data.sources.webdataset import open_webdataset
 from ggm_image.errors import UserError
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -21,7 +21,8 @@ KINDS = ["centre", "half", "border", "strokes", "scattered"]
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
-    monkeypatch.syspath_prepend(TOOLS)
+    for folder in ("benchmarks", "experiments", "figures"):
+        monkeypatch.syspath_prepend(TOOLS / folder)
     module = importlib.import_module(request.param)
     monkeypatch.delitem(sys.modules, request.param)
     return module
@@ -98,15 +99,15 @@ def test_chequered_patches_of_folders(tool: ModuleType, tmp_path: Path, capsys: 
 @on("compare_inpainting")
 def test_seam_counts_every_pair_across_the_border_once(tool: ModuleType) -> None:
     """A square of 3 x 3 has twelve neighbours; only steps across the border count."""
-    hole = np.zeros((8, 8), dtype=bool)
-    hole[2:5, 3:6] = True
-    picture = torch.full((3, 8, 8), 10, dtype=torch.uint8)
-    picture[:, torch.from_numpy(hole)] = 30
-    picture[:, 3, 4] = 200  # inside, not at the border
-    assert tool.seam_step(picture, hole) == (12 * 20.0, 12)
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[2:5, 3:6] = True
+    image = torch.full((3, 8, 8), 10, dtype=torch.uint8)
+    image[:, torch.from_numpy(mask)] = 30
+    image[:, 3, 4] = 200  # inside, not at the border
+    assert tool.seam_step(image, mask) == (12 * 20.0, 12)
     corner = np.zeros((8, 8), dtype=bool)
     corner[0, 0] = True
-    assert tool.seam_step(picture, corner)[1] == 2
+    assert tool.seam_step(image, corner)[1] == 2
 
 
 @on("compare_inpainting")

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ggm_image.errors import UserError
+from ggm_image.io.config_schema import build_config, load_config, plain, save_config
+from ggm_image.io.resources import resource_dir
 from ggm_image.network import NetworkConfig, Transformer
-from ggm_image.resources import resource_dir
-from ggm_image.training.config import GeneratorConfig, build_config, complete_network, load_config, plain, save_config
-from ggm_image.training.tokenizer_config import TokenizerTrainConfig
+from ggm_image.training.config import GeneratorConfig, complete_network
+from ggm_image.training.vqgan.config import TokenizerTrainConfig
 
 SHIPPED = sorted(p for p in resource_dir("configs").glob("*.yaml") if not p.name.startswith("tokenizer"))
 

@@ -8,10 +8,11 @@ from PIL import Image
 
 from ggm_image.cli.main import main
 from ggm_image.training import plots
-from ggm_image.training.generator import train_generator
 from ggm_image.training.plots import plot_run, read_log
-from ggm_image.training.tokenizer import train_tokenizer
-from tests.training import test_generator, test_tokenizer
+from ggm_image.training.run import train_generator
+from ggm_image.training.vqgan.run import train_tokenizer
+from tests.training import test_run
+from tests.training.vqgan import test_run as test_tokenizer
 
 LOG = """step,loss,gradient_norm,learning_rate,minutes,nll,nll_level_0.5,nll_masked_1
 10,3.5,1.0,0.001,0.1,,,
@@ -38,14 +39,14 @@ def test_every_column_with_its_own_steps(run: Path) -> None:
 def test_every_run_ends_with_its_curves(
     class_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn: list[Path] = []
-    monkeypatch.setattr(plots, "plot_run", lambda folder: drawn.append(folder))
-    (tmp_path / "generator.yaml").write_text(test_generator.CONFIG)
-    tokens = test_generator.write_cache(tmp_path / "tokens")
+    sampled: list[Path] = []
+    monkeypatch.setattr(plots, "plot_run", lambda folder: sampled.append(folder))
+    (tmp_path / "generator.yaml").write_text(test_run.CONFIG)
+    tokens = test_run.write_cache(tmp_path / "tokens")
     train_generator(tmp_path / "generator.yaml", tokens, tmp_path / "a", overrides=["train.steps=1"], device="cpu")
     (tmp_path / "tokenizer.yaml").write_text(test_tokenizer.CONFIG)
     train_tokenizer(tmp_path / "tokenizer.yaml", class_folder, tmp_path / "b", overrides=["train.steps=1"])
-    assert drawn == [tmp_path / "a", tmp_path / "b"]
+    assert sampled == [tmp_path / "a", tmp_path / "b"]
 
 
 def test_the_picture(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ggm_image.cli.main import run
-from ggm_image.glauber import add_noise, draw_codes, heat_bath, signal_logit, uniform_noise
+from ggm_image.glauber import add_noise, heat_bath, sample_codes, signal_logit, uniform_noise
 from ggm_image.schedule import Schedule
 
 # A boat: 0 sky, 1 sea, 2 sail, 3 hull, 4 sun.
@@ -105,7 +105,7 @@ def main(out: str) -> None:
     assert torch.allclose(resampled, heat_bath(clean, level, noise).exp(), atol=1e-6)
     before, masked, after = states[t + 1], states[t + 1].clone(), states[t + 1].clone()
     masked[:, step.sites] = len(COLOURS)
-    after[0, step.sites] = draw_codes(resampled.log(), torch.rand(len(step.sites), generator=generator))
+    after[0, step.sites] = sample_codes(resampled.log(), torch.rand(len(step.sites), generator=generator))
 
     bottom = rows[1].subgridspec(1, 6, width_ratios=[1, 1, 1, 0.12, 1.25, 1.25], wspace=0.3)
     grids = [

@@ -1,0 +1,311 @@
+"""``encode`` and ``decode``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggm_image.cli.options import (
+    SEED,
+    device_option,
+    json_option,
+    overwrite_option,
+    own_device,
+    print_json,
+    seed_option,
+    shard_option,
+)
+from ggm_image.errors import UserError
+from ggm_image.io.outputs import Gate, merged_folder
+from ggm_image.runtime.devices import resolve_device
+from ggm_image.runtime.streams import say
+
+
+@click.command()
+@click.argument("src")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="Known name, folder or checkpoint.")
+@click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
+@click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
+@click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
+@click.option(
+    "--report",
+    "wants_report",
+    is_flag=True,
+    help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.",
+)
+@click.option(
+    "--report-images",
+    type=click.IntRange(1),
+    default=5000,
+    show_default=True,
+    help="Pictures that it decodes.",
+)
+@click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`.")
+@click.option(
+    "--reference",
+    metavar="IMAGES",
+    help="With --features: other images. Also report the FD to them, of originals and of reconstructions.",
+)
+@click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Pictures a pass; fits the device by default.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16: faster, with other codes for one cell in fifty or so; noted in OUT.",
+)
+@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
+@click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
+@click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number.")
+@click.option(
+    "--label-key",
+    metavar="KEY",
+    default="",
+    help="Where a WebDataset's classes are: a field of the .json, or a suffix as .cls; found by default.",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a token cache in OUT of other images or settings; encode changed images again.",
+)
+@shard_option
+@click.option("--verify", "wants_proof", is_flag=True, help="Encode nothing; prove that OUT is whole, and SRC's.")
+@device_option
+@seed_option
+@json_option
+def encode(
+    src: str,
+    out: Path | None,
+    tokenizer_name: str | None,
+    image_size: int | None,
+    flip: bool,
+    skip_bad: bool,
+    wants_report: bool,
+    report_images: int,
+    features: str | None,
+    reference: str | None,
+    batch_size: int | None,
+    precision: str,
+    shard_size: int,
+    workers: int | None,
+    classes: str | None,
+    label_key: str,
+    overwrite: bool,
+    shard: str | None,
+    wants_proof: bool,
+    device: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Encode the pictures of SRC into a token cache at OUT.
+
+    SRC is a folder of pictures or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars. Or what is
+    read from front to back and never lies on this disk: tar shards of WebDataset as 'shards/{000..127}.tar', an address
+    (https://, s3://, hdfs:// ...) or 'pipe:COMMAND', with braces too; hub:NAME[@REVISION][:SPLIT] of Hugging Face.
+
+    The centre square is resized to the image size. Interrupted, the same command resumes after the finished shards. It
+    checks first whether their images have changed since: by size and time, and where these differ by content.
+
+    Several processes share the work: under torchrun, or each with its own --shard I/N. The last one completes OUT,
+    which does not depend on how many there were. A final `encode SRC OUT --verify` (or `encode OUT --verify`, where SRC
+    is no longer there) proves count, hashes and that nothing is there twice, and with SRC that every image is the one
+    that was encoded.
+
+    --seed draws the pictures of the report; encoding itself draws nothing.
+    """
+    if wants_proof:
+        _prove(None if out is None else src, out or Path(src), shard_size, classes, label_key, as_json)
+        return
+    if out is None or tokenizer_name is None:
+        hint, kind = ("OUT", "argument") if out is None else ("--tokenizer", "option")
+        raise click.MissingParameter(ctx=click.get_current_context(), param_hint=hint, param_type=kind)
+    Gate("encode", None, "OUT").check_folder(out)
+    from ggm_image.data.encode import encode as encode_source
+    from ggm_image.data.encode import nearest_folder
+    from ggm_image.data.sources.base import ImageStream, read_classes
+    from ggm_image.data.sources.image_files import ImageSource, open_source
+    from ggm_image.data.sources.open import open_images
+    from ggm_image.data.token_cache.manifest import shards_left
+    from ggm_image.metrics.reconstruction import report
+    from ggm_image.runtime.ranks import rank_and_world_size
+    from ggm_image.tokenizers.registry import load_tokenizer
+
+    part = rank_and_world_size(shard)
+    device = own_device(device)
+    class_names = read_classes(classes) if classes else ()
+    source = open_images(
+        src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size, label_key=label_key
+    )
+    extractor = others = None
+    if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
+        got = f"{part[1]} processes" if part[1] > 1 else src
+        fix = "encode without it; for a report, encode a folder of some of the pictures in one process"
+        raise UserError("--report needs one process and pictures that can be read at random", got, fix)
+    if features is not None:
+        from ggm_image.metrics.feature_extractors import load_extractor
+
+        if not wants_report:
+            raise UserError("--features belongs to --report", features, "add --report, or leave it out")
+        if reference is not None:
+            others = open_source(reference, scratch=nearest_folder(out))
+        extractor = load_extractor(features, device=device)
+    elif reference is not None:
+        raise UserError("--reference belongs to --features", reference, "add --features, or leave it out")
+    tokenizer = load_tokenizer(tokenizer_name, device=device)
+    cache = encode_source(
+        source,
+        out,
+        tokenizer,
+        image_size=image_size,
+        flip=flip,
+        skip_bad=skip_bad,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        device=device,
+        workers=workers,
+        tokenizer_source=tokenizer_name,
+        share=part,
+        precision=precision,
+        overwrite=overwrite,
+    )
+    if isinstance(source, ImageStream) and source.left_out:
+        say(f"note: {source.description}: left out {source.left_out}")
+    if cache is None:
+        left = shards_left(out)
+        if as_json:
+            print_json({"out": str(out), "left": left})
+        else:
+            click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+        return
+    manifest = cache.manifest
+    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.items // manifest.copies]
+    for entry in skipped:
+        click.echo(f"skipped: {entry['why']}", err=True)
+    summary: dict[str, Any] = {
+        "out": str(out),
+        "count": len(cache),
+        "skipped": [entry["name"] for entry in skipped],
+        "grid": list(manifest.grid),
+        "image_size": manifest.image_size,
+        "classes": len(manifest.class_names),
+        "tokenizer": manifest.tokenizer_name,
+    }
+    if wants_report and isinstance(source, ImageSource):
+        summary["report"] = report(
+            source,
+            cache,
+            tokenizer,
+            device=device,
+            batch_size=batch_size,
+            images=report_images,
+            seed=seed,
+            workers=workers,
+            extractor=extractor,
+            reference=others,
+        )
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary, out)
+
+
+def _prove(src: str | None, out: Path, shard_size: int, classes: str | None, label_key: str, as_json: bool) -> None:
+    from ggm_image.data.encode import nearest_folder
+    from ggm_image.data.sources.base import read_classes
+    from ggm_image.data.sources.open import open_images
+    from ggm_image.data.token_cache.reader import TokenCache
+    from ggm_image.data.token_cache.verify import verify
+
+    source = None
+    if src is not None:
+        names: Sequence[str] = read_classes(classes) if classes else ()
+        if not names and not src.startswith("hub:") and (manifest := TokenCache.open(out).manifest).parts:
+            names = manifest.class_names  # the cache knows them, in the order of its labels
+        source = open_images(
+            src,
+            scratch=nearest_folder(out),
+            class_names=names,
+            shard_size=shard_size,
+            label_key=label_key,
+        )
+    proof = verify(out, source)
+    if as_json:
+        print_json({"out": str(out), **proof})
+    else:
+        skipped = f", {proof['skipped']} skipped" if proof["skipped"] else ""
+        click.echo(
+            f"{proof['count']} pictures{skipped} in {proof['shards']} shards: every SHA-256, count, token and label "
+            f"is right, no {proof['distinct']} twice: {out}"
+        )
+        if proof["content"]:
+            click.echo(f"every image of {src} is the one that was encoded")
+        elif src is not None:
+            click.echo("note: an earlier version made the cache: the content of its images is not known", err=True)
+
+
+def _print_summary(summary: dict[str, Any], out: Path) -> None:
+    rows, columns = summary["grid"]
+    classes = f", {summary['classes']} classes" if summary["classes"] else ""
+    click.echo(f"{summary['count']} pictures as {rows} x {columns} tokens{classes}: {out}")
+    if report := summary.get("report"):
+        use = report["codebook"]
+        click.echo(f"PSNR {report['psnr_db']['mean']:.2f} dB, SSIM {report['ssim']['mean']:.4f}", nl=False)
+        click.echo(f" (mean of {report['images']} pictures)")
+        click.echo(f"codes used {use['share']:.1%} of {use['size']}, perplexity {use['perplexity']:.0f}")
+        originals, reconstructions = (report["chequered"][side] for side in ("originals", "reconstructions"))
+        click.echo(f"chequered cells {reconstructions['cells']:.3%} (originals {originals['cells']:.3%})", nl=False)
+        click.echo(f", images {reconstructions['images']:.1%} (originals {originals['images']:.1%})")
+        if frechet := report.get("frechet"):
+            for warning in frechet["warnings"]:
+                click.echo(f"warning: {warning}", err=True)
+            click.echo(f"{frechet['metric']} {frechet['value']:.4f}")
+            if other := frechet.get("reference"):
+                pair = f"reconstructions {other['reconstructions']:.4f}, originals {other['originals']:.4f}"
+                click.echo(f"{other['metric']} to {other['images']} images of {other['source']}: {pair}", nl=False)
+                click.echo(f", excess {other['excess']:.4f}")
+        worst = report["worst"][0]
+        click.echo(f"worst: {worst['name']}, {worst['psnr_db']:.2f} dB")
+        click.echo(f"{out / 'report.png'}, {out / 'worst.png'}, {out / 'report.json'}")
+
+
+@click.command()
+@click.argument("tokens", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names.")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Grids a pass; fits the device by default.")
+@overwrite_option
+@device_option
+@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
+@json_option
+def decode(
+    tokens: Path,
+    out: Path,
+    tokenizer_name: str | None,
+    batch_size: int | None,
+    overwrite: bool,
+    device: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Decode the token cache TOKENS into PNG files in the new folder OUT.
+
+    Rows become 000000.png ..., in class folders where the cache has classes.
+    """
+    Gate("decode", overwrite, "OUT").check_folder(out, empty=True)
+
+    from ggm_image.data.decode import decode as decode_cache
+    from ggm_image.data.decode import tokenizer_of
+    from ggm_image.data.token_cache.reader import TokenCache
+    from ggm_image.tokenizers.registry import load_tokenizer
+
+    cache = TokenCache.open(tokens)
+    device = resolve_device(device)
+    tokenizer = load_tokenizer(tokenizer_name or tokenizer_of(cache.manifest), device=device)
+    with merged_folder(out) as folder:
+        count = decode_cache(cache, folder, tokenizer, batch_size=batch_size, device=device)
+    if as_json:
+        print_json({"out": str(out), "count": count})
+    else:
+        click.echo(f"{count} pictures: {out}")

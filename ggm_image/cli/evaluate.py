@@ -1,0 +1,247 @@
+"""``ggm-image fid``."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, shard_option
+from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options
+from ggm_image.errors import UserError
+from ggm_image.metrics import METRICS
+
+if TYPE_CHECKING:
+    from ggm_image.metrics.feature_extractors import Extractor
+    from ggm_image.metrics.image_sets import SamplingRequest
+    from ggm_image.pipelines.model_folder import NetworkFolder
+
+FEATURE_FILE = "a TorchScript file that takes uint8 images (N, 3, H, W) and gives float features (N, D)"
+_SHOWN_CLASSES = 40
+_OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "guidance_power", "temperature",
+              "top_k", "top_p", "compiled")  # fmt: skip
+
+
+@click.command()
+@click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
+@click.option("--model", "model_name", metavar="NAME|DIR", help="Draw from this model instead of reading GENERATED.")
+@click.option("-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Pictures of a model.")
+@class_option("Class of a model's images; several take turns.")
+@sampler_options
+@click.option(
+    "--features",
+    default="inception",
+    show_default=True,
+    metavar="NAME",
+    help="inception, clip, efficientnet-lite0, timm:NAME, or a TorchScript FILE.pt.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Local file with the weights of inception, efficientnet-lite0 or timm:NAME, instead of a download.",
+)
+@click.option(
+    "--metrics", default="fid,kid,prdc", show_default=True, help="Which to take; the time of prdc grows with n^2."
+)
+@click.option("--bootstrap", type=click.IntRange(0), default=100, show_default=True, help="Replicates; 0 is off.")
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Folder to keep features in: found again, and gone on with after an interruption.",
+)
+@click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, where it has moved.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
+@COMPILE
+@shard_option
+@seed_option
+@device_option
+@json_option
+@click.pass_context
+def fid(
+    context: click.Context,
+    sides: tuple[str, ...],
+    model_name: str | None,
+    count: int,
+    classes: tuple[str, ...],
+    preset: str,
+    features: str,
+    weights: Path | None,
+    metrics: str,
+    bootstrap: int,
+    statistics: Path | None,
+    tokenizer: str | None,
+    batch_size: int,
+    compiled: bool,
+    shard: str | None,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare GENERATED with REFERENCE: FID, KID, precision and recall, in all and class by class.
+
+    Each is a folder or tar of pictures, a token cache, a model (its folder, or model:NAME) or a folder of saved
+    features. A model draws -n pictures on the fly. The distance is a FID with the features of Inception only.
+    --json prints the whole protocol.
+
+    Several processes share the work in a folder of --statistics: those of torchrun, or one command with --shard 0/4,
+    one with 1/4 ... Number 0 prints the figures; it makes itself what the others leave.
+    """
+    if model_name is not None:
+        sides = (f"model:{model_name}", *sides)
+    _check_sides(sides, model_name)
+    chosen = [name.strip() for name in metrics.split(",") if name.strip()]
+    _check_early(sides, features, weights, chosen, lambda folder: _check_model(folder, classes, preset, options))
+
+    from ggm_image.metrics.image_sets import SamplingRequest, kind_of, open_image_set
+
+    if not any(kind_of(side) == "model" for side in sides):
+        given = [name for name in _OF_A_MODEL if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            option = next(p.opts[0] for p in context.command.params if p.name == given[0])
+            raise UserError("option is for a model, and neither side is one", option, "add --model, or leave it out")
+
+    from ggm_image.metrics.evaluate import evaluate
+    from ggm_image.runtime.ranks import rank_and_world_size
+
+    rank, processes = rank_and_world_size(shard)
+    device = own_device(device)
+    drawing = SamplingRequest(n=count, seed=seed, preset=preset, changes=options, compiled=compiled)
+    # Paths first: a typing error should not wait for a network to load.
+    generated, reference = (
+        open_image_set(s, tokenizer=tokenizer, device=device, drawing=_with_classes(drawing, s, classes)) for s in sides
+    )
+    report = evaluate(
+        generated,
+        reference,
+        _extractor(features, weights, device),
+        metrics=chosen,
+        statistics=statistics,
+        bootstrap=bootstrap,
+        seed=seed,
+        batch_size=batch_size,
+        share=(rank, processes),
+    )
+    if rank:
+        click.echo(f"share {rank}/{processes} is done; number 0 prints the figures", err=True)
+        return
+    for warning in report["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(summary(report))
+
+
+def _check_sides(sides: tuple[str, ...], model_name: str | None) -> None:
+    if len(sides) == 2:
+        return
+    got = " ".join(sides) or "nothing"
+    if model_name is not None and len(sides) > 2:
+        raise UserError("--model takes the place of GENERATED", f"got {got}", "give REFERENCE alone")
+    fix = "give REFERENCE" if model_name is not None else "give GENERATED and REFERENCE, or --model and REFERENCE"
+    raise UserError("two sides are compared", f"got {got}", fix)
+
+
+def _described_model(side: str) -> "NetworkFolder | None":
+    """The model that a side is, by its config; None for anything else."""
+    from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS, find_model
+
+    if side.startswith("model:"):
+        return find_model(side.removeprefix("model:"))
+    folder = Path(side)
+    return find_model(folder) if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else None
+
+
+def _with_classes(drawing: "SamplingRequest", side: str, classes: Sequence[str]) -> "SamplingRequest":
+    """What a side draws where it is a model: the classes of --class by that model's own names."""
+    folder = _described_model(side) if classes else None
+    return drawing if folder is None else replace(drawing, classes=asked_labels(folder, classes))
+
+
+def _check_early(
+    sides: Sequence[str],
+    features: str,
+    weights: Path | None,
+    metrics: Sequence[str],
+    check_model: Callable[["NetworkFolder"], object],
+) -> None:
+    """Refuse what can be refused before torch is imported."""
+    for side in sides:
+        if (folder := _described_model(side)) is not None:
+            folder.check_weights()
+            check_model(folder)
+        elif not Path(side).exists():
+            raise UserError("source of pictures does not exist", side, "check the path")
+    if weights is not None and not weights.is_file():
+        raise UserError("file of weights not found", weights, "check the path")
+    if Path(features).suffix == ".pt" and not Path(features).is_file():
+        raise UserError("file of features not found", features, f"give {FEATURE_FILE}")
+    if unknown := set(metrics) - set(METRICS):
+        raise UserError("metrics must be of fid, kid and prdc", ", ".join(sorted(unknown)), "e.g. fid,kid")
+
+
+def _check_model(folder: "NetworkFolder", classes: Sequence[str], preset: str, options: dict[str, Any]) -> None:
+    asked_labels(folder, classes)
+    folder.settings(preset, **options)
+
+
+def _extractor(features: str, weights: Path | None, device: str) -> "Extractor":
+    """The feature network; where its weights cannot be had, the error also says how to go on without a network."""
+    from ggm_image.metrics.feature_extractors import load_extractor
+
+    try:
+        return load_extractor(features, weights=weights, device=device)
+    except UserError as error:
+        fetched = features in ("inception", "clip") or features.startswith("timm:")
+        if not fetched or weights is not None or "no such" in error.what:
+            raise
+        fix = f"{error.fix}; without a network: --features FILE.pt, {FEATURE_FILE}"
+        raise UserError(error.what, error.got, fix) from error
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The figures in a few aligned lines, and a line a class."""
+    rows = []
+    if report["value"] is not None:
+        interval = ""
+        if sampled := report["bootstrap"]:
+            low, high = sampled["interval"]
+            interval = f"  {sampled['level']:.0%} interval {low:.4f} to {high:.4f}, bias about {sampled['bias']:+.4f}"
+        rows.append((report["metric"], f"{report['value']:.4f}{interval}"))
+    if kid := report["kid"]:
+        error = "" if kid["standard_error"] is None else f" +- {kid['standard_error']:.1g}"
+        rows.append((_kernel_name(report), f"{kid['value']:.4g}{error}  subsets of {kid['subset_size']}"))
+    if report["precision"] is not None:
+        rows.append(("precision, recall", f"{report['precision']:.4f}, {report['recall']:.4f}"))
+        rows.append(("density, coverage", f"{report['density']:.4f}, {report['coverage']:.4f}"))
+    if report["class_accuracy"] is not None:
+        real = report["reference"]["class_accuracy"]
+        beside = "" if real is None else f" (reference {real:.1%})"
+        rows.append(("class accuracy", f"{report['class_accuracy']:.1%}{beside}"))
+    rows.append(("pictures", f"{report['generated']['n']} against {report['reference']['n']}"))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {figure}" for name, figure in rows]
+    return "\n".join([*lines, *_per_class(report)])
+
+
+def _kernel_name(report: dict[str, Any]) -> str:
+    """KID is the kernel distance on Inception's features, and no other."""
+    return "KID" if report["metric"] == "FID" else "kernel distance"
+
+
+def _per_class(report: dict[str, Any]) -> list[str]:
+    table: dict[str, dict[str, Any]] = report["per_class"] or {}
+    columns = [(key, head) for key, head in (("value", "distance"), ("kid", "kernel")) if report[key] is not None]
+    if not table or not columns:
+        return []
+    if len(table) > _SHOWN_CLASSES:
+        return [f"per class: {len(table)} classes, see --json"]
+    width = max(5, *map(len, table))
+    lines = ["", f"{'class':<{width}}  {'n':>6}  reference" + "".join(f"  {head:>10}" for _, head in columns)]
+    for name, row in table.items():
+        figures = "".join(f"  {'-' if row[key] is None else format(row[key], '.4g'):>10}" for key, _ in columns)
+        lines.append(f"{name:<{width}}  {row['n']:>6}  {row['n_reference']:>9}{figures}")
+    return lines

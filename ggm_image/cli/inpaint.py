@@ -1,0 +1,181 @@
+"""The `inpaint` command."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggm_image.cli.options import device_option, json_option, overwrite_option, print_json, seed_option
+from ggm_image.cli.sampling import (
+    MODEL,
+    TOKENIZER,
+    asked_labels,
+    check_input,
+    class_option,
+    find_described_model,
+    is_image_path,
+    load,
+    sampler_options,
+)
+from ggm_image.io.outputs import Gate, check_inputs_kept, numbered
+from ggm_image.pipelines.classes import turns
+from ggm_image.runtime.streams import say
+
+SHEET_SIDE = 128
+"""Pixels to which the shorter side of an image is enlarged on a contact sheet."""
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("mask", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), default="inpainted.png", show_default=True)
+@overwrite_option
+@MODEL
+@TOKENIZER
+@class_option("What it shows; several take turns.")
+@click.option("-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many samples.")
+@click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
+@click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")
+@click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16.")
+@click.option("--context", type=click.IntRange(min=0), help="Known pixels around the hole that the model sees.")
+@click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image.")
+@click.option(
+    "--mask-index", type=click.IntRange(0, 65535), help="Paint where MASK has this palette index or grey value."
+)
+@sampler_options
+@seed_option
+@device_option
+@json_option
+def inpaint(
+    image: Path,
+    mask: Path | None,
+    out: Path,
+    overwrite: bool,
+    model_name: str,
+    tokenizer: str | None,
+    classes: tuple[str, ...],
+    count: int,
+    dilate: int,
+    feather: int,
+    extend: str | None,
+    context: int | None,
+    fit: bool,
+    mask_index: int | None,
+    preset: str,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Inpaint the white part of MASK; every other pixel of IMAGE stays as it is, bit for bit.
+
+    An IMAGE with transparent parts needs no MASK; a MASK larger than IMAGE, or --extend, paints beyond it. With -n the
+    samples go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; into a folder OUT they go
+    as single files with a manifest. With K classes, sample k gets class k mod K.
+
+    A file or folder that `inpaint` did not write is only replaced with --overwrite; inputs never are.
+    """
+    from ggm_image.image.extension import Extension
+
+    single, gate = is_image_path(out), Gate("inpaint", overwrite)
+    sheet = out if single and count > 1 else None
+    if single:
+        paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
+    else:
+        paths = [out / numbered(k) for k in range(count)]
+    for path in (out, *paths):
+        check_inputs_kept(path, image, mask)
+    for given, what in ((image, "picture"), (mask, "picture")):
+        if given is not None:
+            check_input(given, what)
+    extend_by = None if extend is None else Extension.parse(extend)
+    found = find_described_model(model_name)
+    asked = asked_labels(found, classes)
+    if asked is None:
+        options["guidance"] = 1.0  # there is no class to be guided to
+    settings = found.settings(preset, **options)
+    if single:
+        for path in dict.fromkeys([out, *paths]):
+            gate.check_file(path)
+    else:
+        gate.check_images(out, count)
+
+    from ggm_image.image.masks import load_mask
+    from ggm_image.io.files import sha256_file
+
+    # a bad file should not wait for the model
+    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
+    model = load(model_name, tokenizer, device)
+    labels = None if asked is None else turns(asked, range(count))
+    samples = model.inpaint(
+        picture,
+        hole,
+        n=count,
+        classes=labels,
+        seed=seed,
+        settings=settings,
+        dilate=dilate,
+        feather=feather,
+        context=context,
+    )
+    windows = model.plan_windows(hole, context) if hole.any() else []
+    names = [model.class_names[label] for label in asked or ()]
+    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | {
+        "classes": names if len(names) > 1 else next(iter(names), None),  # in turn
+        "kernel_batch": model.paint_batch,
+        "image": str(image),
+        "image_sha256": sha256_file(image),
+        "mask": None if mask is None else str(mask),
+        "mask_sha256": None if mask is None else sha256_file(mask),
+        "extend": extend,
+        "fit": fit,
+        "mask_index": mask_index,
+        "dilate": dilate,
+        "feather": feather,
+        "context": context,
+        "size": list(picture.size),
+        "hole_pixels": int(hole.sum()),
+        "windows": [asdict(window) for window in windows],
+    }
+    if single:
+        for path, sample in zip(paths, samples, strict=True):
+            gate.save(path, sample, manifest)
+        if sheet:
+            gate.save(sheet, _contact_sheet(picture, hole, samples), manifest)
+    elif removed := gate.save_images(samples, out, manifest):
+        say(f"removed {removed} images of the run before, which had more: {out}")
+    if as_json:
+        print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
+        return
+    click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
+    click.echo(_what_was_done(picture, hole, windows), err=True)
+
+
+def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
+    """The input with its hole in grey, and then the answers; small pictures are enlarged by a whole factor."""
+    import torch
+
+    from ggm_image.image.io import rgb_pixels, to_pil
+    from ggm_image.image.visualize import image_grid
+
+    shown = torch.stack([rgb_pixels(part) for part in (image, *samples)])
+    shown[0][:, torch.from_numpy(mask)] = 128
+    scale = max(1, -(-SHEET_SIDE // min(image.size)))
+    shown = shown.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return to_pil(image_grid(shown, gap=4))
+
+
+def _what_was_done(image: Any, mask: Any, windows: list[Any]) -> str:
+    """One line: how much was painted, and in which windows."""
+    size = f"{image.width} x {image.height}"
+    if not windows:
+        return f"nothing to paint: the mask is black everywhere, so the result is the input, {size}"
+    share = f"painted {mask.mean():.1%} of {size} pixels"
+    first = windows[0]
+    shape = f"{first.width} x {first.height}"
+    if len(windows) > 1:
+        return f"{share} in {len(windows)} overlapping windows of {shape}"
+    if (first.width, first.height) == image.size:
+        return share
+    return f"{share} in one window of {shape} at left {first.left}, top {first.top}"

@@ -1,0 +1,150 @@
+"""The `sample` command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggm_image.cli.options import device_option, json_option, overwrite_option, seed_option, shard_option
+from ggm_image.cli.sampling import (
+    COMPILE,
+    MODEL,
+    TOKENIZER,
+    asked_labels,
+    class_option,
+    find_described_model,
+    is_image_path,
+    load,
+    sampler_options,
+)
+from ggm_image.errors import UserError
+from ggm_image.io.outputs import Gate
+from ggm_image.pipelines.classes import turns
+
+
+@click.command()
+@MODEL
+@TOKENIZER
+@class_option("Class to sample; several take turns.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
+@click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
+@overwrite_option
+@sampler_options
+@click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising steps as an animated GIF.")
+@COMPILE
+@shard_option
+@seed_option
+@device_option
+@json_option
+def sample(
+    model_name: str,
+    tokenizer: str | None,
+    classes: tuple[str, ...],
+    count: int,
+    out: Path,
+    overwrite: bool,
+    preset: str,
+    trajectory: Path | None,
+    compiled: bool,
+    shard: str | None,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Sample images. --out X.png is one image or a grid, --out DIR single files with a manifest.
+
+    --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K. Without
+    it, all classes of the model take turns.
+
+    Rerun the same command to resume an unfinished folder, or with a larger -n to add images. Several processes share a
+    folder: those of torchrun, or one command with --shard 0/4, one with 1/4 ... The files are the same either way.
+
+    A file or folder that `sample` did not write, or that holds other samples, is only replaced with --overwrite.
+    """
+    import time
+
+    from ggm_image.runtime.ranks import rank_and_world_size
+
+    rank, processes = rank_and_world_size(shard)
+    single, gate = is_image_path(out), Gate("sample", overwrite)
+    if processes > 1 and (single or overwrite):
+        what = "only a folder can be filled by several processes" if single else "--overwrite needs one process"
+        fix = "give --out DIR" if single else "remove the folder, or choose another one"
+        raise UserError(what, f"--out {out} and {processes} processes", fix)
+    if trajectory is not None:
+        if trajectory.suffix.lower() != ".gif":
+            raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
+        replace(gate, option="--trajectory").check_file(trajectory)
+    found = find_described_model(model_name)
+    settings, asked = found.settings(preset, **options), asked_labels(found, classes)
+    if single:
+        gate.check_file(out)
+    else:
+        gate.check_images(out, count)
+
+    model = load(model_name, tokenizer, device, compiled=compiled)
+    recording = None
+    if trajectory is not None and rank == 0:
+        from ggm_image.pipelines.trajectory import Trajectory
+
+        recording = Trajectory(model)
+    callback = None if recording is None else recording.record
+    start = time.perf_counter()
+    if single:
+        _draw_grid(model, out, count, asked, seed, settings, callback, gate)
+        sampled, missing = count, 0
+    else:
+        from ggm_image.pipelines.sample_folder import sample_to_folder
+
+        done = sample_to_folder(
+            model,
+            out,
+            count,
+            classes=asked,
+            seed=seed,
+            settings=settings,
+            share=(rank, processes),
+            callback=callback,
+            overwrite=overwrite,
+        )
+        sampled, missing = done.drawn, done.missing
+    seconds = time.perf_counter() - start
+    if recording is not None and trajectory is not None:
+        recording.save(trajectory)
+    if as_json:
+        labels = None if asked is None else turns(asked, range(count))
+        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+        told = {"out": str(out), "seconds": round(seconds, 3), "drawn": sampled, "missing": missing}
+        click.echo(json.dumps({**told, "share": f"{rank}/{processes}", **manifest}))
+        return
+    calls = settings.calls(model.grid[0] * model.grid[1])
+    whose = f"share {rank}/{processes}, " if processes > 1 else ""
+    amount = f"{count} images" if sampled == count else f"{sampled} of {count} images sampled"
+    click.echo(f"{out}: {whose}{amount}, {calls} network calls each, {seconds:.1f} s")
+    if missing:
+        click.echo(f"{missing} images are missing; the process that samples the last one writes manifest.json")
+
+
+def _draw_grid(
+    model: Any, out: Path, count: int, asked: list[int] | None, seed: int, settings: Any, callback: Any, gate: Gate
+) -> None:
+    """One image, or a grid of them."""
+    from ggm_image.image.io import to_pil
+    from ggm_image.image.visualize import image_grid
+    from ggm_image.runtime.progress import progress_bar
+
+    labels = None if asked is None else turns(asked, range(count))
+    with progress_bar(total=count, unit="img", label="sample") as advance:
+        tokens = model.sample_tokens(
+            model.labels(count, labels),
+            seed=seed,
+            settings=settings,
+            callback=callback,
+            on_batch=lambda done: advance(len(done)),
+        )
+    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+    manifest["classes"] = None if asked is None else [model.class_names[label] for label in asked]  # in turn
+    gate.save(out, to_pil(image_grid(model.decode(tokens))), manifest)

@@ -1,0 +1,89 @@
+"""The `signal` command."""
+
+from pathlib import Path
+
+import click
+
+from ggm_image.cli.options import SEED, device_option, json_option, overwrite_option, print_json
+from ggm_image.cli.sampling import (
+    MODEL,
+    TOKENIZER,
+    asked_labels,
+    check_input,
+    class_option,
+    find_described_model,
+    is_image_path,
+    load,
+)
+from ggm_image.errors import UserError
+from ggm_image.io.outputs import Gate, check_inputs_kept
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="signal.png", show_default=True)
+@overwrite_option
+@MODEL
+@TOKENIZER
+@class_option("What the image shows; no class by default.")
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of the tokens that you expect to be signal.",
+)
+@click.option("--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one call.")
+@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
+@device_option
+@json_option
+def signal(
+    image: Path,
+    out: Path,
+    overwrite: bool,
+    model_name: str,
+    tokenizer: str | None,
+    classes: tuple[str, ...],
+    level: float,
+    block: int,
+    seed: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Show which parts of IMAGE look like noise: the model's own probability of signal, token by token.
+
+    --out is the image with a map beside it: the stronger the red, the less a token looks like signal.
+    """
+    if not is_image_path(out):
+        raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
+    check_inputs_kept(out, image)
+    check_input(image, "picture")
+    asked = asked_labels(find_described_model(model_name), classes)
+    if asked is not None and len(asked) > 1:
+        raise UserError("signal takes one class", ", ".join(classes), "give one, or none")
+    gate = Gate("signal", overwrite)
+    gate.check_file(out)
+
+    from ggm_image.image.inputs import open_single_image
+    from ggm_image.image.visualize import heat_map
+
+    model = load(model_name, tokenizer, device)
+    probability = model.signal(image, level=level, block=block, classes=None if asked is None else asked[0])
+    details = {"model": model.name, **model.identity, "image": str(image), "level": level, "block": block}
+    gate.save(out, heat_map(open_single_image(image), probability, model.tokenizer.downscale), details)
+    if as_json:
+        print_json(
+            {
+                "image": str(image),
+                "out": str(out),
+                "model": model.name,
+                "level": level,
+                "cell": model.tokenizer.downscale,
+                "signal": [[round(p, 4) for p in row] for row in probability.tolist()],
+            }
+        )
+        return
+    least = probability.flatten().argsort()[:3].tolist()
+    columns = probability.shape[1]
+    shown = ", ".join(f"row {k // columns} column {k % columns}: {probability.flatten()[k]:.2f}" for k in least)
+    click.echo(f"{out}: mean {probability.mean():.2f}; least signal at {shown}")

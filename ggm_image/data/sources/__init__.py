@@ -1,0 +1,1 @@
+"""Sets of images, from image files to streams of tar shards."""

@@ -1,0 +1,101 @@
+"""Pictures decoded by threads while their successors are being read."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from torch import Tensor
+
+from ggm_image.data.sources.image_files import ImageSource
+from ggm_image.errors import UserError
+from ggm_image.image.preprocess import preprocess
+
+DecodedImage = Tensor | UserError
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def default_workers() -> int:
+    """Threads that decode pictures: one a core that this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(2, cores))
+
+
+def decoded(
+    entries: Iterable[T], decode: Callable[[T], R], batch_size: int, *, workers: int, ahead: int
+) -> Iterator[tuple[list[T], list[R]]]:
+    """Consecutive groups of ``entries`` with their pictures, in order.
+
+    Never more than ``ahead + 1`` groups are held, however many entries there are.
+
+    Args:
+        entries: read by one thread, one after the other.
+        decode: called for each by several threads.
+        batch_size: entries a group; the last may have fewer.
+        workers: number of threads that decode.
+        ahead: groups read and decoded in advance. 0 where the tokenizer runs on the same cores: decoding would take
+            them from the threads of a product, and all of these wait for the slowest.
+    """
+    # Small chunks keep all threads busy inside one batch.
+    chunk = max(1, min(64, -(-batch_size // workers)))
+    coming = iter(entries)
+
+    def read() -> tuple[list[T], list[Future[list[R]]]]:
+        group = list(islice(coming, batch_size))
+        parts = [group[k : k + chunk] for k in range(0, len(group), chunk)]
+        return group, [pool.submit(lambda part: [decode(entry) for entry in part], part) for part in parts]
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+    try:
+        waiting = deque(reader.submit(read) for _ in range(ahead + 1))
+        while True:
+            group, futures = waiting.popleft().result()
+            if not group:
+                return
+            images = [image for future in futures for image in future.result()]
+            if ahead:
+                waiting.append(reader.submit(read))
+            yield group, images
+            if not ahead:
+                waiting.append(reader.submit(read))
+    finally:
+        reader.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Prefetch:
+    """Preprocessed pictures of a source, decoded by threads some batches ahead.
+
+    Args:
+        source: where the pictures come from.
+        image_size: side in pixels of what is returned.
+        workers: number of threads.
+        flip: item ``i`` in ``[N, 2 N)`` is picture ``i - N`` mirrored.
+        ahead: batches decoded in advance, see `decoded`.
+    """
+
+    def __init__(
+        self, source: ImageSource, image_size: int, *, workers: int, flip: bool = False, ahead: int = 2
+    ) -> None:
+        self.source, self.image_size, self.flip = source, image_size, flip
+        self.workers, self.ahead = workers, ahead
+
+    def __len__(self) -> int:
+        return len(self.source) * (2 if self.flip else 1)
+
+    def picture(self, item: int) -> DecodedImage:
+        """One item, or the error that says why it cannot be read."""
+        index = item % len(self.source)
+        try:
+            image = preprocess(self.source[index], self.image_size)
+        except UserError as error:
+            return error
+        return image.flip(-1) if item >= len(self.source) else image
+
+    def batches(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[DecodedImage]]]:
+        """Consecutive groups of ``items`` with their pictures, in order."""
+        return decoded(items, self.picture, batch_size, workers=self.workers, ahead=self.ahead)

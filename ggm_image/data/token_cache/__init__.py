@@ -1,0 +1,1 @@
+"""A folder of tokens, written shard by shard."""

@@ -1,0 +1,263 @@
+"""What a token cache says of itself, and which of its shards are finished.
+
+While processes are writing, each finished shard has a small file ``tokens-00003.json`` beside it with its count and
+SHA-256; the last of them puts these together in ``manifest.json`` and removes them.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ggm_image.errors import UserError
+
+FORMAT_VERSION = 1
+SHARD_SIZE = 10_000
+MOST_SHARDS = 1_000_000
+_PROGRESS_FIELDS = ("count", "complete", "shards", "states", "made_with")
+_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts", "states"}
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """What a token cache says of itself.
+
+    Attributes:
+        tokenizer_name: name of the tokenizer.
+        tokenizer_sha256: SHA-256 of its weights.
+        codebook_size: V; every token lies in [0, V).
+        grid: rows and columns of tokens.
+        image_size: side in pixels of the pictures that were encoded.
+        class_names: one name a label; empty where every label is -1.
+        preprocessing: what was done to the pictures before encoding, ``flip`` included.
+        source: ``path``, number of ``images`` and ``sha256`` of their names and labels; of a stream, the ``sha256`` of
+            the names of its parts, and how many ``classes`` it was told, 0 where they are counted at the end.
+        tokenizer_source: the name or path by which the tokenizer was loaded.
+        shard_size: source items a shard.
+        items: source items in all; ``count`` is less where pictures were skipped. Of a stream, 0 until the end.
+        parts: of a stream: what is read from front to back, a shard each; shard ``parts + k`` holds the mirrored copies
+            of shard k. 0 for pictures that are read at random.
+        made_with: versions of the libraries that decoded and encoded.
+        count: rows in the finished shards.
+        complete: whether all shards are there.
+        states: of each finished shard a digest of the sizes and modification times of the files that it was made of,
+            see `ggm_image.data.token_cache.provenance`; empty where there are none. Not part of ``shards``, because the
+            same images give the same shards wherever they lie.
+        shards: ``file``, ``count``, ``sha256`` and ``skipped`` of each finished shard, by shard number; of a stream
+            also the ``part`` it was made of, how many ``items`` that holds, and its highest label plus 1, ``classes``.
+    """
+
+    tokenizer_name: str
+    tokenizer_sha256: str
+    codebook_size: int
+    grid: tuple[int, int]
+    image_size: int
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    source: dict[str, Any]
+    items: int
+    tokenizer_source: str = ""
+    shard_size: int = SHARD_SIZE
+    made_with: dict[str, str] = field(default_factory=dict)
+    parts: int = 0
+    count: int = 0
+    complete: bool = False
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        self.grid = (int(self.grid[0]), int(self.grid[1]))
+        if not 1 <= self.codebook_size <= 1 << 16:
+            raise UserError("codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits")
+        if self.shard_size < 1:
+            raise UserError("shard size must be at least 1", self.shard_size, "use the default of 10000")
+        if self.shards_in_all > MOST_SHARDS:
+            fix = "use fewer parts, or a larger shard size"
+            raise UserError(f"a token cache must have at most {MOST_SHARDS:,} shards", self.shards_in_all, fix)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Manifest":
+        """The manifest of a cache, finished or not."""
+        path = Path(folder) / "manifest.json"
+        remedy = "make one with ggm-image encode SRC OUT --tokenizer NAME"
+        if not path.is_file():
+            raise UserError("not a token cache: it has no manifest.json", folder, remedy)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError("manifest cannot be read", f"{path}: {error}", remedy) from error
+        known = {f.name for f in fields(cls)}
+        required = known - _OPTIONAL_FIELDS
+        if not isinstance(values, dict) or not required <= set(values):
+            missing = sorted(required - set(values)) if isinstance(values, dict) else "no table"
+            raise UserError("manifest is not that of a token cache", f"{path}: without {missing}", remedy)
+        if values["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"token cache must have format version {FORMAT_VERSION}",
+                values["format_version"],
+                "encode it again",
+            )
+        wrong = _what_is_wrong(values)
+        if wrong:
+            raise UserError("manifest is not that of a token cache", f"{path}: {wrong}", remedy)
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for, without how far the work has got."""
+        left_out = {*_PROGRESS_FIELDS, "tokenizer_source"}
+        if self.parts:
+            left_out.add("items")
+            if not self.source.get("classes"):
+                left_out.add("class_names")
+        values = {k: v for k, v in asdict(self).items() if k not in left_out}
+        values["source"] = {k: v for k, v in self.source.items() if k != "path"}
+        return json.loads(json.dumps(values))
+
+    def difference(self, before: "Manifest") -> str:
+        """The first entry in which the request differs from that of ``before``, in words; empty where none does."""
+        ours, theirs = self.request(), before.request()
+        key = next((key for key in ours if ours[key] != theirs.get(key)), None)
+        if key is None:
+            return ""
+        was, now = theirs.get(key), ours[key]
+        if isinstance(was, dict) and isinstance(now, dict):  # the first of its entries that differs
+            entry = next(name for name in {**now, **was} if now.get(name) != was.get(name))
+            key, was, now = f"{key}.{entry}", was.get(entry), now.get(entry)
+        why = ""
+        if key == "preprocessing.version":
+            why = "an earlier version encoded it, which read some rotated images on their side: "
+        return f"{why}{key} is {was!r:.200}, now {now!r:.200}"
+
+    @property
+    def copies(self) -> int:
+        """2 with ``flip``: all originals, then all mirrored copies."""
+        return 2 if self.preprocessing.get("flip") else 1
+
+    @property
+    def shards_in_all(self) -> int:
+        """How many shards the finished cache has."""
+        return self.parts * self.copies if self.parts else -(-self.items // self.shard_size)
+
+    def items_of(self, shard: int) -> range:
+        """The items of one shard of a set that is read at random."""
+        start = shard * self.shard_size
+        return range(start, min(start + self.shard_size, self.items))
+
+    def items_by_shard(self) -> list[range]:
+        """The items of every shard that is listed, numbered through."""
+        if not self.parts:
+            return [self.items_of(shard) for shard in range(len(self.shards))]
+        ends = np.cumsum([0, *(shard["items"] for shard in self.shards)]).tolist()
+        return [range(start, end) for start, end in pairwise(ends)]
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """The pictures that could not be read: ``item``, ``name`` and ``why`` of each."""
+        if not self.parts:
+            return [entry for shard in self.shards for entry in shard["skipped"]]
+        # What is noted of a part counts from its start: those before it were not known then.
+        return [
+            {**entry, "item": items.start + entry["item"]}
+            for items, shard in zip(self.items_by_shard(), self.shards, strict=True)
+            for entry in shard["skipped"]
+        ]
+
+    def item_of_row(self) -> np.ndarray:
+        """The source item (count,) of every row: the row's own number unless pictures were skipped."""
+        end = max((items.stop for items in self.items_by_shard()), default=0)
+        return np.delete(np.arange(end), [entry["item"] for entry in self.skipped()])
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "tokenizer_name": str, "tokenizer_sha256": str, "codebook_size": int, "grid": list, "image_size": int,
+    "class_names": list, "preprocessing": dict, "source": dict, "items": int, "tokenizer_source": str,
+    "shard_size": int, "made_with": dict, "parts": int, "count": int, "complete": bool, "shards": list,
+    "states": list,
+}  # fmt: skip
+_SHARD_KINDS: dict[str, type] = {"file": str, "count": int, "sha256": str, "skipped": list}
+
+
+def _what_is_wrong(values: dict[str, Any]) -> str:
+    """The first entry of a manifest that cannot be; empty where there is none."""
+    for name, kind in _KINDS.items():
+        if name in values and not _is(values[name], kind):
+            return f"{name} is {values[name]!r:.100}"
+    grid, names, items = values["grid"], values["class_names"], values["items"]
+    if len(grid) != 2 or not all(_is(n, int) and 1 <= n <= 1 << 16 for n in grid):
+        return f"grid is {grid!r:.100}"
+    if not all(_is(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
+        return f"class_names are {names!r:.100}"
+    parts = values.get("parts", 0)
+    if not 0 <= items < 1 << 40 or values.get("shard_size", 1) < 1 or not 0 <= parts < 1 << 32:
+        return f"items are {items}, shard_size is {values.get('shard_size')}, parts are {parts}"
+    if not all(_is(state, str) for state in values.get("states", [])):
+        return f"states are {values['states']!r:.100}"
+    kinds = {**_SHARD_KINDS, "items": int} if parts else _SHARD_KINDS
+    for number, shard in enumerate(values["shards"]):
+        if not _is(shard, dict) or not all(_is(shard.get(name), kind) for name, kind in kinds.items()):
+            return f"shard {number} is {shard!r:.100}"
+        left_out, most = shard["skipped"], shard["items"] if parts else items
+        if not all(_is(e, dict) and _is(e.get("item"), int) and 0 <= e["item"] < most for e in left_out):
+            return f"shard {number} skipped {left_out!r:.100}"
+        if not 0 <= shard["count"] <= most - len(left_out):
+            return f"shard {number} has {shard['count']} of {most} items"
+    if values["count"] != (total := sum(shard["count"] for shard in values["shards"])):
+        return f"count is {values['count']}, the shards hold {total}"
+    return ""
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a value from JSON is of a kind; true and false are no numbers."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def shard_file(shard: int) -> str:
+    """Name of a shard's tokens."""
+    return f"tokens-{shard:05d}.safetensors"
+
+
+def note_file(shard: int) -> str:
+    """Name of what is noted of a finished shard until the whole cache is."""
+    return f"tokens-{shard:05d}.json"
+
+
+def state_of_shard(folder: Path, manifest: Manifest, shard: int) -> str:
+    """What is known of the sizes and times of the files that a finished shard was made of; empty where nothing is."""
+    entry = finished_shard(folder, manifest, shard)
+    if entry is not None and "state" in entry:
+        return str(entry["state"])
+    return manifest.states[shard] if shard < len(manifest.states) else ""
+
+
+def finished_shards(folder: Path, manifest: Manifest) -> list[dict[str, Any] | None]:
+    """What is known of every shard: its future entry of the manifest, or None while it is not finished."""
+    names = set(os.listdir(folder))
+    return [_entry(folder, manifest, shard, names) for shard in range(manifest.shards_in_all)]
+
+
+def shards_left(folder: str | Path) -> int:
+    """How many shards of the cache in ``folder`` are still to be written, by whichever process."""
+    manifest = Manifest.read(folder)
+    return 0 if manifest.complete else finished_shards(Path(folder), manifest).count(None)
+
+
+def finished_shard(folder: Path, manifest: Manifest, shard: int) -> dict[str, Any] | None:
+    """The same of one shard alone."""
+    names = {name for name in (shard_file(shard), note_file(shard)) if (folder / name).is_file()}
+    return _entry(folder, manifest, shard, names)
+
+
+def _entry(folder: Path, manifest: Manifest, shard: int, names: set[str]) -> dict[str, Any] | None:
+    if shard_file(shard) not in names:
+        return None
+    if note_file(shard) in names:
+        try:
+            return json.loads((folder / note_file(shard)).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+    # A cache that is complete, or was begun before there were such notes.
+    return manifest.shards[shard] if shard < len(manifest.shards) else None

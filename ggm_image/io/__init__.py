@@ -1,0 +1,1 @@
+"""Files on disk and over the network: atomic writes, downloads, safetensors, YAML, config schemas."""

@@ -1,0 +1,385 @@
+"""The gate in front of every output: what this command did not write is not written over without ``--overwrite``.
+
+Images that we write carry a mark: the command, its settings, and the SHA-256 of everything else in the file. A file
+whose mark is missing, is another command's or no longer matches is somebody else's, or has been edited since. Folders
+are known by their ``manifest.json``. Nothing here imports torch, so that a command can refuse before it starts to work.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggm_image.errors import UserError
+from ggm_image.io.files import atomic_path, is_temporary, remove_temporaries, write_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KEYWORD = b"ggm-image"
+SOFTWARE = b"Software\0ggm-image"
+MANIFEST, PARTIAL = "manifest.json", "manifest.partial"
+RUN_HEAD = "# Written by ggm-image: "
+"""How ``config.yaml`` of a run begins."""
+
+_CHECKPOINTS = {"checkpoint.pt", "checkpoint", "checkpoint-previous.pt", "checkpoint-previous"}
+_RUN_FILES = {
+    "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions",
+}  # fmt: skip
+_PNG, _GIF = b"\x89PNG\r\n\x1a\n", b"GIF8"
+_HEADER_END = 33  # of a PNG: signature, and IHDR of 13 bytes
+_MOST_MARK = 1 << 16  # Pillow refuses text chunks of a megabyte
+_GIF_COMMENT = b"\x21\xfe"
+
+
+def numbered(k: int) -> str:
+    """The file name of image ``k`` in a folder of images."""
+    return f"{k:06d}.png"
+
+
+def number_of(name: str) -> int | None:
+    """The number of the image of this file name; None if it is not one that `numbered` gives.
+
+    Names sort as text and numbers do not: ``1000000.png`` comes before ``999999.png``.
+    """
+    stem, dot, suffix = name.rpartition(".")
+    if not (dot and suffix == "png" and stem.isascii() and stem.isdecimal() and len(stem) < 19):
+        return None
+    return int(stem) if numbered(int(stem)) == name else None
+
+
+def marked_png(image: "Image", command: str, settings: Mapping[str, Any] | None = None) -> bytes:
+    """The image as a PNG file with our mark; the same bytes for the same image and settings.
+
+    Args:
+        image: in a mode that PNG can hold.
+        command: that made it, e.g. ``sample``.
+        settings: what the image was made with, for JSON; kept in the text chunk ``ggm-image``, without what would make
+            it larger than 64 KiB.
+    """
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return mark_png(file.getvalue(), command, settings)
+
+
+def mark_png(data: bytes, command: str, settings: Mapping[str, Any] | None = None) -> bytes:
+    """As `marked_png`, of a whole PNG file without a mark."""
+    mark: dict[str, Any] = {"command": command, "sha256": hashlib.sha256(data).hexdigest()}
+    text = json.dumps({**mark, "settings": dict(settings or {})}).encode("ascii")
+    if len(text) > _MOST_MARK:
+        text = json.dumps(mark).encode("ascii")
+    chunks = _chunk(b"tEXt", SOFTWARE) + _chunk(b"tEXt", KEYWORD + b"\0" + text)
+    return data[:_HEADER_END] + chunks + data[_HEADER_END:]
+
+
+def mark_gif(data: bytes, command: str) -> bytes:
+    """A whole GIF file with our mark as its last block, a comment."""
+    digest = hashlib.sha256(data).hexdigest()
+    text = KEYWORD + b" " + json.dumps({"command": command, "sha256": digest}).encode("ascii")
+    assert data[-1:] == b"\x3b", "a GIF ends with its trailer"
+    assert len(text) < 256, "one sub-block"
+    return data[:-1] + _GIF_COMMENT + bytes([len(text)]) + text + b"\0\x3b"
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def read_mark(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Our mark in an image file: ``command``, ``sha256``, and of a PNG ``settings``.
+
+    Returns:
+        The mark with an entry ``intact``, whether the rest of the file is as it was written; None if there is none.
+    """
+    if not os.path.isfile(path):
+        return None
+    data = Path(path).read_bytes()
+    try:
+        if data.startswith(_PNG):
+            rest, text = _png_without_mark(data)
+        elif data.startswith(_GIF):
+            rest, text = _gif_without_mark(data)
+        else:
+            return None
+        mark = json.loads(text)
+        return {**mark, "intact": hashlib.sha256(rest).hexdigest() == mark["sha256"]}
+    except (ValueError, LookupError, TypeError, struct.error, RecursionError):
+        return None
+
+
+def _png_without_mark(data: bytes) -> tuple[bytes, bytes]:
+    """The file as it was before it was marked, and the mark's text."""
+    kept, text, place = bytearray(_PNG), None, len(_PNG)
+    while place + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        end = place + length + 12
+        content = data[place + 8 : end - 4]
+        if kind == b"tEXt" and content.startswith(KEYWORD + b"\0") and text is None:
+            text = content[len(KEYWORD) + 1 :]
+        elif not (kind == b"tEXt" and content == SOFTWARE):
+            kept += data[place:end]
+        place = end
+    if text is None:
+        raise ValueError("no mark")
+    return bytes(kept) + data[place:], text
+
+
+def _gif_without_mark(data: bytes) -> tuple[bytes, bytes]:
+    start = data.rindex(_GIF_COMMENT)
+    length = data[start + 2]
+    text = data[start + 3 : start + 3 + length]
+    if not text.startswith(KEYWORD + b" ") or data[start + 3 + length :] != b"\0\x3b":
+        raise ValueError("no mark")
+    return data[:start] + b"\x3b", text[len(KEYWORD) + 1 :]
+
+
+def maker_of(folder: str | os.PathLike[str]) -> str | None:
+    """The command that a folder's manifest says it is of; None where there is no manifest, "" where it is not ours."""
+    for name in (MANIFEST, PARTIAL):
+        path = Path(folder) / name
+        if os.path.lexists(path):
+            content = _read_json(path)
+            return _maker(content) if isinstance(content, dict) else ""
+    return None
+
+
+def _maker(manifest: Mapping[str, Any]) -> str:
+    if isinstance(manifest.get("command"), str):
+        return str(manifest["command"])
+    if {"shards", "tokenizer_sha256"} <= manifest.keys():
+        return "encode"
+    if {"model_sha256", "settings", "seed", "count"} <= manifest.keys():
+        return "inpaint" if "image_sha256" in manifest else "sample"
+    return ""
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one run of a command may write.
+
+    Attributes:
+        command: whose outputs may be replaced, e.g. ``sample``.
+        overwrite: replace anything; None for a command without ``--overwrite``.
+        option: that names the output, for errors.
+    """
+
+    command: str
+    overwrite: bool | None = False
+    option: str = "--out"
+
+    def refuse(self, path: str | os.PathLike[str], why: str) -> UserError:
+        """The error for something at ``path`` that is not ours."""
+        what = f"{path} exists and was not written by this command"
+        return UserError(what, why, f"choose another {self.option}{self._insist}")
+
+    @property
+    def _insist(self) -> str:
+        return "" if self.overwrite is None else " or add --overwrite"
+
+    def check_file(self, path: str | os.PathLike[str], content: bytes | None = None) -> None:
+        """Raise UserError unless a file may be written at ``path``.
+
+        Args:
+            path: of the file; its folder need not exist.
+            content: what will be written, where that is known: a file that holds it already is no loss.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise UserError(f"{self.option} must name a file", f"{path} is a folder", "choose another name")
+        _check_place(path.parent, self.option)
+        if self.overwrite or not os.path.lexists(path):
+            return
+        if content is not None and path.is_file() and path.read_bytes() == content:
+            return
+        if (why := self._not_ours(path)) is not None:
+            raise self.refuse(path, why)
+
+    def _not_ours(self, path: Path) -> str | None:
+        """Why a file is not this command's; None if it is."""
+        mark = read_mark(path)
+        if mark is None:
+            return "it carries no mark of ggm-image"
+        if mark.get("command") != self.command:
+            return f"it was written by ggm-image {mark.get('command')}"
+        return None if mark["intact"] else "it was changed since"
+
+    def save(self, path: str | os.PathLike[str], image: "Image", settings: Mapping[str, Any] | None = None) -> None:
+        """Write an image as PNG with our mark, atomically; checked once more, because work takes time."""
+        self.check_file(path)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(marked_png(image, self.command, settings))
+
+    def check_folder(self, folder: str | os.PathLike[str], *, empty: bool = False) -> None:
+        """Raise UserError unless ``folder`` may become or stay a folder of this command.
+
+        Args:
+            folder: it may be missing, empty, or say in its manifest that this command wrote it.
+            empty: what the command writes has no manifest, so the folder must be missing or empty.
+        """
+        folder = self._folder(folder)
+        names = [name for name in _names(folder) if not is_temporary(name)]
+        if self.overwrite or not names:
+            return
+        maker = None if empty else maker_of(folder)
+        if maker != self.command:
+            no_cache = ", but no token cache" if self.command == "encode" else ""
+            raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}{no_cache}")
+
+    def check_run(self, folder: str | os.PathLike[str]) -> None:
+        """Raise UserError unless a training run may begin or go on in ``folder``.
+
+        Files of other names, e.g. a scheduler's log, stay as they are. A folder with a checkpoint is a run: whether it
+        is resumed is for training to say.
+        """
+        folder = self._folder(folder)
+        names = set(_names(folder))
+        if self.overwrite or names & _CHECKPOINTS or not (found := names & _RUN_FILES):
+            return
+        begins = {"config.yaml": RUN_HEAD, "log.csv": "step,"}
+        if not any(_begins(folder / name, text) for name, text in begins.items()):
+            raise self.refuse(folder / min(found), "the folder holds no run")
+
+    def _folder(self, folder: str | os.PathLike[str]) -> Path:
+        folder = Path(folder)
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{self.option} must be a folder", f"{folder} is a file", "choose another name")
+        _check_place(folder, self.option)
+        return folder
+
+    def check_images(self, folder: str | os.PathLike[str], count: int) -> None:
+        """Raise UserError unless ``000000.png ...`` and a manifest may be written into ``folder``.
+
+        Files of other names stay as they are. Our own images may be replaced, in a folder whose manifest is ours.
+
+        Args:
+            folder: where to.
+            count: how many images will be written.
+        """
+        folder = self._folder(folder)
+        maker = maker_of(folder)
+        if self.overwrite:
+            return
+        if maker is not None and maker != self.command:
+            raise self.refuse(folder / MANIFEST, _whose(maker))
+        if maker is None or self.command != "sample":  # which resumes, and replaces no finished image
+            for path in self._numbered(folder, None if maker is None else max(count, _count(folder))):
+                if (why := self._not_ours(path)) is not None:
+                    raise self.refuse(path, why)
+
+    def _numbered(self, folder: Path, count: int | None) -> Iterator[Path]:
+        """The numbered images in a folder, all or those below ``count``, in order."""
+        numbers = sorted(k for k in map(number_of, _names(folder)) if k is not None)
+        return (folder / numbered(k) for k in numbers if count is None or k < count)
+
+    def save_images(self, images: list["Image"], folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> int:
+        """Write ``000000.png ...`` and then the manifest: a folder with a manifest is complete.
+
+        Images of ours that are no longer part of it are removed, so that images and manifest agree; files of others
+        are not touched.
+
+        Args:
+            images: in their order.
+            folder: where to.
+            manifest: what to say of them; ``command`` is added.
+
+        Returns:
+            The number of images that were removed.
+        """
+        folder = Path(folder)
+        self.check_images(folder, len(images))
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for k, image in enumerate(images):
+            with atomic_path(folder / numbered(k)) as temporary:
+                temporary.write_bytes(marked_png(image, self.command))
+        removed = 0
+        for path in list(self._numbered(folder, None)):
+            if (number_of(path.name) or 0) >= len(images) and self._not_ours(path) is None:
+                path.unlink()
+                removed += 1
+        write_json(folder / MANIFEST, {"command": self.command, **manifest})
+        return removed
+
+
+def _whose(maker: str) -> str:
+    return f"its manifest is that of ggm-image {maker}" if maker else "its manifest is not ours"
+
+
+def _count(folder: Path) -> int:
+    content = _read_json(folder / MANIFEST)
+    count = content.get("count") if isinstance(content, dict) else None
+    return count if isinstance(count, int) else 0
+
+
+def _begins(path: Path, text: str) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(text)) == text.encode()
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _check_place(folder: Path, option: str) -> None:
+    """Raise UserError unless the nearest folder that exists can be written to."""
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{option} must lie in a folder", f"{place} is a file", "choose another name")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"folder of {option} cannot be written to", place, "choose another one")
+
+
+def check_inputs_kept(
+    out: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None, option: str = "--out"
+) -> None:
+    """Raise UserError if ``out`` is one of the files that are read; no ``--overwrite`` helps."""
+    for path in inputs:
+        if path is not None and os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
+            raise UserError(
+                f"{option} must not be an input", f"got {out}", "choose another name: inputs are never written over"
+            )
+
+
+@contextmanager
+def merged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder to write to for ``out``: itself where it is new or empty, else one that is moved into it at the end.
+
+    Files of the same names are replaced, all others stay; on any error nothing is changed. The yielded folder does not
+    exist yet, or is empty.
+    """
+    out = Path(out)
+    if not _names(out):
+        yield out
+        return
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            target = out / path.relative_to(temporary)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""YAML files of others and of ours, read as data: in the end there is a table of values, or one line of an error."""
+
+from pathlib import Path
+from typing import Any
+
+from ggm_image.errors import UserError
+from ggm_image.io.files import check_plain
+
+MOST_BYTES = 1 << 20
+"""Of a config; the names of ten thousand classes take half of it."""
+
+
+def read_yaml(path: Path, what: str, fix: str) -> Any:
+    """The content of a YAML file as OmegaConf has it.
+
+    Args:
+        path: of the file.
+        what: it must be, for the error.
+        fix: for the error.
+
+    Raises:
+        UserError: it cannot be read, is far too large, is no YAML, or holds what no config can hold.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        check_plain(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} {what}", f"{path.stat().st_size} bytes", fix)
+        return OmegaConf.load(path)
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{path} {what}", "it is nested too deep", fix) from error
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} {what}", error, fix) from error

@@ -1,0 +1,212 @@
+"""Score generated pictures against real ones, and write down everything the figures depend on."""
+
+import os
+import warnings
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any
+
+from ggm_image.data.sources.image_files import ImageSource
+from ggm_image.errors import UserError
+from ggm_image.metrics import METRICS
+from ggm_image.metrics.bootstrap import bootstrap as bootstrap_distance
+from ggm_image.metrics.extract_features import FeatureExtraction, versions
+from ggm_image.metrics.feature_extractors import Extractor
+from ggm_image.metrics.feature_file import Features
+from ggm_image.metrics.fid import frechet_distance
+from ggm_image.metrics.image_sets import ImageFileSet, ImageSet, open_image_set
+from ggm_image.metrics.kid import kernel_distance
+from ggm_image.metrics.per_class import class_accuracy, per_class
+from ggm_image.metrics.prdc import DENSITY_K, PRECISION_K, prdc
+
+_SHOWN_SIZES = 5
+_SHOWN_LIST = 32
+
+Source = str | os.PathLike[str] | ImageSource | ImageSet | Features
+
+
+def evaluate(
+    generated: Source,
+    reference: Source,
+    extractor: Extractor,
+    *,
+    metrics: Collection[str] = METRICS,
+    statistics: str | os.PathLike[str] | None = None,
+    bootstrap: int = 100,
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> dict[str, Any]:
+    """Distances between two sides, with the whole protocol.
+
+    Features lie in a file and are read piece by piece: memory does not grow with the number of pictures.
+
+    Args:
+        generated: whatever `open_image_set` reads, at least 2 pictures.
+        reference: the same.
+        extractor: see `load_extractor`.
+        metrics: of ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density, coverage).
+        statistics: folder where features are kept to be used again; see `measure`.
+        bootstrap: replicates for the interval of the Fréchet distance; 0 for none.
+        seed: of the bootstrap and of the subsets of KID.
+        batch_size: pictures a forward pass.
+        workers: decoding threads; one a core by default.
+        share: number of this process and how many there are, which make the features together in ``statistics``. Number
+            0 goes on until all are there, whatever becomes of the others, and takes the figures.
+
+    Returns:
+        {} for all processes but number 0. Else a dict for JSON: ``metric`` and ``value`` (the Fréchet distance),
+        ``bootstrap``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``prdc``, ``class_accuracy``
+        (share of generated pictures in which the feature network, where it is a classifier, sees the class that was
+        asked for; else None), ``per_class``, ``features``, ``generated``, ``reference``, ``covariance``,
+        ``batch_size``, ``device``, ``statistics``, ``versions``, ``warnings``. What was not asked for or cannot be had
+        is None.
+
+    Raises:
+        UserError: a side has fewer than 2 pictures, or one that cannot be read, or saved features of another network.
+    """
+    _check(metrics, bootstrap, batch_size)
+    sides = {"generated": _opened(generated, extractor), "reference": _opened(reference, extractor)}
+    for name, side in sides.items():
+        if len(side) < 2:
+            got = f"{name}: {len(side)} in {_source(side)}"
+            raise UserError("each side needs at least 2 pictures", got, "give some thousands for a figure")
+        if isinstance(side, Features) and side.protocol["features"] != extractor.identity():
+            theirs, ours = side.protocol["features"], extractor.identity()
+            got = f"{name}: {_named(theirs)}, now {_named(ours)}"
+            raise UserError("saved features are of another network", got, "give the same --features to both sides")
+
+    if share[1] > 1 and statistics is None and not all(isinstance(side, Features) for side in sides.values()):
+        raise UserError(
+            "several processes need a folder to share features in", f"{share[1]} processes", "add --statistics DIR"
+        )
+
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
+        warnings.simplefilter("always")
+        # The reference first: what is wrong with it should not show after hours of drawing.
+        measured: dict[str, Features | FeatureExtraction] = {}
+        for name in ("reference", "generated"):
+            side = sides[name]
+            if isinstance(side, Features):
+                measured[name] = side
+            else:
+                measurement = stack.enter_context(
+                    FeatureExtraction(
+                        side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name
+                    )
+                )
+                measurement.make(share)
+                measured[name] = measurement
+        if share[0] == 0:
+            real, sampled = (_finished(measured[name]) for name in ("reference", "generated"))
+            figures = _figures(sampled, real, extractor, metrics, bootstrap, seed)
+    for warning in caught:
+        if warning.category is not UserWarning:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if share[0] != 0:
+        return {}
+    return {
+        "metric": extractor.title,
+        **figures,
+        "features": {
+            "name": extractor.name,
+            "sha256": extractor.sha256,
+            "dimension": extractor.dimension,
+            "resize": extractor.resize,
+        },
+        "generated": _described(sampled, sides["generated"]),
+        "reference": {**_described(real, sides["reference"]), "class_accuracy": class_accuracy(real, sampled)},
+        "covariance": "unbiased (n - 1), float64",
+        "batch_size": batch_size,
+        "device": str(extractor.device),
+        "statistics": None if statistics is None else str(statistics),
+        "versions": versions(),
+        "warnings": list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)),
+    }
+
+
+def _check(metrics: Collection[str], bootstrap: int, batch_size: int) -> None:
+    if unknown := set(metrics) - set(METRICS):
+        raise UserError("metrics must be of fid, kid and prdc", ", ".join(sorted(unknown)), "e.g. fid,kid")
+    if not metrics:
+        raise UserError("no metrics were asked for", "none", f"choose of {', '.join(METRICS)}")
+    if bootstrap < 0 or bootstrap == 1:
+        raise UserError("a bootstrap needs at least 2 replicates", bootstrap, "use 100, or 0 for no interval")
+    if batch_size < 1:
+        raise UserError("batch size must be at least 1", batch_size, "use 64")
+
+
+def _opened(source: Source, extractor: Extractor) -> ImageSet | Features:
+    if isinstance(source, ImageSet | Features):
+        return source
+    if isinstance(source, ImageSource):
+        return ImageFileSet(source)
+    return open_image_set(source, device=str(extractor.device))
+
+
+def _finished(measured: Features | FeatureExtraction) -> Features:
+    return measured if isinstance(measured, Features) else measured.finish()
+
+
+def _source(side: ImageSet | Features) -> str:
+    return side.description if isinstance(side, ImageSet) else side.record["notes"]["source"]
+
+
+def _named(identity: dict[str, Any]) -> str:
+    return f"{identity['name']} {(identity['sha256'] or 'without hash')[:12]}"
+
+
+def _figures(
+    sampled: Features, real: Features, extractor: Extractor, metrics: Collection[str], replicates: int, seed: int
+) -> dict[str, Any]:
+    """Every figure, in the order of the report."""
+    found: dict[str, Any] = dict.fromkeys(
+        ("value", "bootstrap", "kid", "precision", "recall", "density", "coverage", "neighbours")
+    )
+    if "fid" in metrics:
+        found["value"] = value = frechet_distance(sampled.statistics, real.statistics)
+        if replicates:
+            found["bootstrap"] = bootstrap_distance(
+                sampled.matrix, real.statistics, value, replicates=replicates, seed=seed, device=extractor.device
+            )
+    if "kid" in metrics:
+        found["kid"] = kernel_distance(sampled.matrix, real.matrix, seed=seed)
+    if "prdc" in metrics:
+        fewest = min(len(sampled), len(real))
+        if fewest > DENSITY_K:
+            found |= prdc(sampled.matrix, real.matrix, device=extractor.device)
+            found["neighbours"] = {"precision_recall_k": PRECISION_K, "density_coverage_k": DENSITY_K}
+        else:
+            warnings.warn(
+                f"{fewest} samples: precision, recall, density and coverage need more than {DENSITY_K}", stacklevel=2
+            )
+    found["class_accuracy"] = class_accuracy(sampled, real)
+    found["per_class"] = per_class(sampled, real, frechet="fid" in metrics, kernel="kid" in metrics, seed=seed)
+    return found
+
+
+def _described(features: Features, side: ImageSet | Features) -> dict[str, Any]:
+    sizes = dict(features.sizes.most_common(_SHOWN_SIZES))
+    if others := features.sizes.total() - sum(sizes.values()):
+        sizes["others"] = others
+    return {
+        "source": _source(side),
+        "n": len(features),
+        **features.protocol["side"],
+        "classes": len(features.class_names),
+        "sizes": sizes,
+        "manifest": _shortened(side.manifest) if isinstance(side, ImageFileSet) else None,
+        "saved": None if features.folder is None else str(features.folder),
+        "reused": features.reused,
+        "batch_size": features.protocol["batch_size"],
+        "device": features.protocol["device"],
+        "made_with": features.record["notes"]["versions"],
+    }
+
+
+def _shortened(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The manifest without lists of one entry a picture; its hash stands for them."""
+    if manifest is None:
+        return None
+    return {k: v for k, v in manifest.items() if not isinstance(v, list) or len(v) <= _SHOWN_LIST}

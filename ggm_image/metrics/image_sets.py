@@ -1,0 +1,307 @@
+"""What can stand on either side of a figure: pictures, a token cache, or a model that draws as it is asked.
+
+A side is a fixed sequence of pictures with classes. Its `ImageSet.identity` is everything that the pictures depend on,
+so that features which were saved for it are found again, and features of anything else are not taken for them.
+"""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ggm_image.data.decode import check_tokenizer, decode_batch, tokenizer_of
+from ggm_image.data.sources.image_files import ImageSource, open_source
+from ggm_image.data.token_cache.reader import TokenCache
+from ggm_image.errors import UserError
+from ggm_image.io.files import sha256_file
+from ggm_image.io.outputs import number_of
+from ggm_image.metrics.feature_file import RECORD, Features, are_features, open_features
+from ggm_image.pipelines.classes import turns
+from ggm_image.pipelines.image import Model
+from ggm_image.pipelines.load import load_model
+from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS
+from ggm_image.runtime.progress import progress
+from ggm_image.sampler.settings import Settings
+from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.tokenizers.registry import load_tokenizer
+
+MODEL_PREFIX = "model:"
+DECODE_BATCH = 64
+"""Token grids a pass, as `ggm_image.data.decode.decode` has it: the same pictures as in the folder that it writes."""
+T = TypeVar("T")
+
+
+class ImageSet(ABC):
+    """Pictures in a fixed order.
+
+    Attributes:
+        description: where they come from.
+        labels: class of every picture, an index into ``class_names``; -1 where none is known.
+        class_names: names of the classes.
+        block: pictures that are best asked for together.
+    """
+
+    block = 1
+    description: str
+    labels: list[int]
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What to call a picture in an error."""
+        return f"picture {index} of {self.description}"
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that a picture of a number and its class depend on, for JSON; not how many pictures there are."""
+
+    @abstractmethod
+    def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
+        """``function`` of every picture in ``rows``, by the threads of ``pool``."""
+
+
+class ImageFileSet(ImageSet):
+    """Files of pictures. Classes are the class folders, or what ``manifest.json`` of `ggm-image sample` says."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source, self.description = source, source.description
+        self.labels, self.class_names = source.labels, source.class_names
+        self.manifest = _manifest(Path(source.description))
+        asked = (self.manifest or {}).get("classes")
+        if not self.class_names and isinstance(asked, list) and len(asked) == len(source):
+            self.class_names = sorted({str(name) for name in asked})
+            index = {name: k for k, name in enumerate(self.class_names)}
+            self.labels = [index[str(asked[k])] for k in _numbers(source.names)]
+
+    def name(self, index: int) -> str:
+        return self.source.names[index]
+
+    def identity(self) -> dict[str, Any]:
+        found = {"names_sha256": self.source.fingerprint(), "content_sha256": _content_sha256(self.source)}
+        if self.labels is not self.source.labels and self.manifest is not None:
+            found["manifest_sha256"] = self.manifest["sha256"]
+            if (numbers := _numbers(self.source.names)) != sorted(numbers):
+                found["classes"] = "by number"  # features saved by earlier versions have the classes of other images
+        return {"kind": "pictures", **found}
+
+    def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
+        return list(pool.map(lambda index: function(self.source[index]), rows))
+
+
+class _GeneratedSet(ImageSet):
+    """Pictures that are made when they are asked for, ``block`` at a time; the last block is kept."""
+
+    _held: tuple[int, Tensor] | None = None
+
+    @abstractmethod
+    def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
+        """The pictures of one block; the last may be shorter."""
+
+    def _picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        number = index // self.block
+        if self._held is None or self._held[0] != number:
+            rows = range(number * self.block, min((number + 1) * self.block, len(self)))
+            self._held = number, self._make(rows)
+        return self._held[1][index % self.block]
+
+    def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
+        return list(pool.map(function, [self._picture(index) for index in rows]))
+
+
+class DecodedSet(_GeneratedSet):
+    """A token cache, decoded by the tokenizer that made it; ``tokenizer`` is on ``device`` already."""
+
+    block = DECODE_BATCH
+
+    def __init__(self, cache: TokenCache, tokenizer: Tokenizer, device: str | torch.device = "cpu") -> None:
+        check_tokenizer(cache, tokenizer)
+        self.cache, self.tokenizer, self.device = cache, tokenizer, device
+        self.description = str(cache.folder)
+        self.labels = cache.labels(range(len(cache))).tolist()
+        self.class_names = cache.manifest.class_names
+
+    def identity(self) -> dict[str, Any]:
+        self.cache.verify()
+        shards = "".join(shard["sha256"] for shard in self.cache.manifest.shards)
+        return {
+            "kind": "tokens",
+            **self.tokenizer.identity,
+            "shards_sha256": hashlib.sha256(shards.encode()).hexdigest(),
+        }
+
+    def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
+        return decode_batch(self.tokenizer, self.cache.tokens(rows), self.block, self.device)
+
+
+class SampledSet(_GeneratedSet):
+    """Pictures ``0 ... n - 1`` of a seed, drawn in blocks of the model's own batch.
+
+    Args:
+        model: on its device.
+        n: how many pictures.
+        classes: a class for all, or several that take turns; all of the model's by default.
+        seed: any integer.
+        settings: how to draw; the preset "best" by default.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        n: int,
+        *,
+        classes: str | int | Sequence[str | int] | None = None,
+        seed: int = 0,
+        settings: Settings | None = None,
+    ) -> None:
+        self.model, self.seed, self.settings = model, seed, settings or model.settings()
+        given = [classes] if isinstance(classes, str | int) else classes
+        self.asked = None if given is None else [model.label(name) for name in given]
+        self.block = model.kernel_batch
+        self.description = MODEL_PREFIX + model.name
+        self.class_names = model.class_names
+        self.labels = self._labels(range(n)) if self.class_names else [-1] * n
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": "model",
+            **self.model.identity,
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "class": self._asked_names(),
+        }
+
+    def _labels(self, rows: range) -> list[int]:
+        asked = None if self.asked is None else turns(self.asked, rows)
+        return self.model.labels(len(rows), asked, rows.start)
+
+    def _asked_names(self) -> str | list[str] | None:
+        if self.asked is None:
+            return None
+        names = [self.class_names[label] for label in self.asked]
+        return names[0] if len(names) == 1 else names
+
+    def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
+        return self.model.sample(
+            len(rows),
+            classes=None if self.asked is None else turns(self.asked, rows),
+            seed=self.seed,
+            settings=self.settings,
+            first=rows.start,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRequest:
+    """What to draw where a side is a model.
+
+    Attributes:
+        n: how many pictures.
+        seed: of the draw.
+        classes: a class for all pictures, or several that take turns; all of the model's by default.
+        preset: of the model.
+        changes: sampler settings that differ from the preset's; None leaves the preset's.
+        compiled: whether the network is compiled.
+    """
+
+    n: int = 50_000
+    seed: int = 0
+    classes: str | int | Sequence[str | int] | None = None
+    preset: str = "best"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """``model``, ``tokens``, ``features`` or ``pictures``: what `open_image_set` will take ``path`` for."""
+    if str(path).startswith(MODEL_PREFIX):
+        return "model"
+    folder = Path(path)
+    if are_features(folder):
+        return "features"
+    if "shards" in (_manifest(folder) or {}):
+        return "tokens"
+    return "model" if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else "pictures"
+
+
+def open_image_set(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    drawing: SamplingRequest | None = None,
+) -> ImageSet | Features:
+    """Open whatever can stand on a side.
+
+    Args:
+        path: pictures as `open_source` reads them; a finished token cache; a model's folder, or ``model:`` and its name
+            or folder; a folder of saved features.
+        tokenizer: name or folder of the tokenizer of a token cache or a model, where that has moved.
+        device: where tokenizer and model shall live.
+        drawing: what a model draws; 50,000 pictures by its best preset by default.
+
+    Raises:
+        UserError: there is nothing of the kind, it is unfinished or damaged, or the tokenizer is another.
+    """
+    kind = kind_of(path)
+    if kind == "features":
+        return open_features(path)
+    if kind == "model":
+        drawing = drawing or SamplingRequest()
+        name = str(path).removeprefix(MODEL_PREFIX)
+        found = None if tokenizer is None else str(tokenizer)
+        model = load_model(name, tokenizer=found, device=device, compiled=drawing.compiled)
+        settings = model.settings(drawing.preset, **drawing.changes)
+        return SampledSet(model, drawing.n, classes=drawing.classes, seed=drawing.seed, settings=settings)
+    if kind == "tokens":
+        cache = TokenCache.open(Path(path))
+        name = tokenizer_of(cache.manifest) if tokenizer is None else str(tokenizer)
+        return DecodedSet(cache, load_tokenizer(name, device=device), device)
+    if Path(path).is_dir() and (saved := sorted(Path(path).glob(f"*/{RECORD}"))):
+        raise UserError("a side is one set of features", f"{path} holds {len(saved)}", f"give {saved[0].parent}")
+    return ImageFileSet(open_source(path))
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """The entry of the manifest that each file is of: its number, and its place where names are no such numbers.
+
+    Names are sorted as text, in which 1000000 comes before 999999.
+    """
+    numbers = [number_of(name) for name in names]
+    if sorted(k for k in numbers if k is not None) == list(range(len(names))):
+        return [k for k in numbers if k is not None]
+    return list(range(len(names)))
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """``manifest.json`` of a folder with its hash; the hash alone where the file is none of ours."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    return {"sha256": sha256_file(path), **(content if isinstance(content, dict) else {})}
+
+
+def _content_sha256(source: ImageSource) -> str:
+    """SHA-256 over the SHA-256 of every file, in order: names and sizes may stay when pictures change."""
+    digest = hashlib.sha256()
+    for index in progress(range(len(source)), total=len(source), unit="img", label="hash"):
+        try:
+            digest.update(hashlib.sha256(source.read(index)).digest())
+        except OSError as error:
+            got = f"{source.names[index]}: {error.strerror}"
+            raise UserError("picture cannot be opened", got, "check the source") from error
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""A trained model with its tokenizer: sampling, inpainting, folders of samples."""

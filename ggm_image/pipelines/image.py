@@ -1,0 +1,625 @@
+"""A trained model and its tokenizer: draw pictures, fill holes.
+
+    model = load_model("cifar10")
+    pictures = model.sample(16, classes="cat", seed=0)          # uint8 (16, 3, 32, 32)
+    answers = model.inpaint(image, mask, n=4)                   # four PIL images
+
+A picture depends on (seed, its index, its class, the settings) alone: every picture has a random generator
+of its own, and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant.
+"""
+
+import difflib
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+import ggm_image
+from ggm_image.errors import UserError
+from ggm_image.image.blending import blend_seam, composite
+from ggm_image.image.extension import Extension
+from ggm_image.image.inputs import ImageLike, open_rgb, pixel_batch
+from ggm_image.image.io import rgb_pixels, to_pil
+from ggm_image.image.mask_conventions import MaskLike
+from ggm_image.image.masks import fill_unknown, known_tokens, load_mask, token_mask
+from ggm_image.image.preprocess import to_model, to_uint8
+from ggm_image.image.windows import Window, plan_windows, window_side
+from ggm_image.network import Transformer
+from ggm_image.pipelines.base import image_generator, pad_batch, seed_of_window, without_padding
+from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.runtime.compile import cannot_compile
+from ggm_image.runtime.numerics import isolate
+from ggm_image.runtime.precision import native_bf16
+from ggm_image.runtime.progress import progress, progress_bar
+from ggm_image.runtime.streams import say
+from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
+from ggm_image.sampler.settings import Settings, check_count, check_seed
+from ggm_image.sampler.token_signal import signal_probability
+from ggm_image.schedule import Schedule
+from ggm_image.tokenizers.base import Tokenizer
+
+MAX_IMAGES = 100_000_000
+OUTPUTS = ("pt", "pil", "np")
+Classes = str | int | Sequence[str | int] | np.ndarray | Tensor | None
+KERNEL_BATCH = {"cpu": 16, "cuda": 256}
+INPAINT_BATCH = {"cpu": 4, "cuda": 16}
+"""Rows of one network call for samples, and for the few answers of `Model.inpaint`; padded where there are fewer."""
+
+
+class Model:
+    """A trained network with its tokenizer. Make one with `load_model`.
+
+    Attributes:
+        name: of the folder.
+        class_names: (C,) names, in the order of the labels; empty for a model without classes.
+        presets: settings by name; ``exact`` is the paper's chain without truncation.
+        sha256: of the network's weights file.
+        compiled: whether torch.compile made the network's code, which rounds in its own way.
+    """
+
+    def __init__(
+        self,
+        folder: NetworkFolder,
+        network: Transformer,
+        sha256: str,
+        tokenizer: Tokenizer,
+        device: str | torch.device,
+    ) -> None:
+        self.name, self.sha256 = folder.name, sha256
+        self.class_names: list[str] = list(folder.class_names)
+        self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.half = native_bf16(self.device)
+        self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.grid = (folder.network.grid[0], folder.network.grid[1])
+        self.kernel_batch = KERNEL_BATCH.get(self.device.type, 16)
+        self.paint_batch = INPAINT_BATCH.get(self.device.type, 4)
+        self.compiled = False
+
+    def compile(self) -> None:
+        """Compile the network: half a minute before the first picture of a shape, then faster.
+
+        Raises:
+            UserError: torch finds no compiler here.
+        """
+        if why := cannot_compile(self.device.type):
+            raise UserError("the network cannot be compiled here", why, "install a C++ compiler, or do not compile")
+        self.network.compile_blocks()
+        self.compiled = True
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything of the model that a picture depends on, for protocols and manifests."""
+        return {
+            "model_sha256": self.sha256,
+            **self.tokenizer.identity,
+            "kernel_batch": self.kernel_batch,
+            "precision": "bf16" if self.half else "fp32",
+            **({"compiled": True} if self.compiled else {}),
+        }
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for no class."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a sampled picture."""
+        return self.grid[0] * self.tokenizer.downscale, self.grid[1] * self.tokenizer.downscale
+
+    def label(self, name_or_index: object) -> int:
+        """The label of a class name (in any case, unless that is another's name) or index.
+
+        Of names that are numbers themselves, text is a name before it is an index; an int is always an index.
+
+        Raises:
+            UserError: if there is none; names the nearest ones.
+        """
+        names = [name.lower() for name in self.class_names]
+        if isinstance(name_or_index, np.ndarray | Tensor) and name_or_index.ndim == 0:
+            name_or_index = name_or_index.item()
+        if isinstance(name_or_index, numbers.Integral) and not isinstance(name_or_index, bool):
+            name_or_index = int(name_or_index)
+        text = str(name_or_index).strip().lower()
+        if isinstance(name_or_index, str):
+            if name_or_index in self.class_names:
+                return self.class_names.index(name_or_index)
+            if text in names:
+                return names.index(text)
+        if text.isdecimal() and len(text) < 10 and int(text) < len(names):
+            return int(text)
+        if not names:
+            raise UserError("the model has no classes", f"got {name_or_index!r}", "leave out the class")
+        near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(self.class_names)}"
+        raise UserError("no such class", f"got {name_or_index!r}", fix)
+
+    def labels(self, n: int, classes: Classes, first: int = 0) -> list[int]:
+        """One label a picture: the class given, or class k mod C for picture k where none is.
+
+        Args:
+            n: how many, at least 1.
+            classes: a name or index, or a list, array or tensor of n of them.
+            first: index of the first picture.
+
+        Raises:
+            UserError: for an unknown class, or another number of classes than pictures.
+        """
+        return self._labels(check_count(n, least=1, most=MAX_IMAGES), classes, first)
+
+    def _labels(self, n: int, classes: Classes, first: int = 0) -> list[int]:
+        if classes is None:
+            return [(first + k) % max(1, len(self.class_names)) for k in range(n)]
+        if isinstance(classes, np.ndarray | Tensor):
+            classes = classes.tolist()
+        if isinstance(classes, str | numbers.Integral):
+            return [self.label(classes)] * n
+        if not isinstance(classes, Iterable):
+            raise UserError("a class is a name or an index", f"got {classes!r}", "give one, or one a picture")
+        chosen = [self.label(c) for c in classes]
+        if len(chosen) != n:
+            raise UserError("classes must be one, or one a picture", f"got {len(chosen)} for {n}", "give one class")
+        return chosen
+
+    def settings(self, preset: str = "best", **changes: Any) -> Settings:
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
+        if preset not in self.presets:
+            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
+        entries = asdict(self.presets[preset]) | {k: v for k, v in changes.items() if v is not None}
+        return Settings.of(entries)
+
+    @isolate
+    def sample_tokens(
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        settings: Settings | None = None,
+        first: int = 0,
+        known: Int[Tensor, "*n l"] | None = None,
+        grid: tuple[int, int] | None = None,
+        callback: Callback | None = None,
+        on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
+        batch: int | None = None,
+    ) -> Int[Tensor, "n h w"]:
+        """Draw token grids ``first .. first + n - 1`` of a seed.
+
+        Args:
+            labels: (n,) the class of each, see `labels`; ``null_label`` for no class.
+            seed: any integer.
+            settings: how; the preset "best" by default.
+            first: index of the first picture.
+            known: (L,) or (n, L) the token where known, -1 where to be drawn. Rows that differ in where tokens are
+                known share no network call, so that each row is what it is alone.
+            grid: rows and columns; the training grid by default.
+            callback: called as callback(t, tokens (m, L)) at every step of every batch; all rows must then have the
+                same sites known.
+            on_batch: called with the finished grids of every batch.
+            batch: rows of one network call, ``kernel_batch`` by default; the same tokens only for the same rows.
+
+        Returns:
+            (n, H, W) int64 on the CPU.
+
+        Raises:
+            UserError: for labels, a seed or known tokens that do not fit.
+        """
+        settings, seed = settings or self.settings(), check_seed(seed)
+        height, width = grid or self.grid
+        labels = [check_count(label, "a label", most=self.null_label) for label in labels]
+        n, size = len(labels), batch or self.kernel_batch
+        result = torch.empty(n, height, width, dtype=torch.int64)
+        groups = [torch.arange(n)]
+        if known is not None:
+            known = _known_rows(known, n, height * width)
+            groups = _same_pattern(known < 0)
+        if len(groups) > 1 and callback is not None:
+            got = f"{len(groups)} patterns"
+            raise UserError("a callback needs the same known sites in every picture", got, "sample them one by one")
+        for rows in (part for group in groups for part in group.split(size)):
+            if not len(rows):
+                continue
+            padding = [self.null_label] * (size - len(rows))
+            generators = [image_generator(seed, first + k) for k in rows.tolist()]
+            tokens = self._sample_batch(
+                settings,
+                height,
+                width,
+                torch.tensor([*(labels[k] for k in rows.tolist()), *padding], device=self.device),
+                [*generators, *(image_generator(seed, first + n + k) for k in range(len(padding)))],
+                None if known is None else pad_batch(known[rows], size).to(self.device),
+                callback and without_padding(callback, len(rows)),
+            )
+            result[rows] = tokens[: len(rows)].view(-1, height, width).cpu()
+            if on_batch is not None:
+                on_batch(result[rows])
+        return result
+
+    def _sample_batch(
+        self,
+        settings: Settings,
+        height: int,
+        width: int,
+        labels: Int[Tensor, " b"],
+        generators: list[torch.Generator],
+        known: Int[Tensor, "b l"] | None,
+        callback: Callback | None,
+    ) -> Int[Tensor, "b l"]:
+        sites = height * width
+        common: dict[str, Any] = {
+            "codebook_size": self.tokenizer.codebook_size,
+            "labels": labels,
+            "known": known,
+            "generator": generators,
+            "callback": callback,
+            "device": self.device,
+        }
+        denoiser = truncated(
+            guided(self._denoiser(height, width), settings.guidance, self.null_label, power=settings.guidance_power),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        block = min(settings.block, sites)
+        with torch.inference_mode(), self._autocast():
+            if settings.order == "schedule":
+                schedule = Schedule.round_robin(
+                    height,
+                    width,
+                    sweeps=settings.sweeps,
+                    block=block,
+                    order=settings.site_order,  # type: ignore[arg-type]
+                    curve=settings.curve,  # type: ignore[arg-type]
+                    generator=torch.Generator().manual_seed(0),
+                )
+                return sample(denoiser, schedule, len(generators), **common)
+            unknown = sites if known is None else int((known[0] < 0).sum())  # the same in every row
+            return sample_signal(
+                denoiser,
+                len(generators),
+                height=height,
+                width=width,
+                calls=max(1, settings.first_calls(unknown)),
+                revise_calls=settings.later_calls(unknown),
+                revise_share=settings.revise_share,
+                block=block,
+                confidence_noise=settings.confidence_noise,
+                first_order=settings.first_order,
+                **common,
+            )
+
+    def _denoiser(self, height: int, width: int) -> Callable[..., Tensor]:
+        def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+            return self.network(tokens, levels, sites, labels, (height, width))
+
+        return denoiser
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
+
+    @isolate
+    def decode(self, tokens: Int[Tensor, "n h w"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
+        """Pictures of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
+        size, cell = batch or self.kernel_batch, self.tokenizer.downscale
+        images = torch.empty(len(tokens), 3, tokens.shape[1] * cell, tokens.shape[2] * cell, dtype=torch.uint8)
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            decoded = self.tokenizer.decode(pad_batch(part, size).to(self.device))
+            images[start : start + size] = to_uint8(decoded)[: len(part)].cpu()
+        return images
+
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        classes: Classes = ...,
+        seed: int = ...,
+        preset: str = ...,
+        settings: Settings | None = ...,
+        first: int = ...,
+        output: Literal["pt"] = ...,
+        **changes: Any,
+    ) -> UInt8[Tensor, "n 3 h w"]: ...
+
+    @overload
+    def sample(self, n: int = ..., *, output: Literal["pil"], **options: Any) -> list[Image.Image]: ...
+
+    @overload
+    def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> UInt8[np.ndarray, "n h w 3"]: ...
+
+    @isolate
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        classes: Classes = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        first: int = 0,
+        output: str = "pt",
+        **changes: Any,
+    ) -> Any:
+        """Draw pictures.
+
+        Args:
+            n: how many; 0 gives an empty result.
+            classes: a class name or index for all, one for each, or None for class k mod C.
+            seed: any integer; picture k of a seed is the same whatever n is.
+            preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
+            settings: see `Settings`.
+            first: index of the first picture.
+            output: ``pt``, ``pil`` or ``np``, see below.
+            **changes: entries of `Settings` to change, for example ``guidance=3``.
+
+        Returns:
+            Pixels in [0, 255], on the CPU: a uint8 tensor (n, 3, h, w) for ``pt``, an array (n, h, w, 3) for ``np``,
+            a list of Pillow images for ``pil``.
+
+        Raises:
+            UserError: for an unknown class, preset, setting or output, or a value out of range.
+        """
+        if output not in OUTPUTS:
+            raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
+        settings = self._changed(preset, settings, changes)
+        labels = self._labels(check_count(n, most=MAX_IMAGES), classes, check_count(first, "first"))
+        pixels = self.decode(self.sample_tokens(labels, seed=seed, settings=settings, first=first))
+        if output == "pil":
+            return [to_pil(image) for image in pixels]
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy() if output == "np" else pixels
+
+    def _changed(self, preset: str, settings: Settings | None, changes: dict[str, Any]) -> Settings:
+        """The preset, or other settings instead of it, with changes."""
+        if settings is None:
+            return self.settings(preset, **changes)
+        return Settings.of(asdict(settings) | {k: v for k, v in changes.items() if v is not None})
+
+    @isolate
+    def inpaint(
+        self,
+        image: ImageLike,
+        mask: MaskLike | None = None,
+        *,
+        n: int = 1,
+        classes: Classes = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        dilate: int = 0,
+        feather: int = 0,
+        extend: Extension | None = None,
+        context: int | None = None,
+        fit: bool = False,
+        mask_index: int | None = None,
+        **changes: Any,
+    ) -> list[Image.Image]:
+        """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
+
+        The model sees nothing of what lies under the mask: those pixels are replaced before encoding. A token
+        is drawn anew if any pixel of its cell is unknown; known tokens have level 1 and are never queried.
+
+        Args:
+            image: a path, bytes, Pillow image, array or tensor, see `ggm_image.image.inputs.open_single_image`; of any
+                size from one cell on. It is painted at its own resolution in windows of the model's size, see
+                `ggm_image.image.windows`.
+            mask: white (>= 128) where to paint, or by another convention of `ggm_image.image.mask_conventions`; None
+                for the transparent parts of ``image``.
+            n: how many answers; 0 gives an empty list.
+            classes: what the picture shows, or what each answer is to show; no class by default.
+            seed: any integer; answer k of a seed is the same whatever n is.
+            preset, settings: as in `sample`.
+            dilate: pixels by which the part drawn anew by the model reaches beyond the mask.
+            feather: width in pixels of the blend, inside the mask.
+            extend: pixels to add around the picture.
+            context: known pixels to show the model on each side of the hole; a quarter of its size by default.
+            fit: stretch a mask of another size.
+            mask_index: paint where the mask's palette index or grey value is this.
+            **changes: entries of `Settings` to change, for example ``guidance=3``.
+
+        Returns:
+            n pictures of the size and mode of ``image`` (larger where extended). With a mask that is black everywhere
+            they are the picture itself.
+
+        Raises:
+            UserError: for a picture or mask that does not open, or sizes that do not fit.
+        """
+        settings, seed = self._changed(preset, settings, changes), check_seed(seed)
+        picture, hole = load_mask(image, mask, extend_by=extend, fit=fit, mask_index=mask_index)
+        n = check_count(n, "the number of answers", most=MAX_IMAGES)
+        labels = self._labels(n, classes) if classes is not None else [self.null_label] * n
+        if classes is None:
+            if changes.get("guidance") is not None:
+                say("guidance has no effect without a class")
+            settings = replace(settings, guidance=1.0)
+        if n == 0:
+            return []
+        pixels = rgb_pixels(picture).expand(n, -1, -1, -1).clone()  # (n, 3, h, w)
+        missing = hole.copy()
+        windows = self.plan_windows(hole, context) if hole.any() else []
+        with progress_bar(total=len(windows), unit="window", label="inpaint") as advance:
+            for turn, window in enumerate(windows):
+                rows, columns = window.slices
+                pixels[..., rows, columns] = self._paint(
+                    pixels[..., rows, columns],
+                    missing[rows, columns],
+                    labels,
+                    seed=seed if turn == 0 else seed_of_window(seed, turn),
+                    settings=settings,
+                    dilate=dilate,
+                )
+                missing[rows, columns] = False
+                advance(1)
+        return [composite(picture, to_pil(new), hole, feather=feather) for new in pixels]
+
+    def plan_windows(self, mask: Bool[np.ndarray, "h w"], context: int | None = None) -> list[Window]:
+        """Where `inpaint` paints, in turn: windows of the model's size that show known pixels around the hole."""
+        return plan_windows(mask, self.image_size, self.tokenizer.downscale, context)
+
+    def _paint(
+        self,
+        pixels: UInt8[Tensor, "n 3 h w"],
+        missing: Bool[np.ndarray, "h w"],
+        labels: list[int],
+        *,
+        seed: int,
+        settings: Settings,
+        dilate: int,
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """One window: encode what is known, draw the rest, and fit it in."""
+        cell = self.tokenizer.downscale
+        unknown = token_mask(missing, cell, dilate=dilate)
+        seen = fill_unknown(pixels, missing)
+        same = bool((seen == seen[:1]).all())
+        tokens = self.encode(seen[:1] if same else seen)
+        known = torch.stack([known_tokens(row, unknown) for row in tokens])
+        grids = self.sample_tokens(
+            labels,
+            seed=seed,
+            settings=settings,
+            known=known,
+            grid=(unknown.shape[0], unknown.shape[1]),
+            batch=self.paint_batch,
+        )
+        sampled = self.decode(grids, batch=self.paint_batch)
+        return torch.stack([blend_seam(p, d, missing, reach=cell) for p, d in zip(pixels, sampled, strict=True)])
+
+    @isolate
+    def signal(
+        self,
+        image: ImageLike,
+        *,
+        level: float = 0.9,
+        block: int = 4,
+        classes: str | int | None = None,
+    ) -> Float[Tensor, "rows columns"]:
+        """The model's probability, token by token, that a picture's token is signal and not noise.
+
+        Args:
+            image: as in `inpaint`. What does not fill a cell at its right and
+                lower edge is left out; a picture larger than the model's is judged in windows of the model's size,
+                and the mean is taken where they overlap.
+            level: share in (0, 1) of the tokens that are expected to be signal.
+            block: sites judged in one network call.
+            classes: what the picture shows; no class by default.
+
+        Returns:
+            (rows, columns) probabilities on the CPU; `ggm_image.image.visualize.heat_map` draws them.
+
+        Raises:
+            UserError: for a picture that does not open or is smaller than a cell, an unknown class, or a level out of
+                range.
+        """
+        pixels, cell = open_rgb(image), self.tokenizer.downscale
+        label = torch.tensor([self.null_label if classes is None else self.label(classes)])
+        sides = [window_side(side, side, cell) for side in pixels.shape[1:]]
+        total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
+        windows = plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell)
+        for window in progress(windows, total=len(windows), unit="window", label="signal"):
+            rows, columns = window.slices
+            tokens = self.encode(pixels[None, :, rows, columns])
+            inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
+            total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block, batch=1)[0]
+            count[inside] += 1
+        return total / count
+
+    @isolate
+    def signal_of_tokens(
+        self,
+        tokens: Int[Tensor, "n h w"],
+        labels: Int[Tensor, " n"] | None = None,
+        *,
+        level: float = 0.9,
+        block: int = 4,
+        batch: int | None = None,
+    ) -> Float[Tensor, "n h w"]:
+        """As `signal`, for many token grids; ``labels`` (n,) are classes, None for no class.
+
+        Every network call has ``batch`` rows, ``kernel_batch`` by default, padded: a row does not depend on the others.
+        """
+        n, height, width = tokens.shape
+        if labels is None:
+            labels = torch.full((n,), self.null_label)
+        size, result = batch or self.kernel_batch, torch.empty(n, height, width, dtype=torch.float32)
+        for start in range(0, n, size):
+            rows, classes = tokens[start : start + size], labels[start : start + size]
+            with torch.inference_mode(), self._autocast():
+                found = signal_probability(
+                    self._denoiser(height, width),
+                    pad_batch(rows, size).flatten(1).to(self.device),
+                    height=height,
+                    width=width,
+                    codebook_size=self.tokenizer.codebook_size,
+                    level=level,
+                    block=min(block, height * width),
+                    labels=pad_batch(classes, size).to(self.device),
+                )
+            result[start : start + size] = found[: len(rows)].view(-1, height, width).cpu()
+        return result
+
+    @isolate
+    def encode(self, pixels: UInt8[Tensor, "n 3 h w"] | Iterable[ImageLike]) -> Int[Tensor, "n rows columns"]:
+        """Tokens of pictures, on the CPU; one picture a pass, in float32, so that they depend on that picture alone.
+
+        Args:
+            pixels: uint8 (n, 3, h, w), or what `ggm_image.image.inputs.pixel_batch` takes; h and w are multiples of a
+                cell.
+        """
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
+            pixels = pixel_batch(pixels)
+        tokens = [self.tokenizer.encode(to_model(image)[None].to(self.device)).cpu() for image in pixels]
+        cell = self.tokenizer.downscale
+        return torch.cat([torch.empty(0, *(side // cell for side in pixels.shape[2:]), dtype=torch.int64), *tokens])
+
+    def manifest(self, n: int, *, classes: Classes, seed: int, settings: Settings) -> dict[str, Any]:
+        """Everything that is needed to draw the same pictures again."""
+        labels = self.labels(n, classes)
+        return {
+            "model": self.name,
+            "tokenizer": self.tokenizer.name,
+            **self.identity,
+            "seed": check_seed(seed),
+            "count": int(n),
+            "classes": [self.class_names[label] for label in labels] if self.class_names else None,
+            "settings": asdict(settings),
+            "device": self.device.type,
+            "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},
+        }
+
+
+def _known_rows(known: Any, n: int, sites: int) -> Int[Tensor, "n l"]:
+    """Known tokens of every row, on the CPU.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    rows = torch.as_tensor(known).cpu()
+    if (
+        rows.is_floating_point()
+        or rows.ndim not in (1, 2)
+        or rows.shape[-1] != sites
+        or rows[..., 0].numel() not in (1, n)
+    ):
+        got, fix = f"{rows.dtype} {tuple(rows.shape)}", f"pass integers ({sites},) or ({n}, {sites})"
+        raise UserError("known tokens do not fit", got, fix)
+    return rows.to(torch.int64).expand(n, -1)
+
+
+def _same_pattern(unknown: Bool[Tensor, "n l"]) -> list[Int[Tensor, " m"]]:
+    """Row numbers, those of equal rows together; in the order of the first of each."""
+    groups: dict[bytes, list[int]] = {}
+    for k, row in enumerate(unknown.numpy()):
+        groups.setdefault(row.tobytes(), []).append(k)
+    return [torch.tensor(rows) for rows in groups.values()]

@@ -1,0 +1,55 @@
+"""Load a trained model with its tokenizer."""
+
+from pathlib import Path
+
+import torch
+
+from ggm_image.errors import UserError
+from ggm_image.pipelines.image import Model
+from ggm_image.pipelines.model_folder import find_model
+from ggm_image.pipelines.model_weights import load_network
+from ggm_image.runtime.devices import choose_device
+from ggm_image.runtime.numerics import isolate
+from ggm_image.tokenizers.registry import load_tokenizer
+
+
+@isolate
+def load_model(
+    name_or_path: str | Path = "cifar10",
+    *,
+    tokenizer: str | Path | None = None,
+    device: str | torch.device | None = None,
+    compiled: bool = False,
+) -> Model:
+    """A trained model with its tokenizer, ready to draw.
+
+    Args:
+        name_or_path: a shipped model's name, or a folder with ``config.yaml`` and ``model.safetensors``.
+        tokenizer: name or folder of its tokenizer, where that has moved since the training.
+        device: where to put it, see `choose_device`; the GPU by default where there is one, as on the command line.
+        compiled: see `Model.compile`.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: if it is not there, is damaged, its tokenizer is not the one that it was trained with, or there is
+            no such device.
+    """
+    chosen = choose_device(device)
+    folder = find_model(name_or_path)
+    source = tokenizer or folder.tokenizer_source or folder.tokenizer_name
+    with torch.random.fork_rng(devices=[]):  # building a network draws its initial weights
+        loaded = load_tokenizer(source, device=chosen)
+        if loaded.sha256 != folder.tokenizer_sha256:
+            raise UserError(
+                f"model {folder.name} was trained with tokenizer {folder.tokenizer_name} "
+                f"{folder.tokenizer_sha256[:16]}...",
+                f"{source} is {loaded.sha256[:16]}...",
+                "name the right one, or copy the one that came with the model",
+            )
+        network, sha256 = load_network(folder)
+    model = Model(folder, network, sha256, loaded, chosen)
+    if compiled:
+        model.compile()
+    return model

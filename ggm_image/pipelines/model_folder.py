@@ -1,0 +1,140 @@
+"""Trained networks on disk, by name or folder: what ``config.yaml`` says, read without importing torch."""
+
+import difflib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ggm_image.errors import UserError
+from ggm_image.io.resources import resource_dir
+from ggm_image.io.yaml import read_yaml
+from ggm_image.network.config import NetworkConfig
+from ggm_image.sampler.settings import Settings
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFolder:
+    """What ``config.yaml`` of a trained network says.
+
+    Attributes:
+        folder: where it lies.
+        network: sizes of the transformer.
+        tokenizer_name, tokenizer_sha256: the only tokenizer that it can be used with.
+        tokenizer_source: folder of that tokenizer when the model was trained; empty for a shipped one.
+        class_names: in the order of the labels.
+        presets: sampler settings by name.
+        config: all of ``config.yaml``, with how it was trained.
+    """
+
+    folder: Path
+    network: NetworkConfig
+    tokenizer_name: str
+    tokenizer_sha256: str
+    tokenizer_source: str
+    class_names: list[str]
+    presets: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+    def check_weights(self) -> None:
+        """Raise UserError unless the weights are there; they are not read."""
+        if not self.weights.is_file():
+            raise UserError("the model has no weights", f"no {self.weights}", "copy the file there, or train it")
+
+    def settings(self, preset: str = "best", **changes: Any) -> Settings:
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
+        if preset not in self.presets:
+            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
+        entries = asdict(Settings.of(dict(self.presets[preset])))
+        return Settings.of(entries | {name: value for name, value in changes.items() if value is not None})
+
+    @staticmethod
+    def read(folder: Path) -> "NetworkFolder":
+        """Read ``config.yaml``.
+
+        Raises:
+            UserError: if it is missing or is not a model's.
+        """
+        path = folder / CONFIG
+        if not path.is_file():
+            raise UserError(f"a model is a folder with {CONFIG} and {WEIGHTS}", f"no {path}", "give a model folder")
+        try:
+            written = read_yaml(path, "must describe a model", f"keep the {CONFIG} that came with the weights")
+            config: Any = OmegaConf.to_container(written, resolve=True)
+            if config["format_version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} must have format version {FORMAT_VERSION}",
+                    f"got {config['format_version']}",
+                    "install the version of ggm-image that wrote it",
+                )
+            network = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetworkConfig), config["network"]))
+            assert isinstance(network, NetworkConfig)
+            if not isinstance(config["class_names"], list) or len(config["class_names"]) != network.classes:
+                raise ValueError(f"class_names are not the names of {network.classes} classes")
+            return NetworkFolder(
+                folder=folder,
+                network=network,
+                tokenizer_name=str(config["tokenizer"]["name"]),
+                tokenizer_sha256=str(config["tokenizer"]["sha256"]),
+                tokenizer_source=str(config["tokenizer"].get("source", "")),
+                class_names=[str(name) for name in config["class_names"]],
+                presets={str(k): dict(v) for k, v in config["presets"].items()},
+                config=config,
+            )
+        except UserError:
+            raise
+        except (
+            OmegaConfBaseException,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise UserError(
+                f"{path} must describe a model",
+                f"{type(error).__name__}: {error}",
+                f"export it again, or keep the {CONFIG} that came with the weights",
+            ) from error
+
+
+def find_model(name_or_path: str | Path) -> NetworkFolder:
+    """The model folder of a shipped name or of a path.
+
+    Raises:
+        UserError: if there is none; names the shipped ones.
+    """
+    path = Path(name_or_path)
+    shipped = {folder.name: folder for folder in shipped_models()}
+    # A folder of pictures called cifar10 must not hide the model of that name.
+    if path.is_dir() and ((path / CONFIG).is_file() or str(name_or_path) not in shipped):
+        return NetworkFolder.read(path)
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    near = difflib.get_close_matches(str(name_or_path), shipped, n=3, cutoff=0.3) or sorted(shipped)
+    raise UserError(
+        "no such model, neither a shipped name nor a folder", f"got {str(name_or_path)!r}", f"known: {', '.join(near)}"
+    )
+
+
+def shipped_models() -> list[NetworkFolder]:
+    """Every model that is shipped, by name."""
+    return [NetworkFolder.read(p.parent) for p in sorted(resource_dir("assets").glob(f"models/*/{CONFIG}"))]

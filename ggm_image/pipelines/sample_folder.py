@@ -1,0 +1,244 @@
+"""A folder of drawn pictures, filled by one process or by many that have nothing in common but the folder.
+
+``000000.png ...`` and, once all of them are there, ``manifest.json``. Until then the same manifest is called
+``manifest.partial``: it says what the pictures are of, so that nothing is mixed. Every picture depends on its number
+alone and every file is whole or not there. That is why whoever is killed is started again with the same command, two
+processes with the same share do no harm, and whoever finds all pictures ends the folder.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ggm_image.errors import UserError
+from ggm_image.image.io import to_pil
+from ggm_image.io.files import remove_temporaries, write_json, write_together
+from ggm_image.io.outputs import MANIFEST, PARTIAL, marked_png, number_of, numbered, read_mark
+from ggm_image.pipelines.classes import turns
+from ggm_image.pipelines.image import Model
+from ggm_image.runtime.progress import progress_bar
+from ggm_image.runtime.streams import say
+from ggm_image.sampler import Callback
+from ggm_image.sampler.settings import Settings
+
+COMMAND = "sample"
+__all__ = ["SampleFolder", "Sampled", "numbered", "sample_to_folder"]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a process has done for a folder.
+
+    Attributes:
+        drawn: pictures that it drew.
+        missing: pictures that are not there yet, which are other processes' to draw; 0 where the folder is whole.
+    """
+
+    drawn: int
+    missing: int
+
+
+def sample_to_folder(
+    model: Model,
+    out: Path,
+    n: int,
+    *,
+    classes: str | int | Sequence[str | int] | None = None,
+    seed: int = 0,
+    settings: Settings,
+    share: tuple[int, int] = (0, 1),
+    callback: Callback | None = None,
+    overwrite: bool = False,
+) -> Sampled:
+    """Draw this process's share of pictures ``0 ... n - 1`` of a seed into a folder, as far as they are not there.
+
+    Process r of w takes the batches r, r + w, r + 2 w ... of the model's own size: a picture meets the same kernels,
+    at the same place in its batch, however many processes there are.
+
+    Args:
+        model: on its device.
+        out: the folder; it may hold pictures of the same request, or of the same with a smaller ``n``.
+        n: how many pictures the folder will hold.
+        classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
+            by default.
+        seed: any integer.
+        settings: how to draw.
+        share: number of this process, and how many there are.
+        callback: see `Model.sample_tokens`; where it is given, the first batch is drawn even if it is there.
+        overwrite: replace other images; for one process.
+
+    Raises:
+        UserError: the folder holds other pictures.
+    """
+    rank, processes = share
+    asked = [classes] if isinstance(classes, str | int) else classes
+    labels = None if asked is None else turns(asked, range(n))
+    folder = SampleFolder(out, model.manifest(n, classes=labels, seed=seed, settings=settings))
+    if overwrite and (removed := folder.clear()):
+        say(f"removed {removed} images of another request: {out}")
+    if folder.claim() and callback is None:
+        return Sampled(0, 0)
+    size, sampled = model.kernel_batch, 0
+    blocks = [range(start, min(start + size, n)) for start in range(rank * size, n, processes * size)]
+    with progress_bar(total=sum(map(len, blocks)), unit="img", label="sample") as advance:
+        for rows in blocks:
+            if not all(map(folder.holds, rows)) or (callback and rows.start == 0):
+                labels = model.labels(len(rows), None if asked is None else turns(asked, rows), rows.start)
+                tokens = model.sample_tokens(labels, seed=seed, settings=settings, first=rows.start, callback=callback)
+                for k, image in zip(rows, model.decode(tokens), strict=True):
+                    if not folder.holds(k):
+                        folder.write(k, to_pil(image))
+                sampled += len(rows)
+            advance(len(rows))
+    return Sampled(sampled, folder.finish())
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """The files of such a folder.
+
+    Attributes:
+        path: where it is.
+        manifest: all that its pictures depend on, with their number ``count`` and ``classes``, a name each or None.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def clear(self) -> int:
+        """Make room for this request, unless the folder is of it already; files that it does not need stay.
+
+        What goes: the manifest, the images that will be replaced, and further images that `sample` wrote.
+
+        Returns:
+            The number of images that were removed.
+        """
+        if not self.path.is_dir():
+            return 0
+        try:
+            before = self._read(PARTIAL) or self._read(MANIFEST)
+        except UserError:
+            before = {}
+        if before and not _difference(before, self.manifest):
+            return 0
+        removed = 0
+        for name in os.listdir(self.path):
+            k, path = number_of(name), self.path / name
+            if k is None or not path.is_file():
+                continue
+            mark = read_mark(path) or {"command": None}
+            if k < self.manifest["count"] or (mark["command"] == COMMAND and mark["intact"]):
+                path.unlink()
+                removed += 1
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        write_json(self.path / PARTIAL, self.manifest)
+        return removed
+
+    def claim(self) -> bool:
+        """Make the folder this request's; True if it holds all of it already.
+
+        Raises:
+            UserError: it holds other pictures.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # First the pictures, then the manifest, which is written before them: another process may be about to begin.
+        images = any(number_of(name) is not None for name in os.listdir(self.path))
+        begun = self._read(PARTIAL)
+        before = begun or self._read(MANIFEST)
+        if before is None and images:
+            fix = "choose another folder, or add --overwrite"
+            raise UserError("folder holds pictures and no manifest", self.path, fix)
+        if before is not None and (difference := _difference(before, self.manifest)):
+            fix = "choose another folder, or add --overwrite"
+            raise UserError("folder holds other pictures", f"{self.path}: {difference}", fix)
+        if before != self.manifest:
+            write_together(self.path / PARTIAL, lambda path: write_json(path, self.manifest))
+        elif begun is None:
+            if not self._missing():
+                remove_temporaries(self.path)
+                return True
+            _rename(self.path / MANIFEST, self.path / PARTIAL)
+        if self._read(MANIFEST) not in (None, self.manifest):  # of fewer pictures
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        return False
+
+    def holds(self, k: int) -> bool:
+        """Whether picture ``k`` is there, and whole by its own checksums."""
+        try:
+            with Image.open(self.path / numbered(k)) as image:
+                image.verify()
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return True
+
+    def write(self, k: int, image: Image.Image) -> None:
+        """Write picture ``k``."""
+        write_together(self.path / numbered(k), lambda path: path.write_bytes(marked_png(image, COMMAND)))
+
+    def finish(self) -> int:
+        """How many pictures are not there yet; if none, the folder is given its manifest.
+
+        Raises:
+            UserError: somebody has begun another request in the same folder.
+        """
+        if missing := self._missing():
+            return missing
+        if self._read(PARTIAL) == self.manifest:
+            _rename(self.path / PARTIAL, self.path / MANIFEST)
+        if self._read(MANIFEST) != self.manifest:
+            fix = "give each request a folder of its own"
+            raise UserError("another process is filling the folder with other pictures", self.path, fix)
+        # Whatever is written now is there already.
+        remove_temporaries(self.path)
+        return 0
+
+    def _missing(self) -> int:
+        count: int = self.manifest["count"]
+        names = set(os.listdir(self.path))
+        if missing := sum(numbered(k) not in names for k in range(count)):
+            return missing
+        return sum(not self.holds(k) for k in range(count))
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise UserError("manifest cannot be read", self.path / name, "choose another folder, or remove it")
+        return content
+
+
+def _rename(before: Path, after: Path) -> None:
+    """Rename, unless another process has done so."""
+    try:
+        os.replace(before, after)
+    except FileNotFoundError:
+        if not after.is_file():
+            raise
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first entry in which two requests differ, in words; empty if ``now`` is ``before``, or goes on from it."""
+    count = before.get("count")
+    if isinstance(count, int) and count < now["count"]:
+        classes = now["classes"]
+        now = {**now, "count": count, "classes": classes if classes is None else classes[:count]}
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (isinstance(now.get(key), list), key)):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+            key, old, new = f"{key}.{inner}", old.get(inner), new.get(inner)
+        if isinstance(old, list) and isinstance(new, list):
+            return f"they differ in {key}"
+        return f"{key} is {old}, now {new}"
+    return ""

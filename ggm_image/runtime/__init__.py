@@ -1,0 +1,1 @@
+"""The machine that the code runs on: ranks, devices, numerics, compilation, progress."""

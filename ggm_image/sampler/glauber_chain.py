@@ -1,0 +1,79 @@
+"""The reverse Glauber chain on a fixed schedule: arXiv 2405.17035."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ggm_image.glauber import heat_bath_probs, sample_codes_of
+from ggm_image.sampler.base import Callback, Denoiser, Generators, SamplingRun, run_by_pattern, start_run
+from ggm_image.schedule import Schedule
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    batch: int,
+    *,
+    codebook_size: int,
+    labels: Int[Tensor, " b"] | None = None,
+    known: Int[Tensor, "b l"] | None = None,
+    noise: Float[Tensor, " v"] | None = None,
+    generator: Generators = None,
+    callback: Callback | None = None,
+    device: torch.device | str | None = None,
+) -> Int[Tensor, "b l"]:
+    """Draw token grids by running the chain backwards.
+
+        x_T ~ noise;   for t = T-1..0:   x_{t,i} ~ level_{t,i} p0(. | x_{t,-B}) + (1 - level_{t,i}) noise,  i
+        in B_t
+
+    Args:
+        denoiser: gives the clean-token logits, see the module.
+        schedule: the chain's steps; it is restricted to the unknown sites where `known` is given.
+        batch: B, images to draw.
+        codebook_size: V.
+        labels: class of each image, handed on to the denoiser.
+        known: the token where known, -1 where to be filled, (B, L). Known sites keep their token and level 1
+            and are never queried. Rows are sampled together with the rows that have the same sites
+            unknown, so different patterns in a batch cost one run each.
+        noise: distribution over the codes, (V,); uniform where None, and always the one of training.
+        generator: one generator for the batch or one an image (CPU).
+        callback: called as callback(t, x_t) for t = T..0 (not where rows of `known` have different patterns).
+        device: where to work; that of `known`, `labels` or `noise` where None, else the CPU.
+
+    Returns:
+        Tokens, (B, L), int64.
+
+    Raises:
+        UserError: shapes or values that do not fit, or a denoiser that gives NaN.
+    """
+    sites_total = schedule.height * schedule.width
+
+    def draw(job: SamplingRun, unknown: Tensor) -> Tensor:
+        return _run_schedule(job, schedule.restricted(unknown))
+
+    job = start_run(denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device)
+    return run_by_pattern(job, draw)
+
+
+def _run_schedule(job: SamplingRun, schedule: Schedule) -> Int[Tensor, "b l"]:
+    steps = schedule.steps
+    widest = max((len(step.sites) for step in steps), default=0)
+    uniforms = job.uniforms(job.sites_total + len(steps) * widest)
+    first, rest = uniforms.split([job.sites_total, len(steps) * widest], dim=1)
+    x = sample_codes_of(job.noise.expand(*first.shape, -1), first)
+    if job.known is not None:
+        x = torch.where(job.known < 0, x, job.known)
+    blocks = [sites.to(job.device) for sites in schedule.blocks]
+    job.report(len(steps), x)
+    for t in reversed(range(len(steps))):
+        sites = blocks[t % len(blocks)]
+        levels = schedule.levels(t).to(job.device)
+        logits = job.query(x, levels.expand_as(x), sites)
+        probs = heat_bath_probs(logits, levels[sites], job.noise)
+        x[:, sites] = sample_codes_of(probs, rest[:, t * widest : t * widest + len(sites)])
+        job.report(t, x)
+    return x

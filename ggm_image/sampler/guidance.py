@@ -1,0 +1,83 @@
+"""Denoisers over denoisers: classifier-free guidance, temperature, top-k, top-p."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ggm_image.errors import UserError
+from ggm_image.sampler.base import Denoiser
+
+
+def guided(denoiser: Denoiser, weight: float, null_label: int, *, power: float = 0.0) -> Denoiser:
+    """Classifier-free guidance on the clean-token logits: u = u_uncond + w (u_cond - u_uncond).
+
+        w = 1 + (weight - 1) m^power,   m = the mean level of the row's sites
+
+    With power 0 the weight is the same throughout. With a larger one it grows while the picture comes to be: what
+    is placed first, and decides the view, is drawn from the class as it is, and the rest is made to fit it. Muse
+    (arXiv 2301.00704) lets it grow linearly with the step; here it is the share of the picture that is there.
+
+    w = 1 is the denoiser itself and 0 the unconditional one, a call each; any other doubles the batch.
+    `null_label` is the class id that stands for "no class".
+    """
+    if not math.isfinite(weight):
+        raise UserError("the guidance weight must be finite", weight, "1 turns guidance off")
+    if not (power >= 0 and math.isfinite(power)):
+        raise UserError("the power of guidance must not be negative", power, "0 is the same weight throughout")
+    if weight == 1:
+        return denoiser
+
+    def guided_denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise UserError("guidance needs classes", "no labels", "pass labels, or weight 1")
+        w: float | Tensor = weight
+        if power > 0:
+            w = 1 + (weight - 1) * levels.float().mean(dim=1).pow(power)[:, None, None]  # (B, 1, 1)
+            if bool((w == 1).all()):
+                return denoiser(tokens, levels, sites, labels)
+        null = torch.full_like(labels, null_label)
+        if power == 0 and weight == 0:
+            return denoiser(tokens, levels, sites, null)
+        both_sites = sites if sites.ndim == 1 else sites.repeat(2, 1)
+        both = denoiser(tokens.repeat(2, 1), levels.repeat(2, 1), both_sites, torch.cat([labels, null]))
+        conditional, unconditional = both.chunk(2)
+        mixed = unconditional + w * (conditional - unconditional)
+        # A row of weight 1 gets what it would get alone: the sum above rounds.
+        return torch.where(w == 1, conditional, mixed) if isinstance(w, Tensor) else mixed
+
+    return guided_denoiser
+
+
+def truncated(
+    denoiser: Denoiser, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Denoiser:
+    """Temperature, then top-k, then top-p on the clean-token logits; ruled-out codes get -inf.
+
+    top_k keeps the k likeliest codes (and ties with the last), top_p the smallest set of likeliest codes
+    that holds at least that probability. All off is the denoiser itself.
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise UserError("the temperature must be positive", temperature, "1 turns it off")
+    if top_k is not None and top_k < 1:
+        raise UserError("top-k must be at least 1", top_k, "leave it out to turn it off")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError("top-p must lie in (0, 1]", top_p, "1 turns it off")
+    if temperature == 1 and top_k is None and top_p in (None, 1):
+        return denoiser
+
+    def truncated_denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+        logits = denoiser(tokens, levels, sites, labels).float() / temperature
+        if top_k is not None and top_k < logits.shape[-1]:
+            least = logits.topk(top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if top_p is not None and top_p < 1:
+            ordered, codes = logits.sort(dim=-1, descending=True)
+            probs = ordered.softmax(-1)
+            beyond = probs.cumsum(-1) - probs >= top_p  # the likelier codes alone hold top_p
+            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, codes, beyond), -torch.inf)
+        return logits
+
+    return truncated_denoiser

@@ -1,0 +1,1 @@
+"""Published weights files, read without running anything in them."""

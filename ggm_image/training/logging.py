@@ -1,0 +1,95 @@
+"""The log of a run, and its clock."""
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ggm_image.io.files import write_text
+
+
+def to_stderr(line: str) -> None:
+    """Print a line for people; nowhere where there is no stderr."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class MetricLogger:
+    """``log.csv`` (and TensorBoard, where it is installed and can write): one row whenever something was measured.
+
+    Args:
+        folder: of the run.
+        columns: names of the values, in order; ``step`` comes first.
+        step: rows beyond this step, of a run that was cut, are dropped.
+    """
+
+    def __init__(self, folder: Path, columns: Iterable[str], step: int) -> None:
+        self.columns = ["step", *columns]
+        self.path = folder / "log.csv"
+        rows = [self.columns]
+        if step and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                rows += [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= step]
+        last = [dict(zip(self.columns, row, strict=False)) for row in rows[1:] if row[0] == str(step)]
+        self._last = {name for row in last for name, value in row.items() if value}
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_text(self.path, text.getvalue())
+        self._board = self._open_board(folder, step)
+
+    @staticmethod
+    def _open_board(folder: Path, step: int) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        try:
+            return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
+            return None
+
+    def has(self, name: str) -> bool:
+        """Whether the step that the run was resumed from has a value of this name."""
+        return name in self._last
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row; columns without a value stay empty."""
+        if unknown := values.keys() - set(self.columns):
+            raise ValueError(f"no column for {sorted(unknown)}")
+        row = [str(step), *(f"{values[name]:.6g}" if name in values else "" for name in self.columns[1:])]
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+class Stopwatch:
+    """Seconds of work, over all resumptions of a run.
+
+    Args:
+        before: seconds of earlier processes.
+        timer: what counts seconds; never back, whatever is done to the machine's date.
+        running: whether it counts from now on, or from `start` on.
+    """
+
+    def __init__(
+        self, before: float = 0.0, timer: Callable[[], float] = time.monotonic, *, running: bool = True
+    ) -> None:
+        self._timer, self._before, self._start = timer, before, timer() if running else None
+
+    def start(self) -> None:
+        """Count from now on."""
+        if self._start is None:
+            self._start = self._timer()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (self._timer() - self._start if self._start is not None else 0.0)

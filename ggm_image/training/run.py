@@ -1,0 +1,150 @@
+"""A run of `train`: checks, trains, exports."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from ggm_image.data.token_cache.reader import TokenCache
+from ggm_image.errors import UserError
+from ggm_image.io.config_schema import load_config, save_config
+from ggm_image.io.files import held, remove_temporaries
+from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.runtime.precision import choose_precision
+from ggm_image.training.batches import rows_of_rank
+from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint
+from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.dataset import TokenSet, fit_to_cache, load_tokens
+from ggm_image.training.distributed import DistributedContext, make_fabric, processes_asked, report_once
+from ggm_image.training.initialization import trained_network
+from ggm_image.training.logging import to_stderr
+from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
+from ggm_image.training.trainer import GeneratorTrainer, _another_kind
+
+
+def train_generator(
+    config: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    val: str | Path | None = None,
+    resume: bool | Literal["auto"] = False,
+    device: str = "auto",
+    devices: int | None = None,
+    nodes: int | None = None,
+    report: Callable[[str], None] | None = None,
+    method: "type[GeneratorTrainer] | None" = None,
+) -> Path:
+    """Train a generator and export it; with several processes, in each of them.
+
+    Args:
+        config: YAML of a `GeneratorConfig`.
+        data: folder of a token cache.
+        out: folder of the run: config.yaml, log.csv, checkpoint.pt (or checkpoint/), samples/, model/.
+        overrides: ``key=value``.
+        val: token cache of held-out pictures; takes the place of ``data.val``.
+        resume: go on from the last checkpoint in ``out``; "auto" starts where there is none.
+        device: auto, cpu, cuda, cuda:1, mps.
+        devices: processes on this machine; those that torchrun or srun has started, or one.
+        nodes: machines; likewise.
+        report: called with each line of progress, in the first process; printed to stderr by default.
+        method: another way of training, as a subclass; for comparisons.
+
+    Returns:
+        The exported model's folder, ``out``/model.
+
+    Raises:
+        UserError: a bad config, a cache of another tokenizer, a run in ``out`` without ``resume`` or with another
+            process at work on it, a loss that is not finite, another process of the run that has died.
+        Elsewhere: another process has raised what this one would.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM to any process, once everything is saved.
+    """
+    out = Path(out)
+    say = report or to_stderr
+    with report_once():
+        settings = load_config(GeneratorConfig, config, overrides)
+        machines = processes_asked(devices, nodes)
+        fabric = make_fabric(
+            device,
+            settings.train.precision,
+            devices=machines[0],
+            nodes=machines[1],
+            strategy=settings.train.strategy,
+        )
+    context = DistributedContext(fabric)
+    settings.train.precision, line = choose_precision(settings.train.precision, fabric.device)
+    if line and context.is_main_process:
+        say(line)
+    with context.together():
+        heard = say if context.is_main_process else lambda line: None
+        cache, training, val_set = _check_run(settings, Path(data), out, val, resume, context.world_size, heard)
+    with report_once():
+        checkpoint = load_checkpoint(out, context) if resume and has_checkpoint(out) else None
+    make = method or GeneratorTrainer
+    record = generator_record(
+        settings,
+        class_names=cache.manifest.class_names,
+        training=training,
+        val_set=val_set,
+        method=make.__name__,
+    )
+    if checkpoint is not None:
+        with context.together():
+            _check_resumed(checkpoint, record, out, heard)
+    with ExitStack() as until_the_end:
+        with context.together():
+            if context.is_main_process:
+                out.mkdir(parents=True, exist_ok=True)
+                until_the_end.enter_context(held(out))
+                remove_temporaries(out, out / "model", out / "samples")
+                save_config(out / "config.yaml", settings)
+        trainer = make(settings, cache.manifest, training, val_set, out, device=device, report=report, context=context)
+        trainer.record = record
+        with context.together():
+            if checkpoint is not None:
+                trainer.load_state_dict(checkpoint)
+                del checkpoint
+        return trainer.fit()
+
+
+def _check_run(
+    settings: GeneratorConfig,
+    data: Path,
+    out: Path,
+    val: str | Path | None,
+    resume: bool | str,
+    processes: int,
+    say: Callable[[str], None],
+) -> tuple[TokenCache, TokenSet, TokenSet]:
+    """Everything that can be wrong with a run, before anything is written; its data."""
+    if val is not None:
+        settings.data.val = str(val)
+    if out.exists() and not out.is_dir():
+        raise UserError("--out must be a folder", out, "choose another name")
+    if has_checkpoint(out) and not resume:
+        raise UserError("the folder holds a run", out, "add --resume to go on, or choose another folder")
+    if resume is True and not has_checkpoint(out):
+        load_checkpoint(out)  # says so
+    rows_of_rank(settings.train.batch_size, 0, processes, settings.train.accumulate)
+    cache = TokenCache.open(data)
+    fit_to_cache(settings, cache.manifest, data)
+    if settings.start and not has_checkpoint(out):
+        trained_network(settings.start, settings.network, cache.manifest)
+    return cache, *load_tokens(settings, cache, say)
+
+
+def _check_resumed(
+    checkpoint: Mapping[str, Any], record: Mapping[str, Any], out: Path, say: Callable[[str], None]
+) -> None:
+    """Raise UserError unless a checkpoint is of the run that ``record`` describes; report what has changed."""
+    try:
+        before = generator_record_of(checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _another_kind(error) from error
+    if "data.class_names" not in before:
+        with suppress(UserError):  # the model beside an earlier version's checkpoint has the names
+            before["data.class_names"] = NetworkFolder.read(out / "model").class_names
+    fix = f"resume with the run's own config and data, or start a new run with start={out / 'model'}"
+    free = (*FREE_TO_CHANGE, *(name for name in record if name.startswith("presets.")))
+    check_resumed(before, record, free, say, fix)

@@ -1,0 +1,475 @@
+"""Training the denoiser on a token cache.
+
+A step: clean tokens x_0 and classes from the cache; levels and queried sites as a random schedule would show them;
+x_t = noise on x_0 by the levels, the mask id at the queried sites; the network's clean-token logits there; the loss.
+
+Several processes draw the same batch, with the same noise, and each works on its own rows of it: neither the loss nor
+the order of the data depends on how many there are.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ggm_image.data.token_cache.manifest import Manifest
+from ggm_image.errors import PeerFailure, UserError, printable
+from ggm_image.glauber import add_noise
+from ggm_image.io.config_schema import plain
+from ggm_image.io.files import remove_temporaries
+from ggm_image.network import Transformer
+from ggm_image.pipelines.model_weights import PRESETS, export_model
+from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
+from ggm_image.runtime.precision import choose_precision
+from ggm_image.schedule import random_training_state
+from ggm_image.training.batches import ResumableSampler, rows_of_rank
+from ggm_image.training.checkpoint import (
+    has_checkpoint,
+    random_state,
+    save_checkpoint,
+    save_sharded_checkpoint,
+    set_random_state,
+    time_left,
+)
+from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.criterion import Criterion
+from ggm_image.training.dataset import TokenSet
+from ggm_image.training.distributed import PAUSE, DistributedContext, make_fabric
+from ggm_image.training.evaluation import FIGURES, MASKED_SHARES, VALIDATION_LEVELS, mean_nll, sample_grid, val_nll
+from ggm_image.training.initialization import initialize_network
+from ggm_image.training.logging import MetricLogger, Stopwatch, to_stderr
+from ggm_image.training.optim import EMA, learning_rate, parameter_groups, regrouped
+from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.sharded_state import cut, whole, whole_tensor
+from ggm_image.training.signals import GracefulStop, Interrupted, last_words
+
+COLUMNS = (
+    "loss",
+    "gradient_norm",
+    "learning_rate",
+    "images_per_second",
+    "minutes",
+    "nll",
+    *(f"nll_level_{level:g}" for level in VALIDATION_LEVELS),
+    *(f"nll_masked_{share:g}" for share in MASKED_SHARES),
+)
+
+
+def _another_kind(error: Exception) -> UserError:
+    what = "checkpoint is not one of this kind of run"
+    return UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run")
+
+
+class GeneratorTrainer:
+    """One run; all that changes is in ``state_dict``.
+
+    Attributes:
+        record: what defines the run, see `run_record`; stored with every checkpoint.
+        compiled: whether the blocks and the loss are.
+        untimed: steps of this process still to come for which the clock stands, as they compile.
+        block: queried sites of every step; drawn as the samplers will ask for them where None.
+        timer: what the run's minutes are counted by.
+    """
+
+    block: int | None = None
+    timer: Callable[[], float] = staticmethod(time.monotonic)
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        manifest: Manifest,
+        training: TokenSet,
+        val_set: TokenSet,
+        out: Path,
+        *,
+        device: str = "auto",
+        report: Callable[[str], None] | None = None,
+        context: DistributedContext | None = None,
+    ) -> None:
+        train = config.train
+        self.config, self.manifest, self.out = config, manifest, out
+        self.training, self.held_out = training, val_set
+        self.context = context or DistributedContext(make_fabric(device, train.precision))
+        self.say = (report or to_stderr) if self.context.is_main_process else lambda line: None
+        self.record: dict[str, Any] = {}
+        self.fabric = self.context.fabric
+        self.own, self.pieces = rows_of_rank(
+            train.batch_size, self.context.rank, self.context.world_size, train.accumulate
+        )
+        self.device = self.fabric.device
+        train.precision = choose_precision(train.precision, self.device)[0]
+        if self.device.type == "cpu":
+            # queries and keys are normalised, so the scores are small and safe in half precision
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU reads it too
+
+        torch.manual_seed(train.seed)
+        network = self.make_network()
+        if not has_checkpoint(out):
+            initialize_network(network, config, manifest, self.say)
+        network.recompute = train.activation_checkpointing
+        self.network = network
+        self.order = ResumableSampler(len(training), train.batch_size, train.seed)
+        self.generator = torch.Generator().manual_seed(train.seed + 1)
+        self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
+        criterion = self.make_criterion(network)
+        compiled, line = compile_pays(
+            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
+        )
+        if line:
+            self.say(line)
+        if compiled and (why := cannot_compile(self.device.type)):
+            self.say(f"not compiled, so training is slower: {why}")
+            compiled = False
+        if compiled:
+            network.compile_blocks()
+            criterion.compile_head()
+        self.compiled, self.untimed = compiled, UNTIMED_STEPS if compiled else 0
+        self.criterion = self.fabric.setup_module(criterion)
+        self.ema = EMA(network, train.ema_decay)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, train.weight_decay),
+            lr=train.learning_rate,
+            betas=(train.betas[0], train.betas[1]),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.optimizer = self.fabric.setup_optimizers(optimizer)
+        self.step, self._seconds = 0, 0.0
+        self._saved_step: int | None = None
+        self._resumed_at = -1
+        self.clock = Stopwatch(timer=self.timer, running=not self.untimed)
+
+    def make_network(self) -> Transformer:
+        """The untrained network; another architecture overrides this."""
+        return Transformer(self.config.network)
+
+    def make_criterion(self, network: Transformer) -> Criterion:
+        """The loss of the run; another training method overrides this, or `corrupt`, or both."""
+        return Criterion(network, self.config.objective, self.noise)
+
+    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"], Int[Tensor, " k"]]:
+        """What the network is shown of clean tokens: tokens, the level of each, and the sites that are queried."""
+        height, width = self.config.network.grid
+        law = self.config.objective
+        levels, sites, _ = random_training_state(
+            len(x_0),
+            height,
+            width,
+            generator=self.generator,
+            masked=law.masked,
+            cosine=law.cosine,
+            lattice=law.lattice,
+            block=self.block,
+        )
+        x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)
+        x_t[:, sites] = self.config.network.codebook_size
+        return x_t, levels, sites
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only; of sharded tensors, what this process holds."""
+        return {
+            "format_version": 1,
+            "config": plain(self.config),
+            "record": self.record,
+            "step": self.step,
+            "seconds": self.clock.seconds,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state,
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where ``state`` was taken; `train_generator` has compared its record.
+
+        Raises:
+            UserError: it is not the checkpoint of such a run.
+        """
+        try:
+            weights = {part: state[part] for part in ("network", "ema", "optimizer")}
+            weights = cut(weights, self.context.mesh) if self.context.sharded else whole(weights)
+            self.network.load_state_dict(weights["network"])
+            self.ema.load(weights["ema"])
+            self.optimizer.load_state_dict(regrouped(weights["optimizer"], self.network))
+            self.order.load_state_dict(state["order"])
+            self.generator.set_state(state["generator"])
+            set_random_state(state["random"])
+            self.step = state["step"]
+            self.clock = Stopwatch(state["seconds"], self.timer, running=not self.untimed)
+            self._seconds = state["seconds"]
+            self._saved_step = self._resumed_at = self.step
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise _another_kind(error) from error
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1], by steps or by time, whichever is larger; the same everywhere."""
+        train = self.config.train
+        seconds = self.clock.seconds if self.context.world_size == 1 else self._seconds
+        by_time = seconds / (60 * train.max_minutes) if train.max_minutes else 0.0
+        return min(1.0, max(self.step / train.steps, by_time))
+
+    def fit(self) -> Path:
+        """Train to the end, and export the averaged weights.
+
+        Raises:
+            UserError: the loss or the gradient is no longer finite, or another process has died.
+            Elsewhere: another process has raised an error.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is saved.
+        """
+        with self.context.together():
+            log = MetricLogger(self.out, COLUMNS, self.step) if self.context.is_main_process else None
+        try:
+            give_up = self._give_up if self.context.world_size == 1 else None
+            with self.context.lost(), GracefulStop(silent=not self.context.is_main_process, give_up=give_up) as stop:
+                with suppress(Interrupted):
+                    self._loop(log, stop)
+                stop.taken()
+                if self._saved_step != self.step or self._resumed_at == self.step:
+                    self.save()
+        finally:
+            if log is not None:
+                log.close()
+        with self.context.together():
+            if self.context.is_main_process and not stop.wanted:  # it can take longer than a signal leaves
+                plot_at_the_end(self.out)
+        if self.progress < 1:
+            self.say(f"saved at step {self.step}; run the same command with --resume to go on")
+            if not self.context.is_main_process:
+                time.sleep(PAUSE)
+                raise PeerFailure(130)
+            raise KeyboardInterrupt
+        return self.out / "model"
+
+    def _give_up(self) -> str:
+        """Tidy up before the process ends within a step."""
+        remove_temporaries(self.out, self.out / "model", self.out / "samples")
+        return last_words(self.step + 1, self._saved_step)
+
+    def _loop(self, log: MetricLogger | None, stop: GracefulStop) -> None:
+        train = self.config.train
+        stopping, logged = self.context.agree(stop.wanted, self.clock.seconds)
+        logged_step, saved = self.step, logged
+        if self.step and not stopping:
+            self._measure(log, stop)  # what an earlier process had no time for
+            stopping, _ = self.context.agree(stop.wanted, 0.0)
+        while self.progress < 1 and not stopping:
+            values = self.train_step()
+            if self.untimed:
+                self.untimed -= 1
+                if not self.untimed:
+                    self.clock.start()
+                    logged_step = self.step
+            stopping, now = self.context.agree(stop.wanted, self.clock.seconds)
+            if stopping:
+                stop.taken()
+            self._seconds = now
+            done = self.progress >= 1
+            due = now - saved >= 60 * train.checkpoint_minutes
+            if self.step % train.log_every == 0 or done or due:
+                row = self._finite(values)
+                row["images_per_second"] = (self.step - logged_step) * train.batch_size / max(now - logged, 1e-9)
+                row["minutes"] = now / 60
+                self._write(log, row)
+                self.say(self._line(row))
+                logged_step, logged = self.step, now
+            if due or done:  # before anything that is only measured
+                with stop.saving():
+                    self.save()
+                _, saved = self.context.agree(stop.wanted, self.clock.seconds)
+            if not stopping:
+                self._measure(log, stop)
+                stopping = stop.wanted and self.context.world_size == 1  # several agree after the next step
+
+    def _measure(self, log: MetricLogger | None, stop: GracefulStop) -> None:
+        """The held-out figures and the sample grid that are due at this step, unless they are there already."""
+        train, done = self.config.train, self.progress >= 1
+        validate = done or bool(train.validate_every and self.step % train.validate_every == 0)
+        sample = bool(train.sample_every and (done or self.step % train.sample_every == 0))
+        if self._resumed_at == self.step:
+            there = (log.has("nll"), self._grid_path().exists()) if log is not None else (False, False)
+            has_figures, has_grid = self.context.sum(list(map(float, there)))
+            validate, sample = validate and not has_figures, sample and not has_grid
+        if validate:
+            stop.optional(lambda: self._validate(log))
+        if sample:
+            stop.optional(self._sample)
+
+    def _grid_path(self) -> Path:
+        return self.out / "samples" / f"{self.step:07d}.png"
+
+    def _write(self, log: MetricLogger | None, row: Mapping[str, float]) -> None:
+        with self.context.together():
+            if log is not None:
+                log.write(self.step, row)
+
+    def train_step(self) -> dict[str, Any]:
+        """One update; returns loss and gradient norm as tensors, so that nothing waits for them.
+
+        The loss is this process's part of the mean over the batch: the sum over the processes is the loss.
+        """
+        train = self.config.train
+        rate = learning_rate(
+            train.learning_rate,
+            step=self.step,
+            warmup_steps=train.warmup_steps,
+            progress=self.progress,
+            final_share=train.final_share,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, batch = torch.zeros((), device=self.device), self._batch()
+        for number, piece in enumerate(self.pieces, start=1):
+            part = tuple(value if value.dim() == 1 and k == SITES else value[piece] for k, value in enumerate(batch))
+            weight = (piece.stop - piece.start) / train.batch_size
+            with self.fabric.no_backward_sync(self.criterion, enabled=number < len(self.pieces)):
+                cost = self.criterion(*part)
+                # gradients are averaged over the processes; together with the weight this makes the batch's mean
+                self.fabric.backward(cost * (weight * self.context.world_size))
+            loss += weight * cost.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.network, self.step)
+        return {"loss": loss, "gradient_norm": whole_tensor(norm.detach()), "learning_rate": rate}
+
+    def _batch(self) -> tuple[Tensor, ...]:
+        """This process's rows of the next batch, which is drawn whole, so that the draws are the same everywhere.
+
+        Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites; for
+        "binary-sampled" three numbers for each of them.
+        """
+        x_0, labels = self.training.rows(self.order.next())  # (b, l), (b,)
+        x_t, levels, sites = self.corrupt(x_0)  # (b, l), (b, l), (k,)
+        dropped = torch.rand(len(labels), generator=self.generator) < self.config.train.class_dropout
+        labels = labels.masked_fill(dropped, self.config.network.classes)
+        rows = [x_t, levels, labels, x_0[:, sites], levels[:, sites]]
+        if self.config.objective.name == "binary-sampled":
+            sampled = torch.rand((3, len(x_0) * len(sites)), generator=self.generator, dtype=torch.float64)
+            rows.append(sampled.unflatten(1, (len(x_0), len(sites))).permute(1, 2, 0))  # (b, k, 3)
+        batch = [value[self.own] for value in rows]
+        if self.compiled and len(sites) == 1:  # a size of 1 is a graph of its own; the mean over two equals is the same
+            sites = sites.repeat(2)
+            batch[SITES + 1 :] = [value.repeat_interleave(2, dim=1) for value in batch[SITES + 1 :]]
+        batch.insert(SITES, sites)
+        return tuple(value.to(self.device, non_blocking=True) for value in batch)
+
+    def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Numbers in place of tensors, the loss that of the whole batch; all processes must ask."""
+        numbers = {name: float(value) for name, value in values.items()}
+        (numbers["loss"],) = self.context.sum([numbers["loss"]])
+        with self.context.together():
+            self._check_finite(numbers)
+        return numbers
+
+    def _check_finite(self, numbers: Mapping[str, float]) -> None:
+        if not all(torch.isfinite(torch.tensor(number)) for number in numbers.values()):
+            good = (
+                f"the last good checkpoint is in {self.out}" if has_checkpoint(self.out) else "there is no checkpoint"
+            )
+            raise UserError(
+                f"training diverged at step {self.step}",
+                f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}",
+                f"{good}; go on with --resume and a lower train.learning_rate",
+            )
+
+    def _line(self, row: Mapping[str, float]) -> str:
+        train = self.config.train
+        left = time_left(
+            step=self.step,
+            steps=train.steps,
+            seconds=60 * row["minutes"],
+            minutes=train.max_minutes,
+            steps_per_second=row["images_per_second"] / train.batch_size,
+        )
+        return (
+            f"step {self.step}/{train.steps}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.2f}  "
+            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {row['minutes']:.1f} min, {left}"
+        )
+
+    def averaged(self) -> Transformer:
+        """A network with the averaged weights; if they are sharded, all processes must ask for it."""
+        network = self.make_network().to(self.device)
+        network.load_state_dict({name: whole_tensor(value) for name, value in self.ema.state.items()})
+        return network.eval().requires_grad_(False)
+
+    def _validate(self, log: MetricLogger | None) -> None:
+        """Held-out figures; the processes take them in turn."""
+        if not len(self.held_out):
+            return
+        network, own = self.averaged(), FIGURES[self.context.rank :: self.context.world_size]
+        with self.context.together(), self.fabric.autocast():
+            found = val_nll(network, self.held_out, self.noise, seed=self.config.train.seed, figures=own)
+        totals = self.context.sum([found.get(name, 0.0) for name in FIGURES])
+        values = dict(zip(FIGURES, totals, strict=True))
+        values["nll"] = mean_nll(values)
+        self._write(log, values)
+        self.say(
+            f"step {self.step}  held-out NLL {values['nll']:.4f} nats/token, "
+            + "  ".join(
+                f"{name.removeprefix('nll_')} {value:.3f}" for name, value in values.items() if name.count("_") == 2
+            )
+        )
+
+    def _sample(self) -> None:
+        """A grid of 16 pictures, if the tokenizer is at hand; training never fails for the lack of one."""
+        if not (self.context.is_main_process or self.context.sharded):
+            network = None
+        else:
+            network = self.averaged()
+        with self.context.together(), self.fabric.autocast():
+            if network is not None and self.context.is_main_process:
+                try:
+                    message = sample_grid(network, self.manifest, self._grid_path(), seed=self.config.train.seed)
+                except Exception as error:  # whatever it is, hours of training must not end for a grid
+                    message = f"no sample grid: {type(error).__name__}: {printable(error)}"
+                if message:
+                    self.say(message)
+
+    def save(self) -> None:
+        """Checkpoint and exported model, each whole; to be called by all processes."""
+        if self.context.sharded:
+            save_sharded_checkpoint(self.out, self.state_dict(), self.context)
+        with self.context.together():
+            if self.context.is_main_process and not self.context.sharded:
+                save_checkpoint(self.out, self.state_dict())
+        average = {}
+        for name, value in self.ema.state.items():
+            tensor = whole_tensor(value)
+            if self.context.is_main_process:
+                average[name] = tensor.cpu() if self.context.sharded else tensor
+        with self.context.together():
+            if self.context.is_main_process:
+                self._export(average)
+        self._saved_step = self.step
+
+    def _export(self, average: Mapping[str, Tensor]) -> None:
+        config = plain(self.config)
+        export_model(
+            self.out / "model",
+            average,
+            network=config["network"],
+            tokenizer=config["tokenizer"],
+            class_names=list(self.manifest.class_names),
+            training={
+                **{part: config[part] for part in ("data", "objective", "train")},
+                "step": self.step,
+                "minutes": round(self.clock.seconds / 60, 2),
+                "pictures": len(self.training),
+            },
+            presets=config["presets"] or PRESETS,
+            dtype=getattr(torch, self.config.train.weights_dtype),
+        )
+
+
+SITES = 2
+"""Place of the queried sites, which all rows have in common, in a batch."""

@@ -1,0 +1,292 @@
+"""A run of `train-tokenizer`: pictures in, a tokenizer folder out, whatever interrupts it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ggm_image.data.encode import check_image_size
+from ggm_image.data.sources.image_files import ImageSource, open_source
+from ggm_image.data.sources.prefetch import Prefetch
+from ggm_image.errors import UserError, printable
+from ggm_image.image.io import save_png
+from ggm_image.image.preprocess import to_model, to_uint8
+from ggm_image.image.visualize import image_grid
+from ggm_image.io.config_schema import load_config, plain, save_config
+from ggm_image.io.files import held, remove_temporaries, sha256_file, write_text
+from ggm_image.io.safetensors import save_weights
+from ggm_image.runtime.precision import choose_precision
+from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
+from ggm_image.training.batches import ResumableSampler
+from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, time_left
+from ggm_image.training.logging import MetricLogger, to_stderr
+from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
+from ggm_image.training.signals import GracefulStop, last_words
+from ggm_image.training.vqgan.config import TokenizerTrainConfig
+from ggm_image.training.vqgan.cost_estimate import check_memory
+from ggm_image.training.vqgan.trainer import FROZEN, TokenizerTrainer, starting_point
+
+MEMORY_LIMIT = 4 << 30  # bytes of decoded pictures that are kept; more are decoded anew every epoch
+COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
+           "adversarial", "adversarial_weight", "matching", "matching_weight", "discriminator",
+           "learning_rate")  # fmt: skip
+
+
+class TrainingImages:
+    """Decoded pictures by row: kept in memory where they fit, decoded by a pool of threads elsewhere."""
+
+    def __init__(self, source: ImageSource, size: int, workers: int) -> None:
+        self.prefetch = Prefetch(source, size, workers=workers)
+        self.rows = len(source)
+        self._kept: UInt8[Tensor, "count 3 size size"] | None = None
+        if self.rows * 3 * size * size <= MEMORY_LIMIT:
+            self._kept = self._decode(torch.arange(self.rows))
+
+    def _decode(self, rows: Tensor) -> UInt8[Tensor, "n 3 size size"]:
+        decoded: list[Tensor] = []
+        for _, batch in self.prefetch.batches(rows.tolist(), 256):
+            for image in batch:
+                if isinstance(image, UserError):
+                    raise image
+                decoded.append(image)
+        return torch.stack(decoded)
+
+    def __getitem__(self, rows: Tensor) -> UInt8[Tensor, "n 3 size size"]:
+        return self._kept[rows] if self._kept is not None else self._decode(rows)
+
+
+def train_tokenizer(
+    config_path: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    overrides: list[str] | tuple[str, ...] = (),
+    resume: bool = False,
+    device: str = "cpu",
+    workers: int = 2,
+    force: bool = False,
+) -> Path:
+    """Train a tokenizer and export it as a tokenizer folder.
+
+    Args:
+        config_path: YAML of a `TokenizerTrainConfig`.
+        data: image folder or tar.
+        out: folder of the run: config.yaml, checkpoints, log.csv, pictures, and the tokenizer in ``tokenizer/``.
+        overrides: ``key=value``.
+        resume: go on from the last checkpoint in ``out``.
+        device: where to train.
+        workers: threads that decode pictures.
+        force: start although the run seems to need more memory than is available.
+
+    Returns:
+        The exported tokenizer folder.
+
+    Raises:
+        UserError: for a wrong config or data, a run that exists, another process at work on it, or a loss that is not
+            finite, or too little memory.
+    """
+    config, out = load_tokenizer_config(config_path, overrides), Path(out)
+    if has_checkpoint(out) and not resume:
+        raise UserError("the folder holds a run", out, "add --resume to go on with it, or give another folder")
+    state = load_checkpoint(out) if resume else None
+    source = open_source(data)
+    config.train.precision, line = choose_precision(config.train.precision, torch.device(device))
+    if line:
+        to_stderr(line)
+    record = tokenizer_record(config, source)
+    if state is not None:
+        fix = f"resume with the run's own config and images, or start a new run with start={out / 'tokenizer'}"
+        check_resumed(state.get("record", {}), record, TOKENIZER_FREE_TO_CHANGE, to_stderr, fix)
+    if not force:
+        check_memory(config, images=len(source), kept_bytes=MEMORY_LIMIT, device=device)
+    trainer = TokenizerTrainer(config, device)
+    size = check_image_size(trainer.model, None)
+    images = TrainingImages(source, size, workers)
+    order = ResumableSampler(images.rows, config.train.batch_size, config.train.seed)
+    if state is not None:
+        try:
+            trainer.load_state_dict(state["trainer"])
+            order.load_state_dict(state["order"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            what, fix = "checkpoint is not one of this kind of run", "name the folder of a `train-tokenizer` run"
+            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        remove_temporaries(out, out / "tokenizer", out / "reconstructions")
+        save_config(out / "config.yaml", config)
+        log = MetricLogger(out, COLUMNS, trainer.step)
+        try:
+            with GracefulStop(give_up=lambda: _give_up(trainer, out)) as stop:
+                _loop(trainer, images, order, record, out, log, stop)
+        finally:
+            log.close()
+        folder = export_tokenizer(out / "tokenizer", config, trainer, images.rows)
+        if not stop.wanted:  # it can take longer than a signal leaves
+            plot_at_the_end(out)
+        return folder
+
+
+def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
+    """The config of a run, with the architecture of the tokenizer that it starts from.
+
+    Raises:
+        UserError: of `load_config`; or there is no such tokenizer, or it does not fit the config.
+    """
+    config = load_config(TokenizerTrainConfig, path, overrides)
+    if config.start:
+        start = starting_point(config.start)
+        config.architecture = start.config
+        if config.train.decoder_only:
+            _check_exact(start, config.train.weights_dtype)
+    elif config.train.decoder_only:
+        raise UserError("train.decoder_only needs a tokenizer to go on from", "start is empty", "add start=NAME|DIR")
+    return config
+
+
+def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
+    """Raise UserError if the weights that stay would be rounded: some pictures would then have other tokens."""
+    for name, value in tokenizer.state_dict().items():
+        if name.startswith(FROZEN) and not torch.equal(value.to(getattr(torch, dtype)).to(value.dtype), value):
+            what = "train.weights_dtype must hold the encoder's weights exactly"
+            raise UserError(what, f"{dtype} rounds {name}", "set train.weights_dtype=float32")
+
+
+def _loop(
+    trainer: TokenizerTrainer,
+    pictures: TrainingImages,
+    order: ResumableSampler,
+    record: Mapping[str, Any],
+    out: Path,
+    log: MetricLogger,
+    stop: GracefulStop,
+) -> None:
+    train = trainer.train
+
+    def save() -> None:
+        with stop.saving():
+            state = {"record": dict(record), "trainer": trainer.state_dict(), "order": order.state_dict()}
+            save_checkpoint(out, state)
+        trainer.saved_step = trainer.step
+
+    def show() -> None:
+        path = out / "reconstructions" / f"{trainer.step:07d}.png"
+        if train.sample_every and trainer.step and trainer.step % train.sample_every == 0 and not path.exists():
+            stop.optional(lambda: _show(trainer, pictures, path))
+
+    show()  # what an earlier process had no time for
+    saved = logged = trainer.clock.seconds
+    logged_step = trainer.step
+    while trainer.progress() < 1:
+        images = to_model(pictures[order.next()])
+        if train.flip:
+            mirrored = torch.rand(len(images), generator=trainer.generator) < 0.5
+            images[mirrored] = images[mirrored].flip(-1)
+        logs = trainer.train_step(images.to(trainer.device))
+        if stop.wanted:
+            stop.taken()
+        # psnr is infinite where a picture is met exactly; what follows from the others would be saved at the next turn
+        found = [trainer.gradient_norm, *(value for name, value in logs.items() if name != "psnr")]
+        if not all(map(math.isfinite, found)):
+            kept = f"go on from {out} with --resume" if has_checkpoint(out) else "start again"
+            fix = f"{kept}, with a lower train.learning_rate"
+            raise UserError("the loss is not finite", f"step {trainer.step}", fix)
+        step = trainer.step
+        if trainer.untimed:
+            trainer.untimed -= 1
+            if not trainer.untimed:
+                trainer.clock.start()
+                logged_step = step
+        if step % train.log_every == 0:
+            values = logs | {
+                "minutes": trainer.clock.seconds / 60,
+                "perplexity": trainer.codebook.perplexity(),
+                "dead": trainer.codebook.dead(),
+                "restarted": trainer.restarted,
+                "learning_rate": trainer.rate(),
+            }
+            log.write(step, values)
+            trainer.restarted = 0
+            seconds = trainer.clock.seconds
+            left = time_left(
+                step=step,
+                steps=train.steps,
+                seconds=seconds,
+                minutes=train.max_minutes,
+                steps_per_second=(step - logged_step) / max(seconds - logged, 1e-9),
+            )
+            logged_step, logged = step, seconds
+            to_stderr(
+                f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
+                f"{values['perplexity']:.0f}  dead {values['dead']:.0f}  {left}"
+            )
+        if trainer.clock.seconds - saved > 60 * train.checkpoint_minutes:
+            save()
+            saved = trainer.clock.seconds
+        show()
+        if stop.wanted:
+            stop.taken()
+            if trainer.saved_step != step:
+                save()
+            to_stderr(f"saved at step {step}; run the same command with --resume to go on")
+            raise KeyboardInterrupt
+    save()
+
+
+def _give_up(trainer: TokenizerTrainer, out: Path) -> str:
+    """Tidy up before the process ends within a step."""
+    remove_temporaries(out, out / "tokenizer", out / "reconstructions")
+    return last_words(trainer.step + 1, trainer.saved_step)
+
+
+def _show(trainer: TokenizerTrainer, images: TrainingImages, path: Path) -> None:
+    try:
+        save_png(reconstructions(trainer, images), path)
+    except Exception as error:  # whatever it is, hours of training must not end for a picture
+        to_stderr(f"no reconstructions: {type(error).__name__}: {printable(error)}")
+
+
+def averaged(trainer: TokenizerTrainer, config: VQGANConfig) -> VQGAN:
+    """The tokenizer with the moving average of the weights."""
+    model = VQGAN(config).to(trainer.device)
+    model.load_state_dict(trainer.ema.state)
+    return model.eval()
+
+
+def reconstructions(trainer: TokenizerTrainer, images: TrainingImages) -> UInt8[Tensor, "3 h w"]:
+    """Eight pictures above what the tokenizer makes of them."""
+    shown = images[torch.arange(min(8, images.rows))]
+    model = averaged(trainer, trainer.model.config)
+    painted = to_uint8(model.decode(model.encode(to_model(shown).to(trainer.device)))).cpu()
+    return image_grid(torch.cat([shown, painted]), columns=len(shown))
+
+
+def export_tokenizer(folder: Path, config: TokenizerTrainConfig, trainer: TokenizerTrainer, images: int) -> Path:
+    """Write a tokenizer folder: the averaged weights and their config.yaml with the hash."""
+    save_weights(folder / "model.safetensors", trainer.ema.state, getattr(torch, config.train.weights_dtype))
+    sha256 = sha256_file(folder / "model.safetensors")
+    own = {"identity": trainer.start_sha256, "decoder": sha256} if config.train.decoder_only else {}
+    entries = {
+        "name": config.name,
+        "licence": config.licence,
+        "architecture": plain(config.architecture),
+        "weights": {"sha256": sha256, **own, "url": None, "mirrors": []},
+        "reported": {},
+        "training": {
+            "pictures": images,
+            "steps": trainer.step,
+            "minutes": round(trainer.clock.seconds / 60, 1),
+            "loss": asdict(config.loss),
+            "train": asdict(config.train),
+        },
+    }
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(entries)))
+    return folder

@@ -1,0 +1,285 @@
+"""Training a VQGAN: reconstruction, codebook, patch discriminator (arXiv 2012.09841, section 3.1).
+
+Where we differ from taming: the codebook follows the encoder by moving averages and dead codes restart at
+latents of the batch (see `codebook`); the perceptual loss is optional, because its weights must be at hand; the
+decoder can be trained alone, for tokens that stay as they are.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ggm_image.errors import UserError
+from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
+from ggm_image.runtime.precision import choose_precision
+from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.tokenizers.vq.vqgan import VQGAN
+from ggm_image.training.checkpoint import random_state, set_random_state
+from ggm_image.training.logging import Stopwatch, to_stderr
+from ggm_image.training.optim import EMA, learning_rate
+from ggm_image.training.vqgan.codebook import CodebookEMA
+from ggm_image.training.vqgan.config import TokenizerTrainConfig
+from ggm_image.training.vqgan.perceptual import load_perceptual
+
+FROZEN = ("encoder.", "quant_conv.", "quantize.")
+"""Names of the weights that the tokens are made of begin so."""
+
+
+class TokenizerTrainer:
+    """Everything that changes while a tokenizer is trained, and one step of it."""
+
+    def __init__(self, config: TokenizerTrainConfig, device: str) -> None:
+        from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+
+        self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
+        self.train.precision = choose_precision(self.train.precision, self.device)[0]
+        self.gradient_norm = 0.0
+        torch.manual_seed(config.train.seed)
+        try:
+            self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()
+        except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+            what, fix = "architecture must be one of a VQGAN", "compare it with those in configs/"
+            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
+        self.model.quantize.requires_grad_(False)
+        if config.train.decoder_only:
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(not name.startswith(FROZEN))
+        self.model.decoder.give_pre_end = True  # the last layer is apart: its gradient norms weigh the GAN
+        self.codebook = CodebookEMA(
+            config.architecture.n_embed, config.architecture.embed_dim, config.train.codebook_decay
+        ).to(self.device)
+        self.discriminator = (
+            NLayerDiscriminator(ndf=config.loss.discriminator_width, n_layers=config.loss.discriminator_layers)
+            .apply(weights_init)
+            .to(self.device)
+        )
+        self.perceptual = None
+        if config.loss.perceptual > 0:
+            self.perceptual = load_perceptual(config.loss.perceptual_weights, config.loss.perceptual_size)
+            self.perceptual = self.perceptual and self.perceptual.to(self.device)
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        self.d_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=config.loss.discriminator_rate, betas=(0.5, 0.9), weight_decay=0.0
+        )
+        self.ema = EMA(self.model, config.train.ema_decay)
+        self.generator = torch.Generator().manual_seed(config.train.seed)
+        self.step, self.restarted, self.start_sha256 = 0, 0, ""
+        self.saved_step: int | None = None
+        if config.start:
+            self.begin_from(starting_point(config.start))
+        train = config.train
+        compiled, line = compile_pays(
+            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
+        )
+        if line:
+            to_stderr(line)
+        if compiled and (why := cannot_compile(self.device.type)):
+            to_stderr(f"not compiled, so training is slower: {why}")
+            compiled = False
+        self.untimed = UNTIMED_STEPS if compiled else 0
+        self.clock = Stopwatch(running=not self.untimed)
+        maybe: Callable[..., Any] = torch.compile if compiled else (lambda f: f)
+        self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
+
+    def begin_from(self, tokenizer: VQGAN) -> None:
+        """Take over a trained tokenizer's weights; its codes stay where they are, equally used so far."""
+        self.model.load_state_dict(tokenizer.state_dict())
+        self.ema = EMA(self.model, self.train.ema_decay)
+        self.codebook.adopt(self.model.quantize.embedding.weight.data)
+        self.start_sha256 = tokenizer.sha256
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.model.latents(images)
+
+    def _decode_body(self, codes: Tensor) -> Tensor:
+        decoder = self.model.decoder
+        return F.silu(decoder.norm_out(decoder(self.model.post_quant_conv(codes))))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16-mixed")
+
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        by_time = self.clock.seconds / (60 * self.train.max_minutes) if self.train.max_minutes else 0.0
+        return min(1.0, max(self.step / self.train.steps, by_time))
+
+    def rate(self) -> float:
+        train = self.train
+        return learning_rate(
+            train.learning_rate,
+            step=self.step,
+            warmup_steps=train.warmup_steps,
+            progress=self.progress(),
+            final_share=train.final_share,
+        )
+
+    def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor]:
+        """Straight-through codes (n, e, gh, gw) and commitment loss; moves the codebook."""
+        weight = self.model.quantize.embedding.weight
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()  # (m, e)
+        if not bool(self.codebook.started):
+            self.codebook.start(weight.data, flat.detach(), self.generator)
+        with torch.no_grad():
+            indices = self.model.quantize.nearest(flat)
+            codes = weight[indices]
+        commitment = F.mse_loss(flat, codes)
+        n, e, h, w = z.shape
+        if self.train.decoder_only:
+            self.codebook.observe(indices)
+            return codes.view(n, h, w, e).permute(0, 3, 1, 2), commitment
+        straight = flat + (codes - flat).detach()
+        self.codebook.update(weight.data, flat.detach(), indices)
+        if self.step % self.train.restart_every == 0 and self.progress() < self.train.restart_until:
+            self.restarted += self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
+        return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment
+
+    def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """One update of encoder and codebook (unless they rest), decoder and, after its start, of the discriminator."""
+        loss, adversarial = self.loss, self.progress() >= self.loss.adversarial_start
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        with self.autocast():
+            z = self.encode(images)
+            codes, commitment = self.quantise(z)
+            reconstruction = self.model.decoder.conv_out(self.decode_body(codes)).float()
+        reconstruction = F.pixel_shuffle(reconstruction, self.model.patch_size)
+        error = reconstruction - images
+        terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * error.square().mean()}
+        if self.perceptual is not None:
+            # the first rows are as random as any
+            some = slice(math.ceil(loss.perceptual_images * len(images)))
+            with self.autocast():
+                terms["perceptual"] = loss.perceptual * self.perceptual(images[some], reconstruction[some]).float()
+        if adversarial:
+            with self.autocast():
+                terms |= self._judged(images, reconstruction)
+        gradient, weights = self._weighted_gradient(terms, reconstruction)
+        self.optimizer.zero_grad(set_to_none=True)
+        roots, gradients = [reconstruction], [gradient]
+        if commitment.requires_grad:
+            roots.append(loss.commitment * commitment)
+            gradients.append(torch.ones_like(commitment))
+        torch.autograd.backward(roots, gradients)
+        self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        self.optimizer.step()
+        logs = {name: term.detach() for name, term in terms.items()} | weights
+        if adversarial:
+            logs["discriminator"] = self._discriminator_step(images, reconstruction.detach())
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        logs["psnr"] = 10 * torch.log10(4 / error.detach().square().mean())
+        logs["commitment"] = commitment.detach()
+        return {name: float(value) for name, value in logs.items()}
+
+    def _judged(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """The discriminator's score of the reconstruction, and how far its features are from the original's.
+
+        The second is the learned similarity of Larsen et al. (arXiv 1512.09300): a perceptual loss without
+        weights from elsewhere.
+        """
+        (real, fake), distances = moved_together(images, reconstruction), []
+        for layer in self.discriminator.main[:-1]:
+            with torch.no_grad():
+                real = layer(real)
+            fake = layer(fake)
+            if isinstance(layer, torch.nn.LeakyReLU):
+                distances.append((fake.float() - real.float()).abs().mean())
+        score = self.discriminator.main[-1](fake).float().mean()
+        return {"adversarial": -score, "matching": torch.stack(distances).sum()}
+
+    def _weighted_gradient(self, terms: dict[str, Tensor], reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient of the whole loss with respect to the reconstruction, and the adaptive weights.
+
+        A term of the discriminator is scaled by the ratio of the reconstruction loss's gradient norm to its own
+        at the last layer (arXiv 2012.09841, section 3.1), times its weight.
+        """
+        last = self.model.decoder.conv_out.weight
+        plain = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
+        gradient = torch.autograd.grad(torch.stack(list(plain.values())).sum(), reconstruction)[0]
+
+        def norm(g: Tensor) -> Tensor:
+            return torch.autograd.grad(reconstruction, last, g, retain_graph=True)[0].norm()
+
+        weights: dict[str, Tensor] = {}
+        if len(terms) == len(plain):
+            return gradient, weights
+        reference = norm(gradient)
+        for name in [name for name in terms if name not in plain]:
+            g = torch.autograd.grad(terms[name], reconstruction, retain_graph=True)[0]
+            weight = getattr(self.loss, name) * (reference / (norm(g) + 1e-8)).clamp(max=1e4)
+            weights[f"{name}_weight"] = weight
+            gradient = gradient + weight * g
+        return gradient, weights
+
+    def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
+        self.d_optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            real, fake = moved_together(real, fake)
+            on_real, on_fake = self.discriminator(real), self.discriminator(fake)
+        hinge = 0.5 * (F.relu(1 - on_real.float()).mean() + F.relu(1 + on_fake.float()).mean())
+        hinge.backward()
+        self.d_optimizer.step()
+        return hinge.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "decoder_only": self.train.decoder_only,
+            "restarted": self.restarted,
+            "start_sha256": self.start_sha256,
+            "seconds": self.clock.seconds,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state,
+            "codebook": self.codebook.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # a checkpoint of an earlier version has no record of the config, and knows neither of these three
+        if (begun := state.get("decoder_only", False)) != self.train.decoder_only:
+            what, fix = "train.decoder_only must be that of the run that is resumed", "give another --out"
+            raise UserError(what, f"{self.train.decoder_only}, the checkpoint has {begun}", fix)
+        self.step, self.clock = state["step"], Stopwatch(state["seconds"], running=not self.untimed)
+        self.saved_step = self.step
+        self.restarted = state.get("restarted", 0)
+        self.start_sha256 = state.get("start_sha256", self.start_sha256)
+        for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.ema.load(state["ema"])
+        self.generator.set_state(state["generator"])
+        set_random_state(state["random"])
+
+
+def moved_together(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+    """Both images moved by one random offset of up to 3 pixels, mirrored at the edges.
+
+    A strided discriminator sees some positions of each cell better than others. If they were always the same, the
+    decoder would learn to paint patterns of that period; moving the images prevents it.
+    """
+    h, w = a.shape[-2:]
+    most = min(3, h - 1, w - 1)
+    y, x = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    first, second = (F.pad(t, (most,) * 4, mode="reflect")[..., y : y + h, x : x + w] for t in (a, b))
+    return first, second
+
+
+def starting_point(name_or_path: str) -> VQGAN:
+    """The tokenizer that a training goes on from; UserError if it is not of taming's kind."""
+    tokenizer = load_tokenizer(name_or_path)
+    if type(tokenizer) is not VQGAN:
+        raise UserError(
+            "training can go on from a VQGAN of family taming only",
+            f"{tokenizer.name} is a {type(tokenizer).__name__}",
+            "see ggm-image tokenizers for the families",
+        )
+    return tokenizer

@@ -1,0 +1,284 @@
+"""GGM's baselines on the same network, each from its paper and as small as it can be, for
+tools/experiments/compare_objectives.py.
+
+Legend: `b` batch, `l` sites, `v` codes, `a` a code; u = 1/v, uniform noise; level = P(a token is still clean).
+
+    network(tokens (b, l), levels (b, l), sites (k,), labels (b,)) -> (b, k, v)
+
+| method | the network's answer at a site | paper |
+| --- | --- | --- |
+| masked diffusion | log p(x_0 = a), the site masked | MaskGIT, arXiv 2202.04200; Halton order: arXiv 2503.17076 |
+| D3PM | log p(x_0 = a), every token in view and noisy alike | arXiv 2107.03006: uniform noise, x_0-prediction |
+| SEDD | log p_t(a at the site) / p_t(x_t), every token in view | arXiv 2310.16834: score entropy, uniform rates |
+
+Where they differ from their papers: D3PM is trained by the cross-entropy of x_0 alone (its variational bound has the
+same minimiser), and its step takes the mean of q(x_s | x_t, x_0) over p(x_0 | x_t), which is the exact posterior of a
+site. Both draw all sites at once in a step (tau-leaping; SEDD's is the paper's Tweedie step). With exact networks
+D3PM's and SEDD's steps are the same: the product of the exact posteriors of the sites. tests/tools/test_baselines.py
+shows all that by enumeration.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ggm_image.glauber import add_noise, sample_codes
+from ggm_image.schedule import CURVES, order_sites
+from ggm_image.training.criterion import Criterion
+from ggm_image.training.trainer import GeneratorTrainer
+
+LOWEST_LEVEL = 1e-3
+"""Of D3PM and SEDD: the chain starts from pure noise at this level; SEDD's weight is 1/level, and its step divides."""
+
+Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+class MaskedTrainer(GeneratorTrainer):
+    """Masked diffusion: a cosine share of the sites is masked, the others are clean; cross-entropy."""
+
+    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor]:
+        sites_total = x_0.shape[1]
+        share = math.cos(math.pi / 2 * float(torch.rand((), generator=self.generator)))
+        sites = torch.randperm(sites_total, generator=self.generator)[: max(1, math.ceil(share * sites_total))]
+        tokens = x_0.clone()
+        tokens[:, sites] = self.config.network.codebook_size
+        return tokens, torch.ones(x_0.shape), sites
+
+
+class D3PMTrainer(GeneratorTrainer):
+    """D3PM: all sites at one level, which falls as a cosine of a uniform time; cross-entropy of x_0 at every site."""
+
+    def levels(self, time: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return (math.pi / 2 * time).cos()
+
+    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor]:
+        level = self.levels(torch.rand(len(x_0), generator=self.generator)).clamp(LOWEST_LEVEL, 1)
+        levels = level[:, None].expand(x_0.shape)
+        return add_noise(x_0, levels, self.noise.cpu(), generator=self.generator), levels, torch.arange(x_0.shape[1])
+
+
+class SEDDTrainer(D3PMTrainer):
+    """SEDD: all sites at one level, which falls linearly in time; score entropy at every site."""
+
+    def levels(self, time: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return 1 - (1 - LOWEST_LEVEL) * time
+
+    def make_criterion(self, network: torch.nn.Module) -> Criterion:
+        return ScoreCriterion(network, self.config.objective, self.noise)
+
+
+class ScoreCriterion(Criterion):
+    """The network and its score entropy."""
+
+    def forward(
+        self, tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor, x_0: Tensor, level: Tensor
+    ) -> Tensor:
+        x = self.network.features(tokens, levels, sites, labels)  # (b, l, d)
+        return self.head(x.flatten(0, 1), x_0.flatten(), level.flatten(), tokens.flatten())
+
+    def head(self, features: Tensor, x_0: Tensor, level: Tensor, x_t: Tensor) -> Tensor:
+        logits = self.network.logits(features)
+        with torch.autocast(logits.device.type, enabled=False):
+            return score_entropy(logits.float(), x_t, x_0, level).mean()
+
+
+def score_entropy(
+    log_score: Float[Tensor, "n v"], x_t: Int[Tensor, " n"], x_0: Int[Tensor, " n"], level: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """SEDD's loss at a site, weighted so that its integral over the level from 1 to 0 bounds -log p(x_0).
+
+        1/level u sum_{a != x_t} [ s(a) - r(a) log s(a) + r(a) (log r(a) - 1) ],   r(a) = q(a | x_0) / q(x_t | x_0)
+
+    with q(a | x_0) = level [a = x_0] + (1 - level) u.
+    """
+    v = log_score.shape[-1]
+    low = (1 - level) / v  # q(a | x_0), a != x_0
+    log_score = log_score.scatter(-1, x_t[:, None], 0.0)
+    others = log_score.exp().sum(-1) - 1  # without s(x_t) = 1
+    plain, clean = log_score.sum(-1), log_score.gather(-1, x_0[:, None])[:, 0]
+    kept = x_t == x_0
+    down = low / (level + low)  # r(a) for all a, where x_t = x_0
+    up = ((level + low) / low.clamp_min(torch.finfo(low.dtype).tiny)).masked_fill(kept, 1.0)  # r(x_0), where it is not
+    mean_log = torch.where(kept, down * plain, plain - clean + up * clean)
+    entropy = torch.where(kept, (v - 1) * (torch.xlogy(down, down) - down), -(v - 2) + torch.xlogy(up, up) - up)
+    return (others - mean_log + entropy) / (v * level)
+
+
+def forward(
+    x_t: Int[Tensor, "b l"], keep: float | Float[Tensor, "b 1 1"], like: Float[Tensor, "b l v"]
+) -> Float[Tensor, "b l v"]:
+    """q(x_t | a) for every token a that a site may have had, where it keeps it with probability ``keep``."""
+    v = like.shape[-1]
+    return keep * F.one_hot(x_t, v).to(like.dtype) + (1 - keep) / v
+
+
+def clean_weights(
+    log_clean: Float[Tensor, "b l v"], x_t: Int[Tensor, "b l"], level: float | Float[Tensor, "b 1 1"]
+) -> Float[Tensor, "b l v"]:
+    """p(x_0 = a | x_t) / q(x_t | x_0 = a) of D3PM's answers."""
+    return log_clean.softmax(-1) / forward(x_t, level, log_clean)
+
+
+def d3pm_step(
+    log_clean: Float[Tensor, "b l v"], x_t: Int[Tensor, "b l"], level: float, next_level: float
+) -> Float[Tensor, "b l v"]:
+    """P(x_s = a | x_t) at every site, where x_s is cleaner: the mean of q(a | x_t, x_0) over p(x_0 | x_t)."""
+    v, keep = log_clean.shape[-1], level / next_level
+    weights = clean_weights(log_clean, x_t, level)
+    before = next_level * weights + (1 - next_level) / v * weights.sum(-1, keepdim=True)
+    return before * forward(x_t, keep, before)
+
+
+def sedd_step(
+    log_score: Float[Tensor, "b l v"], x_t: Int[Tensor, "b l"], level: float, next_level: float
+) -> Float[Tensor, "b l v"]:
+    """P(x_s = a | x_t) at every site: the noise between s and t is taken out of the ratios, then Bayes' rule.
+
+    A network's ratios may be of no distribution; what would be negative is 0.
+    """
+    v, keep = log_score.shape[-1], level / next_level
+    ratios = log_score.scatter(-1, x_t.unsqueeze(-1), 0.0).exp()
+    before = (ratios - (1 - keep) / v * ratios.sum(-1, keepdim=True)) / keep
+    return before.clamp_min(0) * forward(x_t, keep, before)
+
+
+def d3pm_log_score(
+    log_clean: Float[Tensor, "b l v"], x_t: Int[Tensor, "b l"], level: float | Float[Tensor, "b 1 1"]
+) -> Float[Tensor, "b l v"]:
+    """The ratios p_t(a at the site) / p_t(x_t) that D3PM's answers imply, as logarithms."""
+    v, weights = log_clean.shape[-1], clean_weights(log_clean, x_t, level)
+    return (level * weights + (1 - level) / v * weights.sum(-1, keepdim=True)).log()
+
+
+Step = Callable[[Tensor, Tensor, float, float], Tensor]
+
+
+def tau_leap(
+    network: Network,
+    step: Step,
+    calls: int,
+    labels: Int[Tensor, " b"] | None,
+    *,
+    sites: int,
+    codebook_size: int,
+    generators: Sequence[torch.Generator],
+    curve: str = "cosine",
+    first_level: float = LOWEST_LEVEL,
+    temperature: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> Int[Tensor, "b l"]:
+    """Draw tokens in ``calls`` steps, all sites in each: levels from ``first_level`` to 1 along ``curve``.
+
+    The start is pure noise, which is right for a first level near 0 only; but SEDD's first step divides by that level,
+    and a network's errors with it. A temperature divides the network's logarithms; 1 is the paper.
+    """
+    b, curve_of = len(generators), CURVES[curve]
+    uniforms = torch.stack([torch.rand(calls + 1, sites, generator=g, dtype=torch.float64) for g in generators], dim=1)
+    uniforms = uniforms.to(device)
+    x = (uniforms[0] * codebook_size).long()
+    every = torch.arange(sites, device=device)
+    grid = [max(first_level, curve_of(1 - n / calls)) for n in range(calls)] + [1.0]
+    for n in range(calls):
+        level, next_level = grid[n], grid[n + 1]
+        sample = network(x, torch.full((b, sites), level, device=device), every, labels) / temperature
+        x = sample_codes(step(sample, x, level, next_level).log(), uniforms[n + 1])
+    return x
+
+
+def halton(
+    network: Network,
+    calls: int,
+    labels: Int[Tensor, " b"] | None,
+    *,
+    height: int,
+    width: int,
+    codebook_size: int,
+    generators: Sequence[torch.Generator],
+    temperature: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> Int[Tensor, "b l"]:
+    """Masked diffusion in Halton order: after call n of N, cos(pi/2 n/N) of the sites are left masked.
+
+    At most one call a site is made. The paper's arccos law is the same curve.
+    """
+    sites, b = height * width, len(generators)
+    order = order_sites(height, width, "halton").to(device)
+    calls = min(calls, sites)
+    left = [math.floor(sites * math.cos(math.pi / 2 * (n + 1) / calls)) for n in range(calls)]
+    uniforms = torch.stack([torch.rand(sites, generator=g, dtype=torch.float64) for g in generators]).to(device)
+    x = torch.full((b, sites), codebook_size, device=device)
+    placed = 0
+    for n in range(calls):
+        until = max(min(sites - left[n], sites - (calls - 1 - n)), placed + 1)  # at least one a call
+        block = order[placed:until]
+        logits = network(x, (x != codebook_size).float(), block, labels) / temperature
+        x[:, block] = sample_codes(logits.log_softmax(-1), uniforms[:, block])
+        placed = until
+    return x
+
+
+@torch.no_grad()
+def any_order_bound(
+    network: Network,
+    tokens: Int[Tensor, "n l"],
+    labels: Int[Tensor, " n"] | None,
+    *,
+    codebook_size: int,
+    generator: torch.Generator,
+    batch_size: int = 100,
+) -> float:
+    """An upper bound on -log p(x_0), nats a token, of a network that fills masked sites: the mean over random orders.
+
+    With M uniform in 1..l and M random sites masked, the mean of -log p0(x_0) over them (arXiv 2110.02037).
+    """
+    total, sites_total = 0.0, tokens.shape[1]
+    parts = tokens.split(batch_size)
+    for k, part in enumerate(parts):
+        # M in equal parts over the batches, so that a few of them see every number of masked sites
+        uniform = (k + float(torch.rand((), generator=generator))) / len(parts)
+        sites = torch.randperm(sites_total, generator=generator)[: 1 + int(uniform * sites_total)]
+        x = part.clone()
+        x[:, sites] = codebook_size
+        own = None if labels is None else labels[k * batch_size : k * batch_size + len(part)]
+        logits = network(x, torch.ones(x.shape), sites, own).double()
+        total += len(part) * float(F.cross_entropy(logits.flatten(0, 1), part[:, sites].flatten()))
+    return total / len(tokens)
+
+
+@torch.no_grad()
+def score_bound(
+    log_score: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    tokens: Int[Tensor, "n l"],
+    labels: Int[Tensor, " n"] | None,
+    *,
+    codebook_size: int,
+    generator: torch.Generator,
+    batch_size: int = 100,
+) -> float:
+    """SEDD's upper bound on -log p(x_0), nats a token: the integral of the score entropy, and the start's divergence.
+
+    ``log_score(x_t, levels (b, l), labels)`` gives (b, l, v). Levels are stratified over the rows, denser at both ends.
+    """
+    n, noise = len(tokens), torch.full((codebook_size,), 1 / codebook_size, dtype=torch.float64)
+    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator).double()) / n
+    level = LOWEST_LEVEL + (1 - LOWEST_LEVEL) * u**2 * (3 - 2 * u)
+    density = (1 - LOWEST_LEVEL) * 6 * u * (1 - u)
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in torch.arange(n).split(batch_size):
+        x_0, levels = tokens[rows], level[rows][:, None].expand(-1, tokens.shape[1])
+        x_t = add_noise(x_0, levels, noise, generator=generator)
+        sample = log_score(x_t, levels, None if labels is None else labels[rows]).double()
+        cost = score_entropy(sample.flatten(0, 1), x_t.flatten(), x_0.flatten(), levels.flatten())
+        total += (cost.view(x_0.shape).mean(1) * density[rows]).sum()
+    return float(total) / n + _start_divergence(codebook_size)
+
+
+def _start_divergence(v: int) -> float:
+    """KL(q(x_T | x_0) || noise) of a site at the lowest level."""
+    low = (1 - LOWEST_LEVEL) / v
+    clean = LOWEST_LEVEL + low
+    return clean * math.log(clean * v) + (v - 1) * low * math.log(low * v)
