@@ -16,7 +16,7 @@ from ggm_image.resources import resource_dir
 
 ROOT = Path(__file__).parent.parent
 RESOURCES = ("configs", "tokenizers", "assets")
-pytestmark = [pytest.mark.xdist_group("wheel"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def run(*command, **options):

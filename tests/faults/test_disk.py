@@ -17,7 +17,6 @@ from tests.faults.stories import NAMES, Command, prepare
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("disk"),
 ]
 ROOM = {
     "encode": 24_000,
