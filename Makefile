@@ -9,8 +9,8 @@ PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
 PICTURE = samples/$(CLASS).png
-# One thread a process. A test of a group stays with the others of the group, which share what is slow to make.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations=10
+# One thread a process. The tests of a file stay together: they share what is slow to make.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: sample test test-all lint docs bench soak clean

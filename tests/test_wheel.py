@@ -17,7 +17,7 @@ from ggm_image.io.resources import resource_dir
 
 ROOT = Path(__file__).parent.parent
 RESOURCES = ("configs", "tokenizers", "assets")
-pytestmark = [pytest.mark.xdist_group("wheel"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def run(*command, **options):

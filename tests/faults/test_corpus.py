@@ -12,10 +12,7 @@ from ggm_image.training import logging
 from tests.faults import corpus
 from tests.faults.corpus import THEMES, Case, judge, make_world
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"),
-    pytest.mark.xdist_group("corpus"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 STRIDE, FEW = 7, 7
 LEAST = 500
 """Cases that a run of the tests tries at the least."""

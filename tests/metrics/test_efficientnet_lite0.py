@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from ggm_image import classifiers
 from ggm_image.cli.main import main
 from ggm_image.errors import UserError
 from ggm_image.io.files import sha256_file
-from ggm_image import classifiers
 from ggm_image.metrics.feature_extractors import load_extractor
 
 

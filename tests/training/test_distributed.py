@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,6 @@ JOBS: dict[str, tuple[int, str, tuple[str, ...], str]] = {
     "more processes than rows": (2, "bad", ("train.batch_size=1",), ""),
     "nothing to resume": (2, "bad", AGAIN, ""),
 }
-
-
-def several(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that looks at `results`: slow, and in one process of xdist, which makes them once."""
-    return pytest.mark.slow(pytest.mark.xdist_group("crew")(test))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +118,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
         torch.testing.assert_close(ours["exp_avg"], state["exp_avg"], rtol=1e-3, atol=1e-6)
 
 
-@several
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -148,13 +142,13 @@ def test_the_curve_does_not_depend_on_how_the_work_is_divided(
     assert_same_run(place / JOBS[name][1], place / "one")
 
 
-@several
+@pytest.mark.slow
 def test_single_draws_are_divided_with_the_rows(results: dict[str, dict[str, Any]], place: Path) -> None:
     assert results["sampled, ddp"]["codes"] == [0, 0], results["sampled, ddp"]["texts"]
     assert_same_run(place / "sampled2", place / "sampled")  # seen to fail with draws that are not those of the rows
 
 
-@several
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stopped", "resumed"),
     [
@@ -180,7 +174,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert_same_run(place / JOBS[resumed][1], place / "one")
 
 
-@several
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -203,7 +197,7 @@ def test_what_goes_wrong_is_said_once_and_ends_all(name: str, line: str, results
     assert not any("Traceback" in text for text in result["texts"])
 
 
-@several
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_costs_nothing(
     results: dict[str, dict[str, Any]], place: Path
 ) -> None:
@@ -223,7 +217,7 @@ def torchrun(place: Path, out: str, *arguments: str, options: tuple[str, ...] = 
     return [*launcher, "-m", "tests.training.distributed_runs", "once", accident, *train, *more]
 
 
-@several
+@pytest.mark.slow
 def test_torchrun_starts_again_from_the_last_checkpoint(results: dict[str, dict[str, Any]], place: Path) -> None:
     """One of two sharded processes is killed; torchrun ends the other and starts both again.
 
@@ -237,7 +231,7 @@ def test_torchrun_starts_again_from_the_last_checkpoint(results: dict[str, dict[
     assert_same_weights(place / "restarted", place / "fsdp")
 
 
-@several
+@pytest.mark.slow
 def test_it_can_start_its_own_processes(results: dict[str, dict[str, Any]], place: Path) -> None:
     """And one line ends them."""
     train = ["train", str(place / "c.yaml"), "--data", str(place / "tokens"), "--out", str(place / "own")]
@@ -250,7 +244,7 @@ def test_it_can_start_its_own_processes(results: dict[str, dict[str, Any]], plac
     assert_same_weights(place / "own", place / "ddp")
 
 
-@several
+@pytest.mark.slow
 def test_a_signal_to_torchrun_saves_and_ends(results: dict[str, dict[str, Any]], place: Path) -> None:
     command = torchrun(place, "ended", "train.steps=1000000")
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as running:
@@ -268,7 +262,7 @@ def test_a_signal_to_torchrun_saves_and_ends(results: dict[str, dict[str, Any]],
     assert (place / "ended" / "model" / "model.safetensors").is_file()
 
 
-@several
+@pytest.mark.slow
 def test_only_the_first_process_speaks(results: dict[str, dict[str, Any]]) -> None:
     for name in ("ddp", "fsdp"):
         first, *others = results[name]["texts"]
