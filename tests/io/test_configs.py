@@ -18,7 +18,7 @@ def test_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10").mkdir()
     assert find_config(name) == CONFIGS / "cifar10.yaml"
-    assert load_config(GeneratorConfig, name).network.grid == [8, 8]
+    assert load_config(GeneratorConfig, name).network.width == 192
 
 
 def test_a_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
