@@ -54,7 +54,7 @@ def draw_picture(seed: int, side: int = 8) -> np.ndarray:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without curves: matplotlib takes three times as long as the training of a tiny network."""
-    for run in ("ggm_image.training.run", "ggm_image.training.vqgan.run"):
+    for run in ("ggm_image.training.trainer", "ggm_image.training.vqgan.run"):
         monkeypatch.setattr(f"{run}.plot_at_the_end", lambda folder: None)
 
 
