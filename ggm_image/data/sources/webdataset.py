@@ -127,7 +127,7 @@ def local_tars(source: str) -> list[str]:
     if path.exists():
         return [source] if path.is_file() and is_tar(path.name) else []
     places = [] if is_stream(source) else expand(source)
-    return places if len(places) > 1 else []
+    return places if places != [source] else []
 
 
 def _holds_image(folder: str) -> bool:
