@@ -129,7 +129,7 @@ def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
         UserError: if the folder lacks a file, or a file is not what it should be.
     """
     if source.startswith("timm:"):
-        from ggm_image.training.timm_perceptual import load_timm_perceptual
+        from ggm_image.training.vqgan.timm_perceptual import load_timm_perceptual
 
         return load_timm_perceptual(source.removeprefix("timm:"), size)
     if source.endswith(".safetensors"):

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from ggm_image.errors import UserError
-from ggm_image.training.timm_perceptual import TimmPerceptual
+from ggm_image.training.vqgan.timm_perceptual import TimmPerceptual
 
 
 @pytest.fixture(scope="module")
