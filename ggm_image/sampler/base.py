@@ -30,6 +30,7 @@ class SamplingRun:
     noise: Tensor
     generator: Generators
     callback: Callback | None
+    observation: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -46,6 +47,7 @@ class SamplingRun:
             labels=None if self.labels is None else self.labels[rows],
             known=None if self.known is None else self.known[rows],
             generator=generator,
+            observation=None if self.observation is None else self.observation[rows],
         )
 
     def uniforms(self, count: int) -> Float[Tensor, "b count"]:
@@ -61,14 +63,17 @@ class SamplingRun:
         return sampled.to(self.device)
 
     def query(self, tokens: Tensor, levels: Tensor, sites: Tensor) -> Tensor:
-        """Clean logits (B, K, V) at `sites`, which are masked in the denoiser's input only."""
+        """Clean logits (B, K, V) at `sites`, which are masked in the denoiser's input only; the posterior's, where
+        there is an observation."""
         index = sites.expand(self.batch, -1)
         masked = tokens.scatter(1, index, self.codebook_size)
         logits = self.denoiser(masked, levels, sites, self.labels)
         expected = (*index.shape, self.codebook_size)
         if logits.shape != expected:
             raise UserError("the denoiser gives logits of a wrong shape", tuple(logits.shape), f"return {expected}")
-        return logits
+        if self.observation is None:
+            return logits
+        return logits + self.observation.take_along_dim(index.unsqueeze(-1), 1)
 
     def signal(self, probs: Float[Tensor, "b k v"], tokens: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """The signal logit of each token, up to the constant log keep/(1-keep)."""
@@ -91,6 +96,7 @@ def start_run(
     generator: Generators,
     callback: Callback | None,
     device: torch.device | str | None,
+    observation: Tensor | None = None,
 ) -> SamplingRun:
     if batch < 1 or codebook_size < 1:
         raise UserError("batch and codebook size must be positive", f"{batch}, {codebook_size}", "pass >= 1")
@@ -108,7 +114,17 @@ def start_run(
         known = known.to(device, torch.int64)
     noise = checked_noise(uniform_noise(codebook_size) if noise is None else noise, codebook_size).to(device)
     labels = None if labels is None else labels.to(device)
-    return SamplingRun(denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback)
+    if observation is not None:
+        expected = (batch, sites_total, codebook_size)
+        if observation.shape != expected or not observation.is_floating_point():
+            got = f"{observation.dtype} {tuple(observation.shape)}"
+            raise UserError("the observation must hold a log-likelihood for every site and code", got, f"pass {expected}")
+        if bool((observation.isnan() | (observation == torch.inf)).any()):
+            raise UserError("log-likelihoods must be finite or -inf", "NaN or inf", "check the observation")
+        observation = observation.to(noise.device)
+    return SamplingRun(
+        denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, observation
+    )
 
 
 def run_by_pattern(job: SamplingRun, draw: Callable[[SamplingRun, Tensor], Tensor]) -> Int[Tensor, "b l"]:

@@ -36,6 +36,7 @@ def sample_signal(
     generator: Generators = None,
     callback: Callback | None = None,
     device: torch.device | str | None = None,
+    observation: Float[Tensor, "b l v"] | None = None,
 ) -> Int[Tensor, "b l"]:
     """Draw token grids most signal first, then revise what looks like noise.
 
@@ -48,7 +49,7 @@ def sample_signal(
     the tokens.
 
     Args:
-        denoiser, batch, codebook_size, labels, known, noise, generator, device: as `sample`.
+        denoiser, batch, codebook_size, labels, known, noise, generator, device, observation: as `sample`.
         height, width: the grid.
         calls: network calls of the first sweep, >= 1; at most one an unknown site is made.
         revise_calls: network calls after it.
@@ -84,7 +85,9 @@ def sample_signal(
             x = _place_in_order(job, order[unknown[order]], calls, revise_calls)
         return _revise(job, x, spread.restricted(unknown).blocks, revise_calls, revise_share)
 
-    job = start_run(denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device)
+    job = start_run(
+        denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device, observation
+    )
     return run_by_pattern(job, draw)
 
 

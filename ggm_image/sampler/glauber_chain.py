@@ -24,6 +24,7 @@ def sample(
     generator: Generators = None,
     callback: Callback | None = None,
     device: torch.device | str | None = None,
+    observation: Float[Tensor, "b l v"] | None = None,
 ) -> Int[Tensor, "b l"]:
     """Draw token grids by running the chain backwards.
 
@@ -43,6 +44,7 @@ def sample(
         generator: one generator for the batch or one an image (CPU).
         callback: called as callback(t, x_t) for t = T..0 (not where rows of `known` have different patterns).
         device: where to work; that of `known`, `labels` or `noise` where None, else the CPU.
+        observation: log-likelihood of every code at every site, (B, L, V), see `ggm_image.sampler.observation`.
 
     Returns:
         Tokens, (B, L), int64.
@@ -55,7 +57,9 @@ def sample(
     def draw(job: SamplingRun, unknown: Tensor) -> Tensor:
         return _run_schedule(job, schedule.restricted(unknown))
 
-    job = start_run(denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device)
+    job = start_run(
+        denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device, observation
+    )
     return run_by_pattern(job, draw)
 
 
