@@ -237,9 +237,9 @@ class Model:
                 settings,
                 height,
                 width,
-                torch.tensor([*(labels[k] for k in rows.tolist()), *padding], device=self.device),
+                torch.tensor([*(labels[k] for k in rows.tolist()), *padding]),
                 [*generators, *(image_generator(seed, first + n + k) for k in range(len(padding)))],
-                None if known is None else pad_batch(known[rows], size).to(self.device),
+                None if known is None else pad_batch(known[rows], size),
                 callback and without_padding(callback, len(rows)),
             )
             result[rows] = tokens[: len(rows)].view(-1, height, width).cpu()

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ggm_image.glauber import heat_bath_probs, sample_codes_of
-from ggm_image.sampler.base import Callback, Denoiser, Generators, SamplingRun, run_by_pattern, start_run
+from ggm_image.sampler.base import Call, Callback, Denoiser, Generators, Plan, SamplingRun, run_by_pattern, start_run
 from ggm_image.schedule import Schedule
 
 
@@ -54,30 +53,31 @@ def sample(
     """
     sites_total = schedule.height * schedule.width
 
-    def draw(job: SamplingRun, unknown: Tensor) -> Tensor:
-        return _run_schedule(job, schedule.restricted(unknown))
+    def plan(job: SamplingRun, unknown: Tensor) -> Plan:
+        return plan_schedule(job, schedule.restricted(unknown))
 
     job = start_run(
         denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device, observation
     )
-    return run_by_pattern(job, draw)
+    return run_by_pattern(job, plan)
 
 
-def _run_schedule(job: SamplingRun, schedule: Schedule) -> Int[Tensor, "b l"]:
+def plan_schedule(job: SamplingRun, schedule: Schedule) -> Plan:
+    """The steps of a schedule from the last to the first, all new tokens kept, from tokens of the noise."""
     steps = schedule.steps
     widest = max((len(step.sites) for step in steps), default=0)
     uniforms = job.uniforms(job.sites_total + len(steps) * widest)
     first, rest = uniforms.split([job.sites_total, len(steps) * widest], dim=1)
-    x = sample_codes_of(job.noise.expand(*first.shape, -1), first)
-    if job.known is not None:
-        x = torch.where(job.known < 0, x, job.known)
-    blocks = [sites.to(job.device) for sites in schedule.blocks]
-    job.report(len(steps), x)
+    calls = []
     for t in reversed(range(len(steps))):
-        sites = blocks[t % len(blocks)]
-        levels = schedule.levels(t).to(job.device)
-        logits = job.query(x, levels.expand_as(x), sites)
-        probs = heat_bath_probs(logits, levels[sites], job.noise)
-        x[:, sites] = sample_codes_of(probs, rest[:, t * widest : t * widest + len(sites)])
-        job.report(t, x)
-    return x
+        sites, levels = schedule.blocks[t % len(schedule.blocks)], schedule.levels(t)
+        calls.append(
+            Call(
+                sites=sites,
+                levels=levels,
+                site_levels=levels[sites],
+                uniforms=rest[:, t * widest : t * widest + len(sites)],
+                filled=float(levels.mean()),
+            )
+        )
+    return Plan(job.noise_tokens(first), None, calls)
