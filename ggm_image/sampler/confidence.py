@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.sampler.base import Call, Callback, Denoiser, Generators, Plan, SamplingRun, run_by_pattern, start_run
-from ggm_image.sampler.settings import FIRST_ORDERS
+from ggm_image.sampler.settings import FIRST_ORDERS, Settings
 from ggm_image.schedule import Schedule, order_sites
 
 
@@ -90,6 +91,27 @@ def sample_signal(
         denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device, observation
     )
     return run_by_pattern(job, plan)
+
+
+def sample_by_settings(
+    denoiser: Denoiser, settings: Settings, batch: int, *, height: int, width: int, **arguments: Any
+) -> Int[Tensor, "b l"]:
+    """The sampler ``signal`` of the registry: `sample_signal` with the calls that the settings ask for."""
+    known, sites = arguments.get("known"), height * width
+    unknown = sites if known is None else int((known[0] < 0).sum())  # the same in every row
+    return sample_signal(
+        denoiser,
+        batch,
+        height=height,
+        width=width,
+        calls=max(1, settings.first_calls(unknown)),
+        revise_calls=settings.later_calls(unknown),
+        revise_share=settings.revise_share,
+        block=min(settings.block, sites),
+        confidence_noise=settings.confidence_noise,
+        first_order=settings.first_order,
+        **arguments,
+    )
 
 
 def _place_by_signal(job: SamplingRun, unknown: Bool[Tensor, " l"], calls: int, confidence_noise: float) -> list[Call]:

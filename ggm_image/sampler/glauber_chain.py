@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.sampler.base import Call, Callback, Denoiser, Generators, Plan, SamplingRun, run_by_pattern, start_run
+from ggm_image.sampler.settings import Settings
 from ggm_image.schedule import Schedule
 
 
@@ -60,6 +63,22 @@ def sample(
         denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device, observation
     )
     return run_by_pattern(job, plan)
+
+
+def sample_by_settings(
+    denoiser: Denoiser, settings: Settings, batch: int, *, height: int, width: int, **arguments: Any
+) -> Int[Tensor, "b l"]:
+    """The sampler ``schedule`` of the registry: `sample` on the schedule that the settings describe."""
+    schedule = Schedule.round_robin(
+        height,
+        width,
+        sweeps=settings.sweeps,
+        block=min(settings.block, height * width),
+        order=settings.site_order,  # type: ignore[arg-type]
+        curve=settings.curve,  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(0),
+    )
+    return sample(denoiser, schedule, batch, **arguments)
 
 
 def plan_schedule(job: SamplingRun, schedule: Schedule) -> Plan:
