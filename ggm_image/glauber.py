@@ -85,11 +85,22 @@ def signal_logit(
     """
     level, noise = _checked(clean_logits, level, noise)
     keep = _probability("keep", keep, clean_logits)
+    logit = signal_logit_unchecked(clean_logits, level, keep, noise)
+    _refuse_bad_logits(clean_logits, logit)
+    return logit
+
+
+def signal_logit_unchecked(
+    clean_logits: Float[Tensor, "*b v"],
+    level: Float[Tensor, "*#b"],
+    keep: Float[Tensor, "*#b"],
+    noise: Float[Tensor, " v"],
+) -> Float[Tensor, "*b v"]:
+    """`signal_logit` without its checks, for inner loops; logits that hold no distribution give NaN."""
     log_probs = heat_bath_unchecked(clean_logits, level, noise)
-    _refuse_bad_logits(clean_logits, log_probs)
     prior = torch.logit(keep).unsqueeze(-1)
-    logit = prior + (log_probs - noise.log())
-    return torch.where(torch.isnan(logit), prior, logit)
+    logit = prior + (log_probs - noise.to(log_probs.dtype).log())
+    return torch.where(torch.isnan(logit) & ~torch.isnan(log_probs), prior, logit)
 
 
 def add_noise(
@@ -126,10 +137,14 @@ def add_noise(
     source = generator.device if generator is not None else torch.device("cpu")
     shape = (2, *x_0.shape)
     uniforms = torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(x_0.device)
+    return torch.where(uniforms[0] < level, x_0, sample_noise(noise, uniforms[1]).to(x_0.dtype))
+
+
+def sample_noise(noise: Float[Tensor, " v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+    """One code of the noise distribution for each uniform number in [0, 1): `sample_codes` of equal rows."""
     # one cumulative sum serves all sites: a row of V numbers for each would cost more than a training step
     cumulative = noise.to(torch.float64).cumsum(0)
-    sampled = torch.searchsorted(cumulative, uniforms[1] * cumulative[-1], right=True)
-    return torch.where(uniforms[0] < level, x_0, sampled.to(x_0.dtype))
+    return torch.searchsorted(cumulative, uniforms.to(torch.float64) * cumulative[-1], right=True)
 
 
 def sample_codes(log_probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
@@ -253,8 +268,8 @@ def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
     return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
 
 
-def _refuse_bad_logits(clean_logits: Tensor, log_probs: Tensor) -> None:
+def _refuse_bad_logits(clean_logits: Tensor, result: Tensor) -> None:
     # log_softmax spreads NaN, +inf and an all -inf row over the whole row: looking at one code is enough
-    if bool(torch.isnan(log_probs[..., 0]).any()):
+    if bool(torch.isnan(result[..., 0]).any()):
         got = "NaN" if bool(torch.isnan(clean_logits).any()) else "a row of -inf, or +inf"
         raise UserError("clean logits must hold a distribution", got, "check the network and the truncation")

@@ -73,12 +73,20 @@ class ExactDenoiser:
 
 
 def exact_law(
-    schedule, law: Tensor, noise: Tensor, codes: int, *, known: Tensor | None = None, mistake: str = ""
+    schedule,
+    law: Tensor,
+    noise: Tensor,
+    codes: int,
+    *,
+    known: Tensor | None = None,
+    observation: Tensor | None = None,
+    mistake: str = "",
 ) -> Tensor:
     """The law of the reverse chain with a perfect denoiser, by applying each step's Markov operator.
 
     `known` (L,) holds the known tokens, -1 elsewhere; the schedule is then already a restricted one. Levels
-    are multiplied up from `keep` here, not asked of the schedule. `mistake` breaks the chain on purpose, for
+    are multiplied up from `keep` here, not asked of the schedule. `observation` (L, V) is the log-likelihood of each
+    site's code, which is added to the denoiser's logits. `mistake` breaks the chain on purpose, for
     power.
     """
     sites = schedule.height * schedule.width
@@ -99,6 +107,8 @@ def exact_law(
         tokens = states.clone()
         tokens[:, block] = codes
         logits = denoiser(tokens, level.expand(len(states), -1), block, None)
+        if observation is not None:
+            logits = logits + observation[block]
         clean = torch.softmax(logits, -1)
         share = level[block][:, None]
         if mistake == "level and 1-level swapped":

@@ -10,6 +10,7 @@ from ggm_image.cli.options import own_device
 from ggm_image.errors import UserError
 from ggm_image.io.files import check_plain
 from ggm_image.pipelines.classes import class_labels
+from ggm_image.sampler.registry import SAMPLERS
 
 if TYPE_CHECKING:
     from ggm_image.pipelines.model_folder import NetworkFolder
@@ -45,12 +46,16 @@ COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the 
 TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
 
 
+def _orders() -> str:
+    return "; ".join(["How sites are chosen", *(f"{name}: {entry.summary}" for name, entry in SAMPLERS.items())]) + "."
+
+
 def sampler_options(command: Any) -> Any:
     """The sampler's settings; what is left out is the preset's."""
     for option in reversed(
         [
             PRESET,
-            click.option("--order", type=click.Choice(["schedule", "signal"]), help="How blocks of sites are chosen."),
+            click.option("--order", type=click.Choice(list(SAMPLERS)), help=_orders()),
             click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
             click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
             click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 disables it."),

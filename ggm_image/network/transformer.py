@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from timm.layers import LayerNorm, Mlp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from ggm_image.network.config import NetworkConfig
+from ggm_image.network.layers import LayerNorm, Mlp
 from ggm_image.network.positions import Positions, grid_positions, rotate
 from ggm_image.runtime.compile import allow_recompilations
 
@@ -87,13 +87,6 @@ class Attention(nn.Module):
         return x.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-class SquaredReLU(nn.Module):
-    """max(0, x)^2 (arXiv 2109.08668): as good as GELU in their study, and no transcendental function."""
-
-    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        return F.relu(x).square()
-
-
 class Block(nn.Module):
     """Attention and MLP, each normalised, modulated and gated by the class (adaLN-single, arXiv 2310.00426)."""
 
@@ -104,7 +97,7 @@ class Block(nn.Module):
         self.norm_1 = LayerNorm(d, affine=False)
         self.attention = Attention(d, config.heads)
         self.norm_2 = LayerNorm(d, affine=False)
-        self.mlp = Mlp(d, int(d * config.mlp_ratio), act_layer=SquaredReLU, bias=False)
+        self.mlp = Mlp(d, int(d * config.mlp_ratio))
 
     def forward(
         self,

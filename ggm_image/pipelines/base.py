@@ -19,6 +19,21 @@ def seed_of_window(seed: int, turn: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/window/{turn}".encode()).digest()[:8], "big")
 
 
+def rows_per_call(device: torch.device, sites: int) -> int:
+    """Images in one network call, padded where there are fewer, so that image k is the same whatever n is.
+
+    Kernels round differently for other numbers of rows. So the number is fixed for a model on a device, part of its
+    `identity`, and small: a single image costs as much as a full call.
+
+    Args:
+        device: of the network.
+        sites: of the grid. A GPU is kept busy by few rows of a large grid.
+    """
+    if device.type != "cuda":
+        return 16
+    return 128 if sites <= 64 else 64 if sites < 256 else 32
+
+
 def pad_batch(rows: Tensor, size: int) -> Tensor:
     """The batch filled up to ``size`` with its last row."""
     return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

@@ -32,25 +32,24 @@ from ggm_image.image.masks import fill_unknown, known_tokens, load_mask, token_m
 from ggm_image.image.preprocess import to_model, to_uint8
 from ggm_image.image.windows import Window, plan_windows, window_side
 from ggm_image.network import Transformer
-from ggm_image.pipelines.base import image_generator, pad_batch, seed_of_window, without_padding
+from ggm_image.pipelines.base import image_generator, pad_batch, rows_per_call, seed_of_window, without_padding
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.runtime.compile import cannot_compile
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress, progress_bar
 from ggm_image.runtime.streams import say
-from ggm_image.sampler import Callback, guided, sample, sample_signal, truncated
+from ggm_image.sampler import Callback, guided, truncated
+from ggm_image.sampler.registry import find_sampler
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
-from ggm_image.schedule import Schedule
 from ggm_image.tokenizers.base import Tokenizer
 
 MAX_IMAGES = 100_000_000
 OUTPUTS = ("pt", "pil", "np")
 Classes = str | int | Sequence[str | int] | np.ndarray | Tensor | None
-KERNEL_BATCH = {"cpu": 16, "cuda": 256}
 INPAINT_BATCH = {"cpu": 4, "cuda": 16}
-"""Rows of one network call for samples, and for the few answers of `Model.inpaint`; padded where there are fewer."""
+"""Rows of one network call for the few samples of `Model.inpaint`; padded where there are fewer."""
 
 
 class Model:
@@ -80,7 +79,7 @@ class Model:
         self.half = native_bf16(self.device)
         self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
         self.grid = (folder.network.grid[0], folder.network.grid[1])
-        self.kernel_batch = KERNEL_BATCH.get(self.device.type, 16)
+        self.kernel_batch = rows_per_call(self.device, self.grid[0] * self.grid[1])
         self.paint_batch = INPAINT_BATCH.get(self.device.type, 4)
         self.compiled = False
 
@@ -237,9 +236,9 @@ class Model:
                 settings,
                 height,
                 width,
-                torch.tensor([*(labels[k] for k in rows.tolist()), *padding], device=self.device),
+                torch.tensor([*(labels[k] for k in rows.tolist()), *padding]),
                 [*generators, *(image_generator(seed, first + n + k) for k in range(len(padding)))],
-                None if known is None else pad_batch(known[rows], size).to(self.device),
+                None if known is None else pad_batch(known[rows], size),
                 callback and without_padding(callback, len(rows)),
             )
             result[rows] = tokens[: len(rows)].view(-1, height, width).cpu()
@@ -257,7 +256,6 @@ class Model:
         known: Int[Tensor, "b l"] | None,
         callback: Callback | None,
     ) -> Int[Tensor, "b l"]:
-        sites = height * width
         common: dict[str, Any] = {
             "codebook_size": self.tokenizer.codebook_size,
             "labels": labels,
@@ -272,33 +270,10 @@ class Model:
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        block = min(settings.block, sites)
+        sampler = find_sampler(settings.order).load()
         with torch.inference_mode(), self._autocast():
-            if settings.order == "schedule":
-                schedule = Schedule.round_robin(
-                    height,
-                    width,
-                    sweeps=settings.sweeps,
-                    block=block,
-                    order=settings.site_order,  # type: ignore[arg-type]
-                    curve=settings.curve,  # type: ignore[arg-type]
-                    generator=torch.Generator().manual_seed(0),
-                )
-                return sample(denoiser, schedule, len(generators), **common)
-            unknown = sites if known is None else int((known[0] < 0).sum())  # the same in every row
-            return sample_signal(
-                denoiser,
-                len(generators),
-                height=height,
-                width=width,
-                calls=max(1, settings.first_calls(unknown)),
-                revise_calls=settings.later_calls(unknown),
-                revise_share=settings.revise_share,
-                block=block,
-                confidence_noise=settings.confidence_noise,
-                first_order=settings.first_order,
-                **common,
-            )
+            tokens: Tensor = sampler(denoiser, settings, len(generators), height=height, width=width, **common)
+        return tokens
 
     def _denoiser(self, height: int, width: int) -> Callable[..., Tensor]:
         def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:

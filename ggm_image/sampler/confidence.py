@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import sample_codes_of
-from ggm_image.sampler.base import Callback, Denoiser, Generators, SamplingRun, run_by_pattern, start_run
-from ggm_image.sampler.settings import FIRST_ORDERS
+from ggm_image.sampler.base import Call, Callback, Denoiser, Generators, Plan, SamplingRun, run_by_pattern, start_run
+from ggm_image.sampler.settings import FIRST_ORDERS, Settings
 from ggm_image.schedule import Schedule, order_sites
 
 
@@ -36,6 +36,7 @@ def sample_signal(
     generator: Generators = None,
     callback: Callback | None = None,
     device: torch.device | str | None = None,
+    observation: Float[Tensor, "b l v"] | None = None,
 ) -> Int[Tensor, "b l"]:
     """Draw token grids most signal first, then revise what looks like noise.
 
@@ -48,7 +49,7 @@ def sample_signal(
     the tokens.
 
     Args:
-        denoiser, batch, codebook_size, labels, known, noise, generator, device: as `sample`.
+        denoiser, batch, codebook_size, labels, known, noise, generator, device, observation: as `sample`.
         height, width: the grid.
         calls: network calls of the first sweep, >= 1; at most one an unknown site is made.
         revise_calls: network calls after it.
@@ -77,80 +78,89 @@ def sample_signal(
     block = max(1, height * width // 4) if block is None else block
     spread = Schedule.round_robin(height, width, sweeps=1, block=block)
 
-    def draw(job: SamplingRun, unknown: Tensor) -> Tensor:
+    def plan(job: SamplingRun, unknown: Tensor) -> Plan:
         if order is None:
-            x = _place_by_signal(job, int(unknown.sum()), calls, confidence_noise, revise_calls)
+            first = _place_by_signal(job, unknown, calls, confidence_noise)
         else:
-            x = _place_in_order(job, order[unknown[order]], calls, revise_calls)
-        return _revise(job, x, spread.restricted(unknown).blocks, revise_calls, revise_share)
+            first = _place_in_order(job, order[unknown[order]], calls)
+        later = _revise(job, spread.restricted(unknown).blocks, revise_calls, revise_share)
+        masked = unknown.nonzero().squeeze(1).expand(job.batch, -1) if order is None else None
+        return Plan(job.masked_tokens(), masked, [*first, *later])
 
-    job = start_run(denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device)
-    return run_by_pattern(job, draw)
+    job = start_run(
+        denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device, observation
+    )
+    return run_by_pattern(job, plan)
 
 
-def _place_by_signal(
-    job: SamplingRun, unknown: int, calls: int, confidence_noise: float, calls_after: int
+def sample_by_settings(
+    denoiser: Denoiser, settings: Settings, batch: int, *, height: int, width: int, **arguments: Any
 ) -> Int[Tensor, "b l"]:
-    """One adaptive sweep: query all masked sites, place those whose token is signal most surely."""
-    calls = min(calls, unknown)
+    """The sampler ``signal`` of the registry: `sample_signal` with the calls that the settings ask for."""
+    known, sites = arguments.get("known"), height * width
+    unknown = sites if known is None else int((known[0] < 0).sum())  # the same in every row
+    return sample_signal(
+        denoiser,
+        batch,
+        height=height,
+        width=width,
+        calls=max(1, settings.first_calls(unknown)),
+        revise_calls=settings.later_calls(unknown),
+        revise_share=settings.revise_share,
+        block=min(settings.block, sites),
+        confidence_noise=settings.confidence_noise,
+        first_order=settings.first_order,
+        **arguments,
+    )
+
+
+def _place_by_signal(job: SamplingRun, unknown: Bool[Tensor, " l"], calls: int, confidence_noise: float) -> list[Call]:
+    """One adaptive sweep: query all masked sites, keep the tokens that are signal most surely."""
+    total = int(unknown.sum())
+    calls = min(calls, total)
     u_token, u_gumbel = job.uniforms(2 * calls * job.sites_total).unflatten(1, (2, calls, job.sites_total)).unbind(1)
-    x = torch.full((job.batch, job.sites_total), job.codebook_size, device=job.device)
-    if job.known is not None:
-        x = torch.where(job.known < 0, x, job.known)
-    levels = (x != job.codebook_size).float()
-    sites = (levels == 0).nonzero()[:, 1].view(job.batch, unknown)
-    job.report(calls + calls_after, x)
+    planned, left = [], total
     for n in range(calls):
-        probs = torch.softmax(job.query(x, levels, sites).to(job.noise.dtype), dim=-1)
-        tokens = sample_codes_of(probs, u_token[:, n].gather(1, sites))
-        gumbel = -(-u_gumbel[:, n].gather(1, sites).log()).log()
-        confidence = job.signal(probs, tokens) + confidence_noise * (1 - (n + 1) / calls) * gumbel
-        place = sites.shape[1] - _left_masked(unknown, sites.shape[1], n, calls)
-        ranked = confidence.argsort(dim=1, descending=True, stable=True)
-        placed, rest = ranked[:, :place], ranked[:, place:].sort(dim=1).values
-        x = x.scatter(1, sites.gather(1, placed), tokens.gather(1, placed))
-        levels = levels.scatter(1, sites.gather(1, placed), 1.0)
-        sites = sites.gather(1, rest)
-        job.report(calls - 1 - n + calls_after, x)
-    return x
+        place = left - _left_masked(total, left, n, calls)
+        gumbel = -(-u_gumbel[:, n].log()).log()
+        planned.append(
+            Call(
+                uniforms=u_token[:, n],
+                keep="surest",
+                count=place,
+                jitter=confidence_noise * (1 - (n + 1) / calls) * gumbel,
+                filled=(job.sites_total - left) / job.sites_total,
+            )
+        )
+        left -= place
+    return planned
 
 
-def _place_in_order(job: SamplingRun, order: Int[Tensor, " u"], calls: int, calls_after: int) -> Int[Tensor, "b l"]:
-    """One sweep over the unknown sites in a fixed order: query the next of them and place them all."""
-    unknown = len(order)
-    calls = min(calls, unknown)
+def _place_in_order(job: SamplingRun, order: Int[Tensor, " u"], calls: int) -> list[Call]:
+    """One sweep over the unknown sites in a fixed order: query the next of them and keep all their tokens."""
+    total = len(order)
+    calls = min(calls, total)
     uniforms = job.uniforms(job.sites_total)
-    x = torch.full((job.batch, job.sites_total), job.codebook_size, device=job.device)
-    if job.known is not None:
-        x = torch.where(job.known < 0, x, job.known)
-    job.report(calls + calls_after, x)
-    placed = 0
+    planned, placed = [], 0
     for n in range(calls):
-        until = unknown - _left_masked(unknown, unknown - placed, n, calls)
-        block = order[placed:until].to(job.device)
-        probs = torch.softmax(job.query(x, (x != job.codebook_size).float(), block).to(job.noise.dtype), dim=-1)
-        x[:, block] = sample_codes_of(probs, uniforms[:, block])
+        until = total - _left_masked(total, total - placed, n, calls)
+        block = order[placed:until]
+        filled = (job.sites_total - total + placed) / job.sites_total
+        planned.append(Call(sites=block, uniforms=uniforms[:, block], filled=filled))
         placed = until
-        job.report(calls - 1 - n + calls_after, x)
-    return x
+    return planned
 
 
-def _revise(
-    job: SamplingRun, x: Int[Tensor, "b l"], blocks: Sequence[Int[Tensor, " _"]], calls: int, share: float
-) -> Int[Tensor, "b l"]:
-    """Judge one block a call, and draw anew the share of it that looks most like noise."""
+def _revise(job: SamplingRun, blocks: Sequence[Int[Tensor, " _"]], calls: int, share: float) -> list[Call]:
+    """Judge one block a call, and resample the share of it that looks most like noise."""
     calls = calls if blocks else 0
     uniforms = job.uniforms(calls * job.sites_total).unflatten(1, (calls, job.sites_total))
-    levels = torch.ones(job.sites_total, dtype=torch.float32, device=job.device).expand_as(x)
+    planned = []
     for n in range(calls):
-        block = blocks[n % len(blocks)].to(job.device)
-        probs = torch.softmax(job.query(x, levels, block).to(job.noise.dtype), dim=-1)
+        block = blocks[n % len(blocks)]
         count = max(1, round(share * len(block)))
-        worst = job.signal(probs, x[:, block]).topk(count, dim=1, largest=False).indices
-        sampled = sample_codes_of(probs, uniforms[:, n, block])
-        x = x.scatter(1, block[worst], sampled.gather(1, worst))
-        job.report(calls - 1 - n, x)
-    return x
+        planned.append(Call(sites=block, uniforms=uniforms[:, n, block], keep="doubted", count=count, filled=1.0))
+    return planned
 
 
 def _left_masked(unknown: int, left: int, n: int, calls: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ggm_image.glauber import heat_bath_probs, sample_codes_of
-from ggm_image.sampler.base import Callback, Denoiser, Generators, SamplingRun, run_by_pattern, start_run
+from ggm_image.sampler.base import Call, Callback, Denoiser, Generators, Plan, SamplingRun, run_by_pattern, start_run
+from ggm_image.sampler.settings import Settings
 from ggm_image.schedule import Schedule
 
 
@@ -24,6 +26,7 @@ def sample(
     generator: Generators = None,
     callback: Callback | None = None,
     device: torch.device | str | None = None,
+    observation: Float[Tensor, "b l v"] | None = None,
 ) -> Int[Tensor, "b l"]:
     """Draw token grids by running the chain backwards.
 
@@ -43,6 +46,7 @@ def sample(
         generator: one generator for the batch or one an image (CPU).
         callback: called as callback(t, x_t) for t = T..0 (not where rows of `known` have different patterns).
         device: where to work; that of `known`, `labels` or `noise` where None, else the CPU.
+        observation: log-likelihood of every code at every site, (B, L, V), see `ggm_image.sampler.observation`.
 
     Returns:
         Tokens, (B, L), int64.
@@ -52,28 +56,47 @@ def sample(
     """
     sites_total = schedule.height * schedule.width
 
-    def draw(job: SamplingRun, unknown: Tensor) -> Tensor:
-        return _run_schedule(job, schedule.restricted(unknown))
+    def plan(job: SamplingRun, unknown: Tensor) -> Plan:
+        return plan_schedule(job, schedule.restricted(unknown))
 
-    job = start_run(denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device)
-    return run_by_pattern(job, draw)
+    job = start_run(
+        denoiser, batch, sites_total, codebook_size, labels, known, noise, generator, callback, device, observation
+    )
+    return run_by_pattern(job, plan)
 
 
-def _run_schedule(job: SamplingRun, schedule: Schedule) -> Int[Tensor, "b l"]:
+def sample_by_settings(
+    denoiser: Denoiser, settings: Settings, batch: int, *, height: int, width: int, **arguments: Any
+) -> Int[Tensor, "b l"]:
+    """The sampler ``schedule`` of the registry: `sample` on the schedule that the settings describe."""
+    schedule = Schedule.round_robin(
+        height,
+        width,
+        sweeps=settings.sweeps,
+        block=min(settings.block, height * width),
+        order=settings.site_order,  # type: ignore[arg-type]
+        curve=settings.curve,  # type: ignore[arg-type]
+        generator=torch.Generator().manual_seed(0),
+    )
+    return sample(denoiser, schedule, batch, **arguments)
+
+
+def plan_schedule(job: SamplingRun, schedule: Schedule) -> Plan:
+    """The steps of a schedule from the last to the first, all new tokens kept, from tokens of the noise."""
     steps = schedule.steps
     widest = max((len(step.sites) for step in steps), default=0)
     uniforms = job.uniforms(job.sites_total + len(steps) * widest)
     first, rest = uniforms.split([job.sites_total, len(steps) * widest], dim=1)
-    x = sample_codes_of(job.noise.expand(*first.shape, -1), first)
-    if job.known is not None:
-        x = torch.where(job.known < 0, x, job.known)
-    blocks = [sites.to(job.device) for sites in schedule.blocks]
-    job.report(len(steps), x)
+    calls = []
     for t in reversed(range(len(steps))):
-        sites = blocks[t % len(blocks)]
-        levels = schedule.levels(t).to(job.device)
-        logits = job.query(x, levels.expand_as(x), sites)
-        probs = heat_bath_probs(logits, levels[sites], job.noise)
-        x[:, sites] = sample_codes_of(probs, rest[:, t * widest : t * widest + len(sites)])
-        job.report(t, x)
-    return x
+        sites, levels = schedule.blocks[t % len(schedule.blocks)], schedule.levels(t)
+        calls.append(
+            Call(
+                sites=sites,
+                levels=levels,
+                site_levels=levels[sites],
+                uniforms=rest[:, t * widest : t * widest + len(sites)],
+                filled=float(levels.mean()),
+            )
+        )
+    return Plan(job.noise_tokens(first), None, calls)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ggm_image.errors import UserError
+from ggm_image.sampler.registry import find_sampler
 
 FIRST_ORDERS = ("signal", "halton", "bayer")
 
@@ -59,8 +60,9 @@ class Settings:
     """How to draw.
 
     Attributes:
-        order: "schedule" (fixed blocks, known law; one site a step is the paper) or "signal" (the sites
-            the classifier trusts most are fixed first, those it trusts least are drawn anew in later sweeps).
+        order: name of a sampler of `ggm_image.sampler.registry`: "schedule" (fixed blocks, known law; one site a
+            step is the paper) or "signal" (the sites that the classifier trusts most are placed first, and those that
+            it trusts least are resampled in later sweeps).
         sweeps: S >= 1. For "signal" every sweep after the first revises.
         block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
         first_block: of the first sweep of "signal"; None = `block`. Large blocks do for revising.
@@ -91,8 +93,7 @@ class Settings:
     first_order: str = "signal"
 
     def __post_init__(self) -> None:
-        if self.order not in ("schedule", "signal"):
-            raise UserError("order must be schedule or signal", f"got {self.order!r}", "choose one of the two")
+        find_sampler(self.order)
         if self.first_order not in FIRST_ORDERS:
             got, fix = f"got {self.first_order!r}", f"choose one of {', '.join(FIRST_ORDERS)}"
             raise UserError("first_order is none", got, fix)
@@ -129,7 +130,7 @@ class Settings:
 
     def first_calls(self, sites: int) -> int:
         """Network calls of the first sweep."""
-        first = self.first_block if self.order == "signal" else None
+        first = None if "first_block" in find_sampler(self.order).unused else self.first_block
         return math.ceil(sites / (first or self.block))
 
     def later_calls(self, sites: int) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import check_tokens, signal_logit, uniform_noise
+from ggm_image.glauber import check_tokens, checked_noise, signal_logit_unchecked, uniform_noise
 from ggm_image.sampler.base import Denoiser
 from ggm_image.schedule import Schedule
 
@@ -59,12 +59,17 @@ def signal_probability(
     if tokens.shape[1] != height * width:
         raise UserError("tokens do not fit the grid", f"{tokens.shape[1]} for {height} x {width}", "pass (b, h * w)")
     check_tokens(tokens, codebook_size)
-    noise = (uniform_noise(codebook_size) if noise is None else noise).to(tokens.device)
-    levels = torch.full(tokens.shape, level, dtype=torch.float32, device=tokens.device)
-    result = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
-    for block_sites in Schedule.round_robin(height, width, sweeps=1, block=block).blocks:
-        sites = block_sites.to(tokens.device)
+    device = tokens.device
+    noise = checked_noise(uniform_noise(codebook_size) if noise is None else noise, codebook_size).to(device)
+    levels = torch.full(tokens.shape, level, dtype=torch.float32, device=device)
+    one, keep = torch.ones((), device=device), torch.full((), level, device=device)
+    result = torch.empty(tokens.shape, dtype=torch.float32, device=device)
+    blocks = Schedule.round_robin(height, width, sweeps=1, block=block).blocks
+    for sites in torch.cat(blocks).to(device).split([len(sites) for sites in blocks]):  # one copy for all blocks
         logits = denoiser(tokens.index_fill(1, sites, codebook_size), levels, sites, labels)  # (b, k, v)
-        odds = signal_logit(logits, 1.0, level, noise).gather(2, tokens[:, sites, None])  # (b, k, 1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        odds = signal_logit_unchecked(logits, one, keep.to(logits.dtype), noise).gather(2, tokens[:, sites, None])
         result[:, sites] = odds.squeeze(2).sigmoid().float()
+    if bool(result.isnan().any()):
+        raise UserError("the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits")
     return result

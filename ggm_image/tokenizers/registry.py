@@ -16,6 +16,7 @@ from ggm_image.io.download import cache_dir, download
 from ggm_image.io.files import sha256_file, write_text
 from ggm_image.io.resources import resource_dir
 from ggm_image.runtime.devices import choose_device
+from ggm_image.runtime.meta import shapes_only
 from ggm_image.runtime.numerics import isolate
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.checkpoints.detect import is_published, read_published
@@ -112,7 +113,7 @@ def load_spec(spec: TokenizerSpec, *, device: str | torch.device = "cpu") -> Tok
     device = choose_device(device)
     weights = fetch_weights(spec)
     sha256 = _checked_hash(spec, weights)
-    with torch.device("meta"):
+    with shapes_only():
         tokenizer = build_tokenizer(spec, sha256=spec.identity or sha256)
     tokenizer.decoder_sha256 = spec.decoder
     with open_weights(weights) as tensors:

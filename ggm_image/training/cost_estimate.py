@@ -25,6 +25,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ggm_image.network import Transformer
+from ggm_image.runtime.meta import shapes_only
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.schedule import random_training_state
 from ggm_image.training.config import GeneratorConfig, digits, duration
@@ -88,7 +89,7 @@ def estimate_cost(
     train, (height, width) = config.train, config.network.grid
     sites, processes = height * width, devices * nodes
     queried = mean_queried(height, width, config.objective.cosine)
-    with torch.device("meta"):
+    with shapes_only():
         network = Transformer(config.network)
     parameters = sum(p.numel() for p in network.parameters())
     block = sum(p.numel() for p in network.blocks[0].parameters())
@@ -164,7 +165,7 @@ def _kept(config: GeneratorConfig, rows: int) -> int:
 
     alive: list[torch.Tensor] = []
     half = config.train.precision.startswith("bf16")
-    with torch.device("meta"):
+    with shapes_only():
         network = Transformer(config.network)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), hooks:

@@ -14,7 +14,7 @@ from ggm_image.image.extension import Extension
 from ggm_image.image.io import rgb_pixels, to_pil
 from ggm_image.io.config_schema import plain
 from ggm_image.network import NetworkConfig, Transformer
-from ggm_image.pipelines.base import image_generator
+from ggm_image.pipelines.base import image_generator, rows_per_call
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.runtime.devices import choose_device
@@ -502,3 +502,9 @@ def test_the_device_is_chosen_as_on_the_command_line(tmp_path: Path, monkeypatch
         load_model(folder, device="gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device() == choose_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(("grid", "rows"), [((8, 8), 128), ((12, 12), 64), ((16, 16), 32), ((24, 24), 32)])
+def test_a_gpu_is_given_fewer_rows_of_larger_grids(grid: tuple[int, int], rows: int) -> None:
+    assert rows_per_call(torch.device("cuda"), grid[0] * grid[1]) == rows
+    assert rows_per_call(torch.device("cpu"), grid[0] * grid[1]) == 16

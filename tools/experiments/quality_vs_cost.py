@@ -37,6 +37,7 @@ from ggm_image.metrics.image_sets import ImageFileSet
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.runtime.progress import progress
+from ggm_image.sampler.registry import find_sampler
 from ggm_image.sampler.settings import Settings
 
 
@@ -58,11 +59,7 @@ def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
     default, found = asdict(Settings()), []
     for values in itertools.product(*grid.values()):
         settings = Settings.of(dict(zip(grid, values, strict=True)))
-        idle = (
-            ["curve", "site_order"]
-            if settings.order == "signal"
-            else ["confidence_noise", "revise_share", "first_order", "first_block"]
-        )
+        idle = list(find_sampler(settings.order).unused)
         if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
             idle += ["curve", "revise_share"]
         settings = replace(settings, **{name: default[name] for name in idle})
