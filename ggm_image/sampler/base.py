@@ -118,7 +118,9 @@ def start_run(
         expected = (batch, sites_total, codebook_size)
         if observation.shape != expected or not observation.is_floating_point():
             got = f"{observation.dtype} {tuple(observation.shape)}"
-            raise UserError("the observation must hold a log-likelihood for every site and code", got, f"pass {expected}")
+            raise UserError(
+                "the observation must hold a log-likelihood for every site and code", got, f"pass {expected}"
+            )
         if bool((observation.isnan() | (observation == torch.inf)).any()):
             raise UserError("log-likelihoods must be finite or -inf", "NaN or inf", "check the observation")
         observation = observation.to(noise.device)
