@@ -183,7 +183,7 @@ def inpaint(
         print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
         return
     click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
-    click.echo(_what_was_done(picture, hole, windows), err=True)
+    click.echo(_what_was_done(picture, hole, windows, 0 if plan is None else len(plan.scales)), err=True)
 
 
 def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
@@ -200,12 +200,14 @@ def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
     return to_pil(image_grid(shown, gap=4))
 
 
-def _what_was_done(image: Any, mask: Any, windows: list[Any]) -> str:
-    """One line: how much was painted, and in which windows."""
+def _what_was_done(image: Any, mask: Any, windows: list[Any], scales: int) -> str:
+    """One line: how much was painted, and in which windows of how many scales."""
     size = f"{image.width} x {image.height}"
     if not windows:
         return f"nothing to paint: the mask is black everywhere, so the result is the input, {size}"
     share = f"painted {mask.mean():.1%} of {size} pixels"
+    if scales > 1:
+        share += f" from coarse to fine, {scales} scales, the last one"
     first = windows[0]
     shape = f"{first.width} x {first.height}"
     if len(windows) > 1:

@@ -1,6 +1,7 @@
 """The plan of a coarse-to-fine run: what it covers, where it lies, and what the known pixels become."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_every_scale_covers_the_hole_and_the_last_is_the_image(seed):
     assert factors == sorted(factors, reverse=True)
     assert factors[-1] == 1
     if scales == "auto":
-        assert all(a / b <= 2 + 1e-9 for a, b in zip(factors, factors[1:], strict=False))
+        assert all(a / b <= 2 + 1e-9 for a, b in pairwise(factors))
     else:
         assert len(factors) <= scales
     for scale in plan.scales:
@@ -65,7 +66,7 @@ def test_the_coarsest_scale_shows_hole_and_context_in_one_window():
     assert plan.scales[0].mask.shape == (16, 16)
     assert np.array_equal(plan.scales[0].mask, hole_of(16, 16, (4, 12), (4, 12)))
     assert (plan.crop.top, plan.crop.left, plan.crop.height, plan.crop.width) == (28, 38, 128, 128)
-    assert [len(scale.windows) for scale in plan.scales][0] == 1
+    assert len(plan.scales[0].windows) == 1
 
 
 def test_strokes_that_are_thin_need_no_coarse_scale_however_long():
