@@ -22,6 +22,20 @@ from ggm_image.io.outputs import Gate, check_inputs_kept, numbered
 from ggm_image.pipelines.classes import turns
 from ggm_image.runtime.streams import say
 
+
+class ScalesType(click.ParamType):
+    """``auto``, or a whole number from 1 on."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto":
+            return "auto"
+        if str(value).isdecimal() and 1 <= int(value) <= 64:
+            return int(value)
+        return self.fail(f"{value!r} is neither auto nor a whole number from 1 to 64", param, ctx)
+
+
 SHEET_SIDE = 128
 """Pixels to which the shorter side of an image is enlarged on a contact sheet."""
 
@@ -43,6 +57,18 @@ SHEET_SIDE = 128
 @click.option(
     "--mask-index", type=click.IntRange(0, 65535), help="Paint where MASK has this palette index or grey value."
 )
+@click.option(
+    "--scales",
+    type=ScalesType(),
+    default="auto",
+    show_default=True,
+    help="Resolutions for a wide hole, coarse to fine; 1: full only.",
+)
+@click.option(
+    "--tau",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How far each scale may depart from the coarser one.  [default: 1]",
+)
 @sampler_options
 @seed_option
 @device_option
@@ -62,6 +88,8 @@ def inpaint(
     context: int | None,
     fit: bool,
     mask_index: int | None,
+    scales: Any,
+    tau: float | None,
     preset: str,
     seed: int,
     device: str | None,
@@ -103,6 +131,7 @@ def inpaint(
 
     from ggm_image.image.masks import load_mask
     from ggm_image.io.files import sha256_file
+    from ggm_image.pipelines.inpaint import TAU
 
     # a bad file should not wait for the model
     picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
@@ -118,8 +147,11 @@ def inpaint(
         dilate=dilate,
         feather=feather,
         context=context,
+        scales=scales,
+        tau=TAU if tau is None else tau,
     )
-    windows = model.plan_windows(hole, context) if hole.any() else []
+    plan = model.plan_inpainting(hole, context=context, scales=scales) if hole.any() else None
+    windows = plan.windows if plan else []
     names = [model.class_names[label] for label in asked or ()]
     manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | {
         "classes": names if len(names) > 1 else next(iter(names), None),  # in turn
@@ -134,6 +166,8 @@ def inpaint(
         "dilate": dilate,
         "feather": feather,
         "context": context,
+        "tau": (TAU if tau is None else tau) if plan and len(plan.scales) > 1 else None,
+        "scales": [{"factor": scale.factor, "windows": len(scale.windows)} for scale in plan.scales] if plan else [],
         "size": list(picture.size),
         "hole_pixels": int(hole.sum()),
         "windows": [asdict(window) for window in windows],
@@ -149,7 +183,7 @@ def inpaint(
         print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
         return
     click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
-    click.echo(_what_was_done(picture, hole, windows), err=True)
+    click.echo(_what_was_done(picture, hole, windows, 0 if plan is None else len(plan.scales)), err=True)
 
 
 def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
@@ -166,12 +200,14 @@ def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
     return to_pil(image_grid(shown, gap=4))
 
 
-def _what_was_done(image: Any, mask: Any, windows: list[Any]) -> str:
-    """One line: how much was painted, and in which windows."""
+def _what_was_done(image: Any, mask: Any, windows: list[Any], scales: int) -> str:
+    """One line: how much was painted, and in which windows of how many scales."""
     size = f"{image.width} x {image.height}"
     if not windows:
         return f"nothing to paint: the mask is black everywhere, so the result is the input, {size}"
     share = f"painted {mask.mean():.1%} of {size} pixels"
+    if scales > 1:
+        share += f" from coarse to fine, {scales} scales, the last one"
     first = windows[0]
     shape = f"{first.width} x {first.height}"
     if len(windows) > 1:

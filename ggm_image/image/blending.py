@@ -67,16 +67,22 @@ def _shifted(shape: tuple[int, ...], axis: int, shift: int) -> tuple[tuple[slice
 
 
 def composite(
-    image: Image.Image, sampled: Image.Image, mask: Bool[np.ndarray, "h w"], *, feather: int = 0
+    image: Image.Image,
+    sampled: Image.Image,
+    mask: Bool[np.ndarray, "h w"],
+    *,
+    feather: int = 0,
+    origin: tuple[int, int] | None = None,
 ) -> Image.Image:
     """``sampled`` inside the hole, ``image`` outside it, bit for bit.
 
     Args:
         image: the input as `load_mask` gives it; other modes go through `to_storable_mode` first.
-        sampled: RGB, of the same size.
+        sampled: RGB, of the same size; with ``origin`` a part of it that holds the whole hole.
         mask: True where ``sampled`` is seen.
         feather: width in pixels of a band inside the hole over which the input fades out. The input's
             transparent pixels carry no weight in the blend.
+        origin: row and column of ``image`` at which ``sampled`` lies.
 
     Returns:
         A picture of the input's mode (see `to_storable_mode`), opaque inside the hole, with its own alpha outside.
@@ -85,32 +91,44 @@ def composite(
         UserError: sizes differ, or ``feather`` is negative.
     """
     image = to_storable_mode(image)
-    sizes = image.size, sampled.size, (mask.shape[1], mask.shape[0])
+    sizes = image.size, sampled.size if origin is None else image.size, (mask.shape[1], mask.shape[0])
     if len(set(sizes)) > 1:
         shown = "picture {} x {}, drawn {} x {}, mask {} x {}".format(*sum(sizes, ()))
         raise UserError("picture, drawn picture and mask must be of one size", shown, "resize them")
     if feather < 0:
         raise UserError("feather must be at least 0 pixels", feather, "use --feather 0")
-    old = np.asarray(image)
-    alpha = old[..., -1:] / 255 if image.mode in ("LA", "RGBA") else np.ones((*mask.shape, 1))
-    new = _as_mode(sampled, image.mode)
-    if not feather or mask.all():
-        share = np.ones(mask.shape)
-    else:
-        share = np.minimum(1, ndimage.distance_transform_edt(mask) / (feather + 1))
-    share = share[..., None]
-    behind = (1 - share) * alpha
-    blend = (share * new + behind * old.reshape(new.shape)) / np.maximum(share + behind, 1e-12)
+    result = image.copy()
+    result.info = {}
+    if mask.any():
+        # only the hole's bounding box is computed with; the pixel around it holds the nearest known ones
+        rows, columns = (np.nonzero(mask.any(1 - axis))[0] for axis in (0, 1))
+        top, left = max(0, int(rows[0]) - 1), max(0, int(columns[0]) - 1)
+        bottom, right = min(mask.shape[0], int(rows[-1]) + 2), min(mask.shape[1], int(columns[-1]) + 2)
+        row, column = origin or (0, 0)
+        new = sampled.crop((left - column, top - row, right - column, bottom - row))
+        box = (left, top, right, bottom)
+        result.paste(_blend(image.crop(box), new, mask[top:bottom, left:right], feather), box)
+    return with_profile(result, image)
+
+
+def _blend(image: Image.Image, sampled: Image.Image, mask: Bool[np.ndarray, "h w"], feather: int) -> Image.Image:
+    """`composite` of parts of one size."""
+    old, new = np.asarray(image), _as_mode(sampled, image.mode)
+    if feather and not mask.all():
+        share = np.minimum(1, ndimage.distance_transform_edt(mask) / (feather + 1)).astype(np.float32)[..., None]
+        alpha = old[..., -1:] / np.float32(255) if image.mode in ("LA", "RGBA") else np.float32(1)
+        behind = (1 - share) * alpha
+        new = (share * new + behind * old.reshape(new.shape)) / np.maximum(share + behind, np.float32(1e-12))
     if image.mode in ("LA", "RGBA"):
-        blend[..., -1] = 255
+        new[..., -1] = 255
     result = old.copy().reshape(new.shape)
-    result[mask] = blend.round().astype(old.dtype)[mask]
-    return with_profile(Image.fromarray(result.reshape(old.shape)), image)
+    result[mask] = new[mask].round().astype(old.dtype)
+    return Image.fromarray(result.reshape(old.shape))
 
 
 def _as_mode(sampled: Image.Image, mode: str) -> np.ndarray:
     """RGB pixels as floats (h, w, channels) on the scale of ``mode``."""
     if mode == "I;16":
-        return np.asarray(sampled.convert("L"))[..., None] * 257.0
-    values = np.asarray(sampled.convert("RGB").convert(mode), dtype=np.float64)
+        return np.asarray(sampled.convert("L"), dtype=np.float32)[..., None] * 257
+    values = np.array(sampled.convert("RGB").convert(mode), dtype=np.float32)
     return values.reshape(*values.shape[:2], -1)

@@ -72,7 +72,7 @@ def read_mask(mask: MaskLike, *, index: int | None = None) -> tuple[Bool[np.ndar
     if transparent:
         return _of_layer(np.asarray(image.convert("RGBA")))
     if image.mode == "L":
-        return _of_levels(np.asarray(image).astype(np.int64), 255)
+        return _of_levels(np.asarray(image), 255)
     indices = np.unique(np.asarray(image)).tolist() if image.mode == "P" else []
     return _of_colours(np.asarray(image.convert("RGB")), indices)
 
@@ -199,13 +199,16 @@ def _of_layer(rgba: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _is_grey(rgb: np.ndarray) -> bool:
     """Whether the channels agree, up to what a compressed file makes of grey."""
-    return bool((rgb.max(axis=-1).astype(int) - rgb.min(axis=-1) <= 8).all())
+    return bool((rgb.max(axis=-1) - rgb.min(axis=-1) <= 8).all())
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:
     """Pillow's grey value, of uint8 (..., 3)."""
-    weighted = rgb.astype(np.int64) @ np.array([19595, 38470, 7471])
-    return (weighted + 32768) >> 16
+    # channel by channel in 32 bits: a photograph's mask has as many pixels as the photograph
+    weighted = np.full(rgb.shape[:-1], 32768, dtype=np.int32)
+    for channel, weight in enumerate((19595, 38470, 7471)):
+        weighted += rgb[..., channel].astype(np.int32) * np.int32(weight)
+    return weighted >> 16
 
 
 def _distinct(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

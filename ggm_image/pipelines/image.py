@@ -9,6 +9,7 @@ of its own, and the network always sees batches of one fixed size, padded, becau
 """
 
 import difflib
+import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,23 +24,26 @@ from torch import Tensor
 
 import ggm_image
 from ggm_image.errors import UserError
-from ggm_image.image.blending import blend_seam, composite
+from ggm_image.image.blending import composite
 from ggm_image.image.extension import Extension
 from ggm_image.image.inputs import ImageLike, open_rgb, pixel_batch
 from ggm_image.image.io import rgb_pixels, to_pil
 from ggm_image.image.mask_conventions import MaskLike
-from ggm_image.image.masks import fill_unknown, known_tokens, load_mask, token_mask
+from ggm_image.image.masks import load_mask
 from ggm_image.image.preprocess import to_model, to_uint8
-from ggm_image.image.windows import Window, plan_windows, window_side
+from ggm_image.image.scales import ONE_SCALE, InpaintingPlan, Scales, check_scales, plan_inpainting
+from ggm_image.image.windows import plan_windows, window_side
 from ggm_image.network import Transformer
-from ggm_image.pipelines.base import image_generator, pad_batch, rows_per_call, seed_of_window, without_padding
+from ggm_image.pipelines.base import image_generator, pad_batch, rows_per_call, without_padding
+from ggm_image.pipelines.inpaint import TAU, Inpainter
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.runtime.compile import cannot_compile
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
-from ggm_image.runtime.progress import progress, progress_bar
+from ggm_image.runtime.progress import progress
 from ggm_image.runtime.streams import say
 from ggm_image.sampler import Callback, guided, truncated
+from ggm_image.sampler.observation import check_tau
 from ggm_image.sampler.registry import find_sampler
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
@@ -193,6 +197,7 @@ class Model:
         callback: Callback | None = None,
         on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
         batch: int | None = None,
+        observation: Float[Tensor, "n l v"] | None = None,
     ) -> Int[Tensor, "n h w"]:
         """Draw token grids ``first .. first + n - 1`` of a seed.
 
@@ -208,6 +213,7 @@ class Model:
                 same sites known.
             on_batch: called with the finished grids of every batch.
             batch: rows of one network call, ``kernel_batch`` by default; the same tokens only for the same rows.
+            observation: (n, L, V) log-likelihood of every code at every site, see `ggm_image.sampler.observation`.
 
         Returns:
             (n, H, W) int64 on the CPU.
@@ -240,6 +246,7 @@ class Model:
                 [*generators, *(image_generator(seed, first + n + k) for k in range(len(padding)))],
                 None if known is None else pad_batch(known[rows], size),
                 callback and without_padding(callback, len(rows)),
+                None if observation is None else pad_batch(observation[rows], size).to(self.device),
             )
             result[rows] = tokens[: len(rows)].view(-1, height, width).cpu()
             if on_batch is not None:
@@ -255,6 +262,7 @@ class Model:
         generators: list[torch.Generator],
         known: Int[Tensor, "b l"] | None,
         callback: Callback | None,
+        observation: Float[Tensor, "b l v"] | None = None,
     ) -> Int[Tensor, "b l"]:
         common: dict[str, Any] = {
             "codebook_size": self.tokenizer.codebook_size,
@@ -263,6 +271,7 @@ class Model:
             "generator": generators,
             "callback": callback,
             "device": self.device,
+            "observation": observation,
         }
         denoiser = truncated(
             guided(self._denoiser(height, width), settings.guidance, self.null_label, power=settings.guidance_power),
@@ -379,6 +388,8 @@ class Model:
         context: int | None = None,
         fit: bool = False,
         mask_index: int | None = None,
+        scales: Scales = "auto",
+        tau: float = TAU,
         **changes: Any,
     ) -> list[Image.Image]:
         """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
@@ -388,8 +399,7 @@ class Model:
 
         Args:
             image: a path, bytes, Pillow image, array or tensor, see `ggm_image.image.inputs.open_single_image`; of any
-                size from one cell on. It is painted at its own resolution in windows of the model's size, see
-                `ggm_image.image.windows`.
+                size from one cell on. It is painted in windows of the model's size, see `ggm_image.image.windows`.
             mask: white (>= 128) where to paint, or by another convention of `ggm_image.image.mask_conventions`; None
                 for the transparent parts of ``image``.
             n: how many answers; 0 gives an empty list.
@@ -402,6 +412,9 @@ class Model:
             context: known pixels to show the model on each side of the hole; a quarter of its size by default.
             fit: stretch a mask of another size.
             mask_index: paint where the mask's palette index or grey value is this.
+            scales: at most how many resolutions a hole that is wide for the model is filled at, from coarse to fine,
+                see `ggm_image.image.scales`; "auto" for as many as needed, 1 for the image's own alone.
+            tau: how far a finer scale may depart from the coarser one, > 0, see `ggm_image.sampler.observation`.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
@@ -412,6 +425,8 @@ class Model:
             UserError: for a picture or mask that does not open, or sizes that do not fit.
         """
         settings, seed = self._changed(preset, settings, changes), check_seed(seed)
+        check_scales(scales)
+        check_tau(tau)
         picture, hole = load_mask(image, mask, extend_by=extend, fit=fit, mask_index=mask_index)
         n = check_count(n, "the number of answers", most=MAX_IMAGES)
         labels = self._labels(n, classes) if classes is not None else [self.null_label] * n
@@ -421,55 +436,39 @@ class Model:
             settings = replace(settings, guidance=1.0)
         if n == 0:
             return []
-        pixels = rgb_pixels(picture).expand(n, -1, -1, -1).clone()  # (n, 3, h, w)
-        missing = hole.copy()
-        windows = self.plan_windows(hole, context) if hole.any() else []
-        with progress_bar(total=len(windows), unit="window", label="inpaint") as advance:
-            for turn, window in enumerate(windows):
-                rows, columns = window.slices
-                pixels[..., rows, columns] = self._paint(
-                    pixels[..., rows, columns],
-                    missing[rows, columns],
-                    labels,
-                    seed=seed if turn == 0 else seed_of_window(seed, turn),
-                    settings=settings,
-                    dilate=dilate,
-                )
-                missing[rows, columns] = False
-                advance(1)
-        return [composite(picture, to_pil(new), hole, feather=feather) for new in pixels]
+        if not hole.any():
+            return [composite(picture, picture.convert("RGB"), hole) for _ in range(n)]
+        plan = self.plan_inpainting(hole, context=context, scales=scales)
+        if warning := self._warning(plan):
+            say(warning)
+        crop = plan.crop
+        box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+        inpainter = Inpainter(self, labels, seed, settings, dilate, tau)
+        samples = inpainter.run(rgb_pixels(picture.crop(box)), plan)
+        origin = (crop.top, crop.left)
+        return [composite(picture, to_pil(new), hole, feather=feather, origin=origin) for new in samples]
 
-    def plan_windows(self, mask: Bool[np.ndarray, "h w"], context: int | None = None) -> list[Window]:
-        """Where `inpaint` paints, in turn: windows of the model's size that show known pixels around the hole."""
-        return plan_windows(mask, self.image_size, self.tokenizer.downscale, context)
+    def plan_inpainting(
+        self, mask: Bool[np.ndarray, "h w"], *, context: int | None = None, scales: Scales = "auto"
+    ) -> InpaintingPlan:
+        """What `inpaint` does for a mask with at least one True: its crop, its scales and their windows."""
+        return plan_inpainting(mask, self.image_size, self.tokenizer.downscale, context=context, scales=scales)
 
-    def _paint(
-        self,
-        pixels: UInt8[Tensor, "n 3 h w"],
-        missing: Bool[np.ndarray, "h w"],
-        labels: list[int],
-        *,
-        seed: int,
-        settings: Settings,
-        dilate: int,
-    ) -> UInt8[Tensor, "n 3 h w"]:
-        """One window: encode what is known, draw the rest, and fit it in."""
-        cell = self.tokenizer.downscale
-        unknown = token_mask(missing, cell, dilate=dilate)
-        seen = fill_unknown(pixels, missing)
-        same = bool((seen == seen[:1]).all())
-        tokens = self.encode(seen[:1] if same else seen)
-        known = torch.stack([known_tokens(row, unknown) for row in tokens])
-        grids = self.sample_tokens(
-            labels,
-            seed=seed,
-            settings=settings,
-            known=known,
-            grid=(unknown.shape[0], unknown.shape[1]),
-            batch=self.paint_batch,
+    def _warning(self, plan: InpaintingPlan) -> str:
+        """What to expect of a hole that is larger than what the model was trained for; "" for any other."""
+        if len(plan.scales) == 1 and plan.factor <= ONE_SCALE:
+            return ""
+        height, width = self.image_size
+        hole = "the whole image" if math.isinf(plan.width) else f"up to {plan.width:.0f} pixels wide"
+        if len(plan.scales) == 1:
+            how = "every window is filled without a view of the whole; --scales auto fills it from coarse to fine"
+        else:
+            how = f"it is filled at 1/{plan.factor:.3g} of the resolution and refined in {len(plan.scales) - 1} steps"
+        serving = 2 ** math.ceil(math.log2(max(height, width) * plan.factor))
+        return (
+            f"the hole is {hole} and {self.name} was trained on images of {width} x {height}: {how}; expect few "
+            f"details, a model of {serving} x {serving} would see it at full resolution"
         )
-        sampled = self.decode(grids, batch=self.paint_batch)
-        return torch.stack([blend_seam(p, d, missing, reach=cell) for p, d in zip(pixels, sampled, strict=True)])
 
     @isolate
     def signal(
@@ -502,12 +501,15 @@ class Model:
         sides = [window_side(side, side, cell) for side in pixels.shape[1:]]
         total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
         windows = plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell)
-        for window in progress(windows, total=len(windows), unit="window", label="signal"):
-            rows, columns = window.slices
-            tokens = self.encode(pixels[None, :, rows, columns])
-            inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
-            total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block, batch=1)[0]
-            count[inside] += 1
+        size = min(self.kernel_batch, len(windows))
+        parts = [windows[start : start + size] for start in range(0, len(windows), size)]
+        for part in progress(parts, total=len(parts), unit="batch", label="signal"):
+            tokens = self.encode(torch.stack([pixels[:, rows, columns] for rows, columns in (w.slices for w in part)]))
+            judged = self.signal_of_tokens(tokens, label.expand(len(part)), level=level, block=block, batch=size)
+            for window, probabilities in zip(part, judged, strict=True):
+                inside = tuple(slice(side.start // cell, side.stop // cell) for side in window.slices)
+                total[inside] += probabilities
+                count[inside] += 1
         return total / count
 
     @isolate

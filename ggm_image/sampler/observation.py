@@ -44,9 +44,14 @@ def latent_log_likelihood(distances: Float[Tensor, "b l v"], tau: float) -> Floa
     Raises:
         UserError: tau out of range.
     """
-    if not (tau > 0 and math.isfinite(tau)):
-        raise UserError("tau must be positive", tau, "larger values follow the observation less closely")
+    check_tau(tau)
     nearest = distances.amin(dim=-1, keepdim=True)  # (b, l, 1)
     scale = nearest.median(dim=1, keepdim=True).values  # (b, 1, 1)
     # latents that are codes themselves have d = 0, and a tiny tau underflows: both are the nearest code
     return (nearest - distances) / (tau * scale).clamp(min=torch.finfo(distances.dtype).tiny)
+
+
+def check_tau(tau: float) -> None:
+    """Raise UserError unless tau is a positive number."""
+    if not (tau > 0 and math.isfinite(tau)):
+        raise UserError("tau must be positive", tau, "larger values follow the observation less closely")

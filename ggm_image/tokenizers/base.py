@@ -15,7 +15,7 @@ from ggm_image.runtime.numerics import isolate
 class Tokenizer(nn.Module):
     """Images in [-1, 1] to an (H, W) grid of codes in [0, codebook_size), and back.
 
-    A family implements ``encode_indices`` and ``decode_indices``; the checks are here, once.
+    A family implements ``encode_indices``, ``squared_distances`` and ``decode_indices``; the checks are here, once.
 
     Attributes:
         name: the folder's name, written into every token cache.
@@ -46,6 +46,9 @@ class Tokenizer(nn.Module):
     def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         raise NotImplementedError
 
+    def squared_distances(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n gh gw v"]:
+        raise NotImplementedError
+
     def codebook_embeddings(self) -> Float[Tensor, "v e"]:
         """The codes as the decoder gets them: near ones look alike."""
         raise NotImplementedError
@@ -68,6 +71,28 @@ class Tokenizer(nn.Module):
         """
         if not isinstance(images, Tensor):
             images = self._from_images(images)
+        return self._encoded(images, self.encode_indices, half)
+
+    @isolate
+    def code_distances(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n gh gw v"]:
+        """Squared distances |z - e_a|^2 of the images' latents z to every code e_a, in float32.
+
+        Where the codes are chosen by a linear layer instead of a distance, -log p(a), which is also least at the
+        code that `encode` returns.
+
+        Args:
+            images: (N, 3, h, w), floats in [-1, 1]; h and w are multiples of ``downscale``.
+
+        Returns:
+            (N, h / downscale, w / downscale, V), at least 0.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        return self._encoded(images, self.squared_distances, False)
+
+    def _encoded(self, images: Tensor, encoder: Callable[[Tensor], Tensor], half: bool) -> Tensor:
+        """What an encoder returns for images, which are checked."""
         shape = tuple(images.shape)
         if images.ndim != 4 or shape[1] != 3 or not images.is_floating_point():
             raise UserError(
@@ -85,7 +110,7 @@ class Tokenizer(nn.Module):
             raise UserError("images must be finite", "got NaN or infinity", "check what made them")
         try:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-                return self.encode_indices(images)
+                return encoder(images)
         except ValueError as error:  # a norm that has one value to take the mean of
             size = f"{shape[2]} x {shape[3]}: {error}"
             raise UserError(f"images are too small for tokenizer {self.name}", size, "enlarge them") from error

@@ -325,6 +325,33 @@ def test_inpaint_says_what_was_done(
     assert all(Path(name).exists() for name in [*report["out"], report["sheet"]])
 
 
+def test_inpaint_from_coarse_to_fine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, mask, out = tmp_path / "in.png", tmp_path / "mask.png", tmp_path / "out.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(image)
+    hole = np.zeros((48, 48), dtype=bool)
+    hole[12:36, 12:36] = True
+    Image.fromarray(hole.astype(np.uint8) * 255).save(mask)
+    found = []
+    for options, scales in (
+        ([], 3),
+        (["--scales", "auto", "--tau", "1"], 3),
+        (["--tau", "50"], 3),
+        (["--scales", "1"], 1),
+    ):
+        assert run("inpaint", image, mask, "--model", model, "--preset", "fast", "--out", out, "--json", *options) == 0
+        told = capsys.readouterr()
+        report = json.loads(told.out)
+        found.append(pixels(out))
+        assert np.array_equal(found[-1][~hole], pixels(image)[~hole])
+        assert len(report["scales"]) == scales
+        assert report["scales"][-1] == {"factor": 1.0, "windows": len(report["windows"])}
+        assert "up to 24 pixels wide" in told.err
+    assert np.array_equal(found[0], found[1])
+    assert len({x.tobytes() for x in found}) == 3
+    for options in (["--scales", "0"], ["--scales", "many"], ["--tau", "0"], ["--tau", "nan"]):
+        assert options[0][2:] in refused(capsys, run("inpaint", image, mask, "--model", model, "--out", out, *options))
+
+
 def test_signal_map(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = picture.read_bytes()
     assert run("signal", picture, "--model", model, "--class", "cat", "--out", tmp_path / "map.png") == 0

@@ -44,7 +44,7 @@ def _options(w: World) -> Iterator[Case]:
         ),
         "inpaint": (
             lambda f: w.inpaint(f / "out.png"),
-            ("-n", "--dilate", "--feather", "--context", "--guidance", "--temperature", "--seed"),
+            ("-n", "--dilate", "--feather", "--context", "--scales", "--tau", "--guidance", "--temperature", "--seed"),
         ),
         "signal": (lambda f: w.signal(w.root / "picture.png", f / "out.png"), ("--level", "--block")),
         "encode": (

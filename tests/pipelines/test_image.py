@@ -16,6 +16,7 @@ from ggm_image.io.config_schema import plain
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.pipelines.base import image_generator, rows_per_call
 from ggm_image.pipelines.image import Model
+from ggm_image.pipelines.inpaint import Inpainter
 from ggm_image.pipelines.load import load_model
 from ggm_image.runtime.devices import choose_device
 from ggm_image.sampler.settings import Settings
@@ -199,20 +200,22 @@ def test_windows_see_what_the_ones_before_them_painted(model: Model, monkeypatch
     pixels = torch.randint(0, 256, (3, 30, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     mask = np.zeros((30, 45), dtype=bool)
     mask[4:25, 6:40] = True
-    canvas, missing = pixels.expand(2, -1, -1, -1).clone(), mask.copy()
-    plan = iter(model.plan_windows(mask))
+    found = model.plan_inpainting(mask, scales=1)
+    crop, plan = found.crop, iter(found.scales[-1].windows)
+    rows, columns = crop.slices
+    canvas, missing = pixels[:, rows, columns].expand(2, -1, -1, -1).clone(), mask[rows, columns].copy()
     sampled: list[torch.Tensor] = []
-    paint, decode = model._paint, model.decode
+    paint, decode = Inpainter.paint, model.decode
 
     def decode_and_keep(*arguments: Any, **settings: Any) -> torch.Tensor:
         sampled.append(decode(*arguments, **settings))
         return sampled[-1]
 
-    def paint_and_check(given: torch.Tensor, unknown: np.ndarray, *arguments: Any, **settings: Any) -> torch.Tensor:
+    def paint_and_check(self: Inpainter, given: torch.Tensor, unknown: np.ndarray, **settings: Any) -> torch.Tensor:
         rows, columns = next(plan).slices
         assert torch.equal(given, canvas[..., rows, columns])
         assert np.array_equal(unknown, missing[rows, columns])
-        result = paint(given.clone(), unknown.copy(), *arguments, **settings)
+        result = paint(self, given.clone(), unknown.copy(), **settings)
         for before, raw, after in zip(given, sampled[-1], result, strict=True):
             assert torch.equal(after, blend_seam(before, raw, unknown, reach=4))
         canvas[..., rows, columns] = result
@@ -220,13 +223,14 @@ def test_windows_see_what_the_ones_before_them_painted(model: Model, monkeypatch
         return result
 
     monkeypatch.setattr(model, "decode", decode_and_keep)
-    monkeypatch.setattr(model, "_paint", paint_and_check)
-    samples = model.inpaint(to_pil(pixels), mask, n=2, settings=FAST)
+    monkeypatch.setattr(Inpainter, "paint", paint_and_check)
+    samples = model.inpaint(to_pil(pixels), mask, n=2, settings=FAST, scales=1)
     assert len(sampled) > 2
     assert next(plan, None) is None
     assert not missing.any()
-    assert torch.equal(torch.stack([rgb_pixels(sample) for sample in samples]), canvas)
-    assert torch.equal(canvas[..., torch.from_numpy(~mask)], pixels[:, torch.from_numpy(~mask)].expand(2, -1, -1))
+    found_pixels = torch.stack([rgb_pixels(sample) for sample in samples])
+    assert torch.equal(found_pixels[..., crop.slices[0], crop.slices[1]], canvas)
+    assert torch.equal(found_pixels[..., torch.from_numpy(~mask)], pixels[:, torch.from_numpy(~mask)].expand(2, -1, -1))
 
 
 def test_extended_picture_keeps_its_pixels(model: Model) -> None:

@@ -102,6 +102,7 @@ CALLS: dict[str, Callable[[Model, Path], torch.Tensor]] = {
     "encode": lambda model, _: model.encode(BATCH),
     "decode": lambda model, _: model.decode(TOKENS),
     "Tokenizer.encode": lambda model, _: model.tokenizer.encode(FLOATS),
+    "Tokenizer.code_distances": lambda model, _: model.tokenizer.code_distances(FLOATS),
     "Tokenizer.decode": lambda model, _: model.tokenizer.decode(TOKENS),
     "load_model": lambda _, folder: weights(load_model(folder, device="cpu").network),
     "load_tokenizer": lambda _, folder: weights(load_tokenizer(folder.parent / "tokenizer")),
@@ -148,7 +149,8 @@ def test_the_callers_state_reaches_no_result(
 
 def test_every_public_method_is_isolated() -> None:
     """A new method of a model or a tokenizer is in `CALLS`, or among those that compute nothing."""
-    pure = {"label", "labels", "settings", "manifest", "plan_windows", "compile", "encode_indices", "decode_indices"}
+    pure = {"label", "labels", "settings", "manifest", "plan_inpainting", "compile"}
+    pure |= {"encode_indices", "decode_indices", "squared_distances"}
     pure |= {"codebook_embeddings"}
     for owner, prefix in ((Model, ""), (Tokenizer, "Tokenizer.")):
         public = {n for n, f in vars(owner).items() if inspect.isfunction(f) and not n.startswith("_")} - pure

@@ -52,7 +52,6 @@ def test_the_stationary_law_is_the_exact_posterior():
 
 
 def test_noisy_levels_follow_their_exactly_computed_law():
-    # seen to fail with the likelihood applied after the mixture with the noise
     schedule = Schedule.round_robin(2, 2, sweeps=2, block=2)
     expected = exact_law(schedule, LAW, UNIFORM, CODES, observation=OBSERVATION)
     observed = OBSERVATION.expand(DRAWS, -1, -1)

@@ -67,6 +67,9 @@ class DiffusersVQGAN(VQGAN):
     def encode_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         return super().encode_indices((images + 1) / 2 if self.config.unit_range else images)
 
+    def squared_distances(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n gh gw v"]:
+        return super().squared_distances((images + 1) / 2 if self.config.unit_range else images)
+
     def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         images = super().decode_indices(tokens)
         return 2 * images - 1 if self.config.unit_range else images

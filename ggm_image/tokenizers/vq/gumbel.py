@@ -44,6 +44,11 @@ class GumbelVQGAN(VQGAN):
         with torch.autocast(images.device.type, enabled=False):
             return torch.cat([self.quantize.proj(z).argmax(dim=1) for z in latents.split(1)])
 
+    def squared_distances(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n gh gw v"]:
+        latents = self.latents(images).float()
+        with torch.autocast(images.device.type, enabled=False):
+            return -self.quantize.proj(latents).log_softmax(dim=1).permute(0, 2, 3, 1)
+
     def codebook_embeddings(self) -> Float[Tensor, "v e"]:
         return self.quantize.embed.weight
 

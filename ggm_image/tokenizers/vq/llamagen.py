@@ -29,6 +29,9 @@ class SphereCodebook(Codebook):
     def nearest(self, z: Float[Tensor, "m e"]) -> Int[Tensor, " m"]:
         return super().nearest(F.normalize(z, dim=-1))
 
+    def squared_distances(self, z: Float[Tensor, "m e"]) -> Float[Tensor, "m v"]:
+        return super().squared_distances(F.normalize(z, dim=-1))
+
 
 class LlamaGenVQGAN(VQGAN):
     """`VQGAN` with a codebook on the unit sphere."""

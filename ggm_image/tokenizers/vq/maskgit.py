@@ -165,6 +165,10 @@ class MaskGitVQGAN(Tokenizer):
         z = self.encoder((images + 1) / 2).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
         return self.quantize.nearest(z.reshape(-1, z.shape[-1])).view(z.shape[:-1])
 
+    def squared_distances(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n gh gw v"]:
+        z = self.encoder((images + 1) / 2).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
+        return self.quantize.squared_distances(z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], -1)
+
     def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         z = F.embedding(tokens, self.quantize.codes()).permute(0, 3, 1, 2)
         return 2 * self.decoder(z).float() - 1

@@ -117,6 +117,13 @@ class Codebook(nn.Module):
         """Anything that is least at the nearest code; ``squares`` are the codes' squared lengths."""
         return z.square().sum(dim=1, keepdim=True) + squares - 2 * z @ codes.t()
 
+    def squared_distances(self, z: Float[Tensor, "m e"]) -> Float[Tensor, "m v"]:
+        """|z - e_j|^2 to every code, in float32."""
+        codes = self.codes()
+        with torch.autocast(z.device.type, enabled=False):
+            squares = z.square().sum(dim=1, keepdim=True) + codes.square().sum(dim=1) - 2 * z @ codes.t()
+        return squares.clamp(min=0)
+
 
 class VQGAN(Tokenizer):
     """Convolutional encoder, codebook, convolutional decoder.
@@ -164,6 +171,10 @@ class VQGAN(Tokenizer):
     def encode_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
         z = self.latents(images).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
         return self.quantize.nearest(z.reshape(-1, z.shape[-1])).view(z.shape[:-1])
+
+    def squared_distances(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n gh gw v"]:
+        z = self.latents(images).permute(0, 2, 3, 1).float()  # (n, gh, gw, e)
+        return self.quantize.squared_distances(z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], -1)
 
     def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         return F.pixel_shuffle(self.decoder(self.post_quant_conv(self.codes(tokens))), self.patch_size).float()

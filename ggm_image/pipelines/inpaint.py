@@ -1,0 +1,117 @@
+"""Inpainting by windows, from coarse to fine: what `Model.inpaint` runs once its arguments are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from ggm_image.image.blending import blend_seam
+from ggm_image.image.masks import fill_unknown, known_tokens, token_mask
+from ggm_image.image.preprocess import to_model
+from ggm_image.image.scales import InpaintingPlan, enlarge, pyramid
+from ggm_image.pipelines.base import seed_of_window
+from ggm_image.runtime.progress import progress_bar
+from ggm_image.sampler.observation import latent_log_likelihood
+from ggm_image.sampler.settings import Settings
+
+if TYPE_CHECKING:
+    from ggm_image.pipelines.image import Model
+
+TAU = 1.0
+"""How far a finer scale may depart from the coarser one: the default of `Model.inpaint`, chosen by measurement."""
+
+
+@dataclass(frozen=True)
+class Inpainter:
+    """One inpainting run.
+
+    Attributes:
+        model: samples, encodes and decodes.
+        labels: (n,) the class of each sample; used at the coarsest scale only.
+        seed: of the run.
+        settings: of the sampler; guidance is used at the coarsest scale only.
+        dilate: pixels by which the resampled tokens reach beyond the hole.
+        tau: see `latent_log_likelihood`.
+    """
+
+    model: Model
+    labels: list[int]
+    seed: int
+    settings: Settings
+    dilate: int
+    tau: float
+
+    def run(self, image: UInt8[Tensor, "3 h w"], plan: InpaintingPlan) -> UInt8[Tensor, "n 3 h w"]:
+        """Samples of the crop of a plan; known pixels are the image's, what lies in the hole is never looked at."""
+        canvas: UInt8[Tensor, "n 3 h w"] | None = None
+        turn = 0
+        with progress_bar(total=plan.calls, unit="window", label="inpaint") as advance:
+            for scale, known in pyramid(image, plan):
+                observed = canvas is not None
+                canvas = self._start(canvas, known, scale.mask)
+                missing = scale.mask.copy()
+                for window in scale.windows:
+                    rows, columns = window.slices
+                    part, unknown = canvas[..., rows, columns], missing[rows, columns]
+                    seed = self.seed if turn == 0 else seed_of_window(self.seed, turn)
+                    canvas[..., rows, columns] = self.paint(part, unknown, seed=seed, observed=observed)
+                    missing[rows, columns] = False
+                    turn += 1
+                    advance(1)
+        assert canvas is not None
+        return canvas
+
+    def _start(
+        self, coarse: UInt8[Tensor, "n 3 _ _"] | None, known: UInt8[Tensor, "3 h w"], mask: Bool[np.ndarray, "h w"]
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """The known pixels, and in the hole the enlarged samples of the coarser scale, fitted to the border."""
+        if coarse is None:
+            return known.expand(len(self.labels), -1, -1, -1).clone()
+        larger = enlarge(coarse, (mask.shape[0], mask.shape[1]))
+        return torch.stack([blend_seam(known, x, mask, reach=self.model.tokenizer.downscale) for x in larger])
+
+    def paint(
+        self, pixels: UInt8[Tensor, "n 3 h w"], missing: Bool[np.ndarray, "h w"], *, seed: int, observed: bool
+    ) -> UInt8[Tensor, "n 3 h w"]:
+        """One window: encode what is known, sample the rest, and blend the seam.
+
+        Args:
+            pixels: known outside the hole; inside it the enlarged coarse result if ``observed``, else ignored.
+            missing: True inside the hole.
+            seed: of this window.
+            observed: whether the pixels in the hole are an observation for the sampler.
+        """
+        model, cell = self.model, self.model.tokenizer.downscale
+        unknown = token_mask(missing, cell, dilate=self.dilate)
+        seen = pixels if observed else fill_unknown(pixels, missing)
+        same = bool((seen == seen[:1]).all())
+        tokens, observation = self._encode(seen[:1] if same else seen, observed)
+        if observation is not None:
+            observation = observation.expand(len(pixels), -1, -1)
+        grids = model.sample_tokens(
+            [model.null_label] * len(self.labels) if observed else self.labels,
+            seed=seed,
+            settings=replace(self.settings, guidance=1.0) if observed else self.settings,
+            known=torch.stack([known_tokens(row, unknown) for row in tokens]),
+            grid=(unknown.shape[0], unknown.shape[1]),
+            batch=model.paint_batch,
+            observation=observation,
+        )
+        sampled = model.decode(grids, batch=model.paint_batch)
+        return torch.stack([blend_seam(p, d, missing, reach=cell) for p, d in zip(pixels, sampled, strict=True)])
+
+    def _encode(
+        self, pixels: UInt8[Tensor, "n 3 h w"], observed: bool
+    ) -> tuple[Int[Tensor, "n rows columns"], Float[Tensor, "n l v"] | None]:
+        """Tokens, and the log-likelihood of every code, image by image so that none depends on the others."""
+        model = self.model
+        if not observed:
+            return model.encode(pixels), None
+        found = [model.tokenizer.code_distances(to_model(x)[None].to(model.device)).cpu() for x in pixels]
+        distances = torch.cat(found)  # (n, rows, columns, v)
+        return distances.argmin(-1), latent_log_likelihood(distances.flatten(1, 2), self.tau)
