@@ -54,8 +54,8 @@ def draw_picture(seed: int, side: int = 8) -> np.ndarray:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without curves: matplotlib takes three times as long as the training of a tiny network."""
-    for trainer in ("generator", "tokenizer"):
-        monkeypatch.setattr(f"ggm_image.training.{trainer}.plot_at_the_end", lambda folder: None)
+    for module in ("trainer", "vqgan.run"):
+        monkeypatch.setattr(f"ggm_image.training.{module}.plot_at_the_end", lambda folder: None)
 
 
 @pytest.fixture

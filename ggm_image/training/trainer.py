@@ -43,7 +43,7 @@ from ggm_image.training.distributed import PAUSE, DistributedContext, make_fabri
 from ggm_image.training.evaluation import FIGURES, MASKED_SHARES, VALIDATION_LEVELS, mean_nll, sample_grid, val_nll
 from ggm_image.training.initialization import initialize_network
 from ggm_image.training.logging import MetricLogger, Stopwatch, to_stderr
-from ggm_image.training.optim import EMA, learning_rate, parameter_groups, regrouped
+from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make_optimizer, regrouped
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.sharded_state import cut, whole, whole_tensor
 from ggm_image.training.signals import GracefulStop, Interrupted, last_words
@@ -131,12 +131,14 @@ class GeneratorTrainer:
         self.compiled, self.untimed = compiled, UNTIMED_STEPS if compiled else 0
         self.criterion = self.fabric.setup_module(criterion)
         self.ema = EMA(network, train.ema_decay)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(network, train.weight_decay),
-            lr=train.learning_rate,
+        settings = OptimizerSettings(
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
             betas=(train.betas[0], train.betas[1]),
             fused=self.device.type in ("cpu", "cuda"),
+            bf16=train.precision == "bf16-mixed",
         )
+        optimizer = make_optimizer(train.optimizer, network, settings, sharded=self.context.sharded)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         self.step, self._seconds = 0, 0.0
         self._saved_step: int | None = None
@@ -323,6 +325,8 @@ class GeneratorTrainer:
             warmup_steps=train.warmup_steps,
             progress=self.progress,
             final_share=train.final_share,
+            schedule=train.schedule,
+            decay_fraction=train.decay_fraction,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

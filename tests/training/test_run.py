@@ -510,7 +510,10 @@ def test_every_entry_of_a_run_is_either_compared_or_free(config: Path, cache: Pa
         "tokenizer.name",
         "tokenizer.sha256",
         *(f"data.{name}" for name in ("class_names", "rows", "sha256", "val", "holdout")),
-        *(f"train.{name}" for name in ("batch_size", "weight_decay", "betas", "ema_decay", "class_dropout", "seed")),
+        *(
+            f"train.{name}"
+            for name in ("batch_size", "optimizer", "weight_decay", "betas", "ema_decay", "class_dropout", "seed")
+        ),
     }
 
 

@@ -7,6 +7,7 @@ decoder can be trained alone, for tokens that stay as they are.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN
 from ggm_image.training.checkpoint import random_state, set_random_state
 from ggm_image.training.logging import Stopwatch, to_stderr
-from ggm_image.training.optim import EMA, learning_rate
+from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make_optimizer
 from ggm_image.training.vqgan.codebook import CodebookEMA
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.perceptual import load_perceptual
@@ -62,11 +63,16 @@ class TokenizerTrainer:
         if config.loss.perceptual > 0:
             self.perceptual = load_perceptual(config.loss.perceptual_weights, config.loss.perceptual_size)
             self.perceptual = self.perceptual and self.perceptual.to(self.device)
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
-        self.d_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.loss.discriminator_rate, betas=(0.5, 0.9), weight_decay=0.0
+        settings = OptimizerSettings(
+            learning_rate=0.0,
+            weight_decay=None,
+            betas=(0.9, 0.99),
+            fused=self.device.type == "cuda",
+            bf16=config.train.precision == "bf16-mixed",
         )
+        self.optimizer = make_optimizer(config.train.optimizer, self.model, settings)
+        judge = replace(settings, learning_rate=config.loss.discriminator_rate, betas=(0.5, 0.9))
+        self.d_optimizer = make_optimizer("adamw", self.discriminator, judge)
         self.ema = EMA(self.model, config.train.ema_decay)
         self.generator = torch.Generator().manual_seed(config.train.seed)
         self.step, self.restarted, self.start_sha256 = 0, 0, ""
@@ -117,6 +123,8 @@ class TokenizerTrainer:
             warmup_steps=train.warmup_steps,
             progress=self.progress(),
             final_share=train.final_share,
+            schedule=train.schedule,
+            decay_fraction=train.decay_fraction,
         )
 
     def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor]:
