@@ -239,7 +239,8 @@ class Muon(torch.optim.Optimizer):
                 shapes.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
         rate, momentum = group["lr"], group["momentum"]
         for parameters in shapes.values():
-            gradients = [parameter.grad for parameter in parameters]
+            weights: list[Tensor] = list(parameters)
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -248,9 +249,9 @@ class Muon(torch.optim.Optimizer):
             ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov
             update = orthogonalise(torch.stack([g.flatten(1) for g in ahead]), dtype=self._dtype)
             scale = 0.2 * math.sqrt(max(update.shape[1:]))
-            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+            torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
             shaped = [u.view(parameters[0].shape) for u in update]
-            torch._foreach_add_(parameters, shaped, alpha=-rate * scale)
+            torch._foreach_add_(weights, shaped, alpha=-rate * scale)
 
 
 def _make_muon(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

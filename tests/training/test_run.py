@@ -369,7 +369,7 @@ def test_the_share_of_masked_rows_is_the_configs(config: Path, cache: Path, tmp_
         settings = load_config(GeneratorConfig, config, [f"objective.masked={share}"])
         training, val_set = load_tokens(settings, found)
         trainer = GeneratorTrainer(settings, found.manifest, training, val_set, tmp_path / "run", device="cpu")
-        rows = torch.cat([(trainer.corrupt(training.tokens)[1] == 1).all(dim=1) for _ in range(200)])
+        rows = torch.cat([(trainer.corrupt(training.tokens, trainer.query())[1] == 1).all(dim=1) for _ in range(200)])
         return float(rows.double().mean())
 
     without = all_one(0)
@@ -386,7 +386,7 @@ def test_the_law_of_the_queried_sites_is_the_configs(config: Path, cache: Path, 
         settings = load_config(GeneratorConfig, config, overrides)
         training, val_set = load_tokens(settings, found)
         trainer = GeneratorTrainer(settings, found.manifest, training, val_set, tmp_path / "run", device="cpu")
-        return [tuple(sorted(trainer.corrupt(training.tokens)[2].tolist())) for _ in range(300)]
+        return [tuple(sorted(trainer.query().sites.tolist())) for _ in range(300)]
 
     sets = queried("objective.lattice=1", "objective.cosine=1")
     assert max(map(len, sets)) == 9
