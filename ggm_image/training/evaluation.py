@@ -76,9 +76,8 @@ def val_nll(
                 cost = _nll(logits, x_0, a, noise)
             costs[name].append(cost.sum())
             counts[name] += cost.numel()
-    sums = (
-        torch.stack([cost for found in costs.values() for cost in found]).cpu().tolist()
-    )  # the only wait for the device
+    # the only wait for the device
+    sums = torch.stack([cost for found in costs.values() for cost in found]).cpu().tolist()
     if any(map(math.isnan, sums)):
         raise UserError("held-out likelihood must be a number", "NaN", "resume with a lower train.learning_rate")
     result = {}

@@ -391,12 +391,13 @@ class GeneratorTrainer:
         """
         x_0, labels, query = self._clean()  # (b, l), (b,)
         x_t, levels = self.corrupt(x_0, query)  # (b, l), (b, l)
-        sites, draw = query.sites, {"generator": self.noise_generator, "device": self.sampling_device}
-        dropped = torch.rand(len(labels), **draw) < self.config.train.class_dropout
+        sites, generator, where = query.sites, self.noise_generator, self.sampling_device
+        dropped = torch.rand(len(labels), generator=generator, device=where) < self.config.train.class_dropout
         labels = labels.masked_fill(dropped, self.config.network.classes)
         rows = [x_t, levels, labels, x_0.index_select(1, sites), levels.index_select(1, sites)]
         if self.config.objective.name == "binary-sampled":
-            sampled = torch.rand((3, len(x_0) * len(sites)), dtype=torch.float64, **draw)
+            size = (3, len(x_0) * len(sites))
+            sampled = torch.rand(size, generator=generator, device=where, dtype=torch.float64)
             rows.append(sampled.unflatten(1, (len(x_0), len(sites))).permute(1, 2, 0))  # (b, k, 3)
         batch = [value[self.own] for value in rows]
         if self.compiled and len(sites) == 1:  # a size of 1 is a graph of its own; the mean over two equals is the same
