@@ -128,7 +128,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_waits_for_nothing(case: str, log: Log, tmp_path: Path) -> None:
-    """Seen to fail at f183d35: two waits for the noise and for its checks, and seven copies."""
+    """Seen to fail at f183d35: one wait for the noise, and six copies a step."""
     trainer = make_trainer(tmp_path, **CASES[case])
     trainer.train_step()
     log.clear()
@@ -202,7 +202,7 @@ def test_sample_grids_mix_no_devices(classes: int, log: Log, tmp_path: Path) -> 
 def test_a_tokenizers_step_waits_for_nothing(
     decoder_only: bool, judged_from: float, log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, against the discriminator, and the decoder alone. Seen to fail at f183d35: twelve waits a step."""
+    """Alone, against the discriminator, and the decoder alone. It used to read every logged value."""
     folder = tiny_tokenizer_folder(tmp_path / "tokenizer")
     start = load_tokenizer(folder)
     config = TokenizerTrainConfig(start=str(folder))
