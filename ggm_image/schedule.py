@@ -241,32 +241,74 @@ def random_training_state(
         TrainingState: levels (B, L), sites (K,), level (B, K).
     """
     _check_grid(height, width)
+    query = random_query(height, width, generator=generator, cosine=cosine, lattice=lattice, block=block)
+    levels = random_levels(
+        query, batch, height, width, generator=generator, masked=masked, known=known, max_sweeps=max_sweeps
+    )
+    return TrainingState(levels, query.sites, levels[:, query.sites])
+
+
+class Query(NamedTuple):
+    """What the rows of a training batch have in common."""
+
+    sites: Int[Tensor, " k"]  # queried sites
+    visited: Bool[Tensor, " l"] | None  # sites that the sweep has visited; None where each row has its own
+
+
+def random_query(
+    height: int,
+    width: int,
+    *,
+    generator: torch.Generator | None = None,
+    cosine: float = 0.4,
+    lattice: float = 0.5,
+    block: int | None = None,
+) -> Query:
+    """The first half of `random_training_state`: the queried sites, on the CPU; arguments as there."""
+    _check_grid(height, width)
     sites_total = height * width
+    choice, share, spread, start = torch.rand(4, generator=generator).tolist()
+    k = block or _block_size(choice, share, sites_total, cosine)
+    if spread >= lattice:
+        return Query(torch.randperm(sites_total, generator=generator)[:k], None)
+    order = _bayer(height, width)
+    # one of the blocks of the sampler: it asks for these, and every site is in exactly one of them
+    first = k * int(start * math.ceil(sites_total / k))
+    visited = torch.zeros(sites_total, dtype=torch.bool)
+    visited[order[:first]] = True
+    return Query(order[first : first + k], visited)
+
+
+def random_levels(
+    query: Query,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    generator: torch.Generator | None = None,
+    masked: float = 0.3,
+    known: float = 0.25,
+    max_sweeps: int = 64,
+) -> Float[Tensor, "b l"]:
+    """The second half of `random_training_state`: every site's level (B, L), on the device of ``query``.
+
+    Nothing waits for the device. ``generator`` must be one of that device; the other arguments are as there.
+    """
+    device, sites_total = query.sites.device, height * width
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+        return torch.rand(*shape, generator=generator, device=device)
 
-    choice, share, spread, start = rand(4).tolist()
-    k = block or _block_size(choice, share, sites_total, cosine)
-    if spread < lattice:
-        order = _bayer(height, width)
-        # one of the blocks of the sampler: it asks for these, and every site is in exactly one of them
-        first = k * int(start * math.ceil(sites_total / k))
-        sites = order[first : first + k]
-        visited = torch.zeros(sites_total, dtype=torch.bool)
-        visited[order[:first]] = True
-        visited = visited.expand(batch, -1)
-    else:
-        sites = torch.randperm(sites_total, generator=generator)[:k]
+    if query.visited is None:
         visited = rand(batch, sites_total) < rand(batch, 1)
-    queried = torch.zeros(sites_total, dtype=torch.bool)
-    queried[sites] = True
+    else:
+        visited = query.visited.expand(batch, -1)
+    queried = torch.zeros(sites_total, dtype=torch.bool, device=device).index_fill_(0, query.sites, True)
 
     before, after = _random_sweep(rand(3, batch), max_sweeps)
     levels = torch.where(visited & ~queried, after[:, None], before[:, None])
     levels = levels.masked_fill(_random_known(rand, batch, height, width, known) & ~queried, 1.0)
-    levels = levels.masked_fill(rand(batch, 1) < masked, 1.0)
-    return TrainingState(levels, sites, levels[:, sites])
+    return levels.masked_fill(rand(batch, 1) < masked, 1.0)
 
 
 def _block_size(choice: float, share: float, sites: int, cosine: float) -> int:
@@ -298,7 +340,7 @@ def _random_known(
     scattered = rand(batch, height * width) < rand(batch, 1)
     top, bottom = (rand(2, batch, 1) * (height + 1)).floor().sort(0).values
     left, right = (rand(2, batch, 1) * (width + 1)).floor().sort(0).values
-    y, x = torch.arange(height), torch.arange(width)
+    y, x = torch.arange(height, device=kind.device), torch.arange(width, device=kind.device)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     inside = (rows[:, :, None] & columns[:, None, :]).flatten(1)
     chosen = torch.where(kind < probability / 2, scattered, ~inside)

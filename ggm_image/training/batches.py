@@ -1,6 +1,6 @@
-"""Which rows a batch holds, and which of them a process works on."""
+"""Which rows a batch holds, which of them a process works on, and how they come onto its device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -73,3 +73,24 @@ def rows_of_rank(batch_size: int, rank: int, world: int, accumulate: int) -> tup
     ends = [batch_size * k // pieces for k in range(pieces + 1)]
     own = ends[rank * accumulate : (rank + 1) * accumulate + 1]
     return slice(own[0], own[-1]), [slice(a - own[0], b - own[0]) for a, b in pairwise(own)]
+
+
+def sampling_device(device: torch.device) -> torch.device:
+    """Where the random numbers of a step are drawn: on a GPU, so that nothing waits for the CPU; else on the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def fits_on_device(size: int, device: torch.device) -> bool:
+    """Whether a data set of ``size`` bytes should stay on the device of a run: a quarter of the free memory at most."""
+    return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 4
+
+
+def move_together(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Integer tensors on a device, as int64, moved in one copy that nothing waits for; unchanged on the CPU."""
+    if device.type == "cpu":
+        return list(values)
+    flat = torch.cat([value.flatten().long() for value in values])
+    if device.type == "cuda":
+        flat = flat.pin_memory()  # a copy from other memory waits for what the device has to do before
+    parts = flat.to(device, non_blocking=True).split([value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]

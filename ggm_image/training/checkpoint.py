@@ -54,6 +54,36 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def generator_state(generator: torch.Generator) -> dict[str, Any]:
+    """State of a run's own generator; numbers of a CPU and of a GPU come from generators of different kinds."""
+    return {"device": generator.device.type, "state": generator.get_state()}
+
+
+def set_generator_state(generator: torch.Generator, state: Mapping[str, Any] | torch.Tensor, seed: int) -> bool:
+    """Restore a `generator_state`, or seed the generator where the state is of another kind of device.
+
+    Args:
+        generator: to be set.
+        state: of `generator_state`; earlier versions saved that of a CPU generator as a tensor.
+        seed: for a generator of another kind of device; to be different at every step of the run.
+
+    Returns:
+        Whether the state was restored.
+    """
+    if isinstance(state, torch.Tensor):
+        state = {"device": "cpu", "state": state}
+    same = state["device"] == generator.device.type
+    if same:
+        generator.set_state(state["state"])
+    else:
+        generator.manual_seed(seed)
+    return same
+
+
+OTHER_DEVICE = "resume: on another kind of device, so the noise differs from that of an uninterrupted run"
+"""What is said where `set_generator_state` returns false."""
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write the latest checkpoint whole; the one before it is kept as the previous one."""
     latest = folder / CHECKPOINT

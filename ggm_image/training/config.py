@@ -13,6 +13,7 @@ from ggm_image.io.config_schema import check, check_choice, check_numbers
 from ggm_image.network import NetworkConfig
 from ggm_image.objective import LOSSES
 from ggm_image.runtime.precision import PRECISIONS
+from ggm_image.training.optim import OPTIMIZERS, SCHEDULES
 
 
 @dataclass(kw_only=True)
@@ -115,8 +116,12 @@ class TrainConfig:
         activation_checkpointing: compute the blocks again in the backward pass instead of keeping what they need.
         strategy: of several processes: ddp (each holds everything), fsdp (weights, gradients, optimizer and average are
             spread over them), or auto, which is ddp.
-        learning_rate: peak rate of AdamW.
-        final_share: the rate at the end, as a share of the peak.
+        optimizer: adamw, or muon: hidden matrices of the blocks by Muon, all else by AdamW, see `optim.Muon`. muon
+            needs whole matrices, so it does not work with fsdp.
+        learning_rate: peak rate, of both optimizers.
+        schedule: of the rate after the warm-up: cosine, or wsd: constant, then linear to zero.
+        final_share: the rate at the end of cosine, as a share of the peak.
+        decay_fraction: last share of the run in which wsd falls to zero, in (0, 1].
         warmup_steps: steps of linear warm-up.
         weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
         betas: of AdamW.
@@ -142,8 +147,11 @@ class TrainConfig:
     accumulate: int = 1
     activation_checkpointing: bool = False
     strategy: str = "auto"
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
     final_share: float = 0.01
+    decay_fraction: float = 0.25
     warmup_steps: int = 300
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -165,9 +173,18 @@ class TrainConfig:
         check_numbers(
             self,
             "train",
-            positive=("steps", "batch_size", "accumulate", "learning_rate", "clip", "log_every", "validate_pictures"),
+            positive=(
+                "steps",
+                "batch_size",
+                "accumulate",
+                "learning_rate",
+                "clip",
+                "log_every",
+                "validate_pictures",
+                "decay_fraction",
+            ),
             natural=("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"),
-            shares=("final_share", "ema_decay", "class_dropout"),
+            shares=("final_share", "decay_fraction", "ema_decay", "class_dropout"),
         )
         check(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
@@ -178,6 +195,8 @@ class TrainConfig:
         check_compile(self.compile)
         check_choice("train.weights_dtype", self.weights_dtype, WEIGHTS_DTYPES)
         check_choice("train.strategy", self.strategy, STRATEGIES)
+        check_choice("train.optimizer", self.optimizer, tuple(OPTIMIZERS))
+        check_choice("train.schedule", self.schedule, tuple(SCHEDULES))
 
 
 WEIGHTS_DTYPES = ("bfloat16", "float32")

@@ -80,6 +80,14 @@ class TokenSet:
     def rows(self, indices: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b l"], Int[Tensor, " b"]]:
         return self.tokens[indices].long(), self.labels[indices]
 
+    def to(self, device: torch.device) -> "TokenSet":
+        return TokenSet(self.tokens.to(device), self.labels.to(device))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.tokens.nbytes + self.labels.nbytes
+
     def subset(self, indices: Int[Tensor, " m"]) -> "TokenSet":
         return TokenSet(self.tokens[indices], self.labels[indices])
 

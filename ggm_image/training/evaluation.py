@@ -1,5 +1,6 @@
 """What a run measures as it goes: held-out likelihood, and a grid of pictures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
 from ggm_image.errors import UserError
-from ggm_image.glauber import add_noise, heat_bath
+from ggm_image.glauber import add_noise, heat_bath_unchecked
 from ggm_image.image.io import save_png
 from ggm_image.image.preprocess import to_uint8
 from ggm_image.image.visualize import image_grid
@@ -18,6 +19,7 @@ from ggm_image.network import Transformer
 from ggm_image.sampler import sample_signal
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.training.batches import move_together
 from ggm_image.training.dataset import TokenSet
 
 VALIDATION_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -54,23 +56,34 @@ def val_nll(
         figures: which; ``nll`` comes along where all are asked for.
     """
     device, v = noise.device, network.config.codebook_size
-    sites_total = val_set.tokens.shape[1]
-    result = {}
+    sites_total, noise_here = val_set.tokens.shape[1], noise.cpu()
+    costs: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
     for name in figures:
         a, share = SETTINGS[name]
         generator = torch.Generator().manual_seed(seed)
-        total, count = 0.0, 0
+        costs[name], counts[name] = [], 0
         for start in range(0, len(val_set), batch_size):
             x_0, labels = val_set.rows(torch.arange(start, min(start + batch_size, len(val_set))))
             levels = torch.full(x_0.shape, a)
             sites = torch.randperm(sites_total, generator=generator)[: max(1, round(share * sites_total))]
-            tokens = add_noise(x_0, levels, noise.cpu(), generator=generator)
+            tokens = add_noise(x_0, levels, noise_here, generator=generator)
             tokens[:, sites] = v
-            logits = network(tokens.to(device), levels.to(device), sites.to(device), labels.to(device))
+            moved = move_together([tokens, sites, labels, x_0[:, sites]], device)
+            tokens, sites, labels, x_0 = moved
+            logits = network(tokens, torch.full(tokens.shape, a, device=device), sites, labels)
             with torch.autocast(device.type, enabled=False):
-                cost = _nll(logits, x_0[:, sites].to(device), a, noise)
-            total, count = total + float(cost.sum()), count + cost.numel()
-        result[name] = total / count
+                cost = _nll(logits, x_0, a, noise)
+            costs[name].append(cost.sum())
+            counts[name] += cost.numel()
+    # the only wait for the device
+    sums = torch.stack([cost for found in costs.values() for cost in found]).cpu().tolist()
+    if any(map(math.isnan, sums)):
+        raise UserError("held-out likelihood must be a number", "NaN", "resume with a lower train.learning_rate")
+    result = {}
+    for name, found in costs.items():
+        part, sums = sums[: len(found)], sums[len(found) :]
+        result[name] = sum(part) / counts[name]
     if set(figures) == set(FIGURES):
         result["nll"] = mean_nll(result)
     return result
@@ -87,7 +100,7 @@ def _nll(
     """-log P(x_t | rest), its mean over x_t given x_0."""
     if level == 1:
         return F.cross_entropy(logits.transpose(1, 2), x_0, reduction="none")
-    log_q = heat_bath(logits, torch.full(x_0.shape, level, device=logits.device), noise)
+    log_q = heat_bath_unchecked(logits, torch.full(x_0.shape, level, device=logits.device), noise)
     clean = log_q.gather(2, x_0.unsqueeze(2)).squeeze(2)
     return -(level * clean + (1 - level) * (log_q * noise).sum(2))
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ggm_image.io.files import write_text
 
 
@@ -15,6 +18,14 @@ def to_stderr(line: str) -> None:
     """Print a line for people; nowhere where there is no stderr."""
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
+
+
+def fetch(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers in place of tensors of one device, which are waited for once."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = torch.stack([value.float() for value in tensors.values()]).cpu().tolist() if tensors else []
+    found = dict(zip(tensors, numbers, strict=True))
+    return {name: found[name] if name in found else float(value) for name, value in values.items()}
 
 
 class MetricLogger:

@@ -18,6 +18,7 @@ from ggm_image.training.dataset import TokenSet, fit_to_cache, load_tokens
 from ggm_image.training.distributed import DistributedContext, make_fabric, processes_asked, report_once
 from ggm_image.training.initialization import trained_network
 from ggm_image.training.logging import to_stderr
+from ggm_image.training.optim import check_optimizer
 from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
 from ggm_image.training.trainer import GeneratorTrainer, _another_kind
 
@@ -126,6 +127,7 @@ def _check_run(
         raise UserError("the folder holds a run", out, "add --resume to go on, or choose another folder")
     if resume is True and not has_checkpoint(out):
         load_checkpoint(out)  # says so
+    check_optimizer(settings.train.optimizer, sharded=settings.train.strategy == "fsdp" and processes > 1)
     rows_of_rank(settings.train.batch_size, 0, processes, settings.train.accumulate)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)

@@ -25,7 +25,7 @@ FREE_TO_CHANGE = frozenset(
         # how it is computed
         "accumulate", "activation_checkpointing", "strategy", "precision", "compile",
         # what a run that diverged or slowed down is resumed with
-        "learning_rate", "final_share", "warmup_steps", "clip",
+        "learning_rate", "schedule", "final_share", "decay_fraction", "warmup_steps", "clip",
         # of no effect after the first step
         "start_from_codes",
     )
@@ -36,7 +36,8 @@ TOKENIZER_FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         "steps", "max_minutes", "log_every", "sample_every", "checkpoint_minutes", "weights_dtype", "precision",
-        "compile", "learning_rate", "final_share", "warmup_steps", "restart_every", "restart_until",
+        "compile", "learning_rate", "schedule", "final_share", "decay_fraction", "warmup_steps", "restart_every",
+        "restart_until",
     )
 ) | {"start", "name", "licence"} | frozenset(
     f"loss.{name}"
@@ -46,6 +47,9 @@ TOKENIZER_FREE_TO_CHANGE = frozenset(
     )
 )  # fmt: skip
 """The same of a tokenizer's run. Its losses are often changed from one stage to the next, so they are only reported."""
+
+ADDED_LATER = {"train.optimizer": "adamw", "train.schedule": "cosine", "train.decay_fraction": 0.25}
+"""Entries that records of earlier versions lack, as those versions trained."""
 
 SAMPLED_FILES = 256
 """Files whose bytes identify a set of images, evenly spread over it; the names of all are hashed."""
@@ -115,7 +119,7 @@ def check_resumed(
     Raises:
         UserError: an entry that defines the run differs; names the first, with both values.
     """
-    allowed, changed = set(free), []
+    before, allowed, changed = ADDED_LATER | dict(before), set(free), []
     for entry, value in now.items():
         if entry not in before or _plain_value(before[entry]) == _plain_value(value):
             continue

@@ -7,6 +7,7 @@ Several processes draw the same batch, with the same noise, and each works on it
 the order of the data depends on how many there are.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,31 +20,40 @@ from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
 from ggm_image.errors import PeerFailure, UserError, printable
-from ggm_image.glauber import add_noise
 from ggm_image.io.config_schema import plain
 from ggm_image.io.files import remove_temporaries
 from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.runtime.precision import choose_precision
-from ggm_image.schedule import random_training_state
-from ggm_image.training.batches import ResumableSampler, rows_of_rank
+from ggm_image.schedule import Query, random_levels, random_query
+from ggm_image.training.batches import (
+    ResumableSampler,
+    fits_on_device,
+    move_together,
+    rows_of_rank,
+    sampling_device,
+)
 from ggm_image.training.checkpoint import (
+    OTHER_DEVICE,
+    generator_state,
     has_checkpoint,
     random_state,
     save_checkpoint,
     save_sharded_checkpoint,
+    set_generator_state,
     set_random_state,
     time_left,
 )
 from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.corruption import cumulative_noise, replace_by_noise
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.dataset import TokenSet
 from ggm_image.training.distributed import PAUSE, DistributedContext, make_fabric
 from ggm_image.training.evaluation import FIGURES, MASKED_SHARES, VALIDATION_LEVELS, mean_nll, sample_grid, val_nll
 from ggm_image.training.initialization import initialize_network
-from ggm_image.training.logging import MetricLogger, Stopwatch, to_stderr
-from ggm_image.training.optim import EMA, learning_rate, parameter_groups, regrouped
+from ggm_image.training.logging import MetricLogger, Stopwatch, fetch, to_stderr
+from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make_optimizer, regrouped
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.sharded_state import cut, whole, whole_tensor
 from ggm_image.training.signals import GracefulStop, Interrupted, last_words
@@ -115,8 +125,16 @@ class GeneratorTrainer:
         self.network = network
         self.order = ResumableSampler(len(training), train.batch_size, train.seed)
         self.generator = torch.Generator().manual_seed(train.seed + 1)
+        self.sampling_device, self.noise_generator = sampling_device(self.device), self.generator
+        if self.sampling_device.type != "cpu":
+            self.noise_generator = torch.Generator(self.sampling_device).manual_seed(train.seed + 1)
+        self._resident = training if self.sampling_device.type == "cpu" else None
+        if fits_on_device(training.size, self.sampling_device):
+            self._resident = training.to(self.sampling_device)
+        self._averaged: Transformer | None = None
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
         criterion = self.make_criterion(network)
+        self._cumulative = cumulative_noise(self.noise.to(self.sampling_device))
         compiled, line = compile_pays(
             train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
         )
@@ -131,12 +149,14 @@ class GeneratorTrainer:
         self.compiled, self.untimed = compiled, UNTIMED_STEPS if compiled else 0
         self.criterion = self.fabric.setup_module(criterion)
         self.ema = EMA(network, train.ema_decay)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(network, train.weight_decay),
-            lr=train.learning_rate,
+        settings = OptimizerSettings(
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
             betas=(train.betas[0], train.betas[1]),
             fused=self.device.type in ("cpu", "cuda"),
+            bf16=train.precision == "bf16-mixed",
         )
+        optimizer = make_optimizer(train.optimizer, network, settings, sharded=self.context.sharded)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         self.step, self._seconds = 0, 0.0
         self._saved_step: int | None = None
@@ -151,23 +171,29 @@ class GeneratorTrainer:
         """The loss of the run; another training method overrides this, or `corrupt`, or both."""
         return Criterion(network, self.config.objective, self.noise)
 
-    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"], Int[Tensor, " k"]]:
-        """What the network is shown of clean tokens: tokens, the level of each, and the sites that are queried."""
-        height, width = self.config.network.grid
-        law = self.config.objective
-        levels, sites, _ = random_training_state(
-            len(x_0),
-            height,
-            width,
-            generator=self.generator,
-            masked=law.masked,
-            cosine=law.cosine,
-            lattice=law.lattice,
-            block=self.block,
+    def query(self) -> Query:
+        """The sites that the next step queries, on the CPU."""
+        law, (height, width) = self.config.objective, self.config.network.grid
+        return random_query(
+            height, width, generator=self.generator, cosine=law.cosine, lattice=law.lattice, block=self.block
         )
-        x_t = add_noise(x_0, levels, self.noise.cpu(), generator=self.generator)
-        x_t[:, sites] = self.config.network.codebook_size
-        return x_t, levels, sites
+
+    def corrupt(self, x_0: Int[Tensor, "b l"], query: Query) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
+        """What the network is shown of clean tokens: tokens, and the level of each.
+
+        All is on `sampling_device`, where `noise_generator` draws; nothing may wait for it.
+        """
+        height, width = self.config.network.grid
+        levels = random_levels(
+            query, len(x_0), height, width, generator=self.noise_generator, masked=self.config.objective.masked
+        )
+        x_t = self.add_noise(x_0, levels)
+        return x_t.index_fill_(1, query.sites, self.config.network.codebook_size), levels
+
+    def add_noise(self, x_0: Int[Tensor, "b l"], levels: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """Replace each token by noise unless it stays, with the probability in ``levels``."""
+        codes = self.config.network.codebook_size
+        return replace_by_noise(x_0, levels, self._cumulative, codes, generator=self.noise_generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only; of sharded tensors, what this process holds."""
@@ -182,6 +208,7 @@ class GeneratorTrainer:
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.state_dict(),
             "generator": self.generator.get_state(),
+            "noise_generator": generator_state(self.noise_generator),
             "random": random_state(),
         }
 
@@ -201,6 +228,7 @@ class GeneratorTrainer:
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
             self.step = state["step"]
+            self._load_noise_generator(state)
             self.clock = Stopwatch(state["seconds"], self.timer, running=not self.untimed)
             self._seconds = state["seconds"]
             self._saved_step = self._resumed_at = self.step
@@ -208,6 +236,15 @@ class GeneratorTrainer:
             if isinstance(error, UserError):
                 raise
             raise _another_kind(error) from error
+
+    def _load_noise_generator(self, state: Mapping[str, Any]) -> None:
+        saved = state.get("noise_generator", state["generator"])
+        if self.noise_generator is self.generator:
+            same = isinstance(saved, Tensor) or saved["device"] == "cpu"
+        else:
+            same = set_generator_state(self.noise_generator, saved, self.config.train.seed + 1 + self.step)
+        if not same:
+            self.say(OTHER_DEVICE)
 
     @property
     def progress(self) -> float:
@@ -288,6 +325,8 @@ class GeneratorTrainer:
             if not stopping:
                 self._measure(log, stop)
                 stopping = stop.wanted and self.context.world_size == 1  # several agree after the next step
+        if self.step != logged_step:
+            self._finite(values)  # weights of a run that has diverged must not replace the last good checkpoint
 
     def _measure(self, log: MetricLogger | None, stop: GracefulStop) -> None:
         """The held-out figures and the sample grid that are due at this step, unless they are there already."""
@@ -323,6 +362,8 @@ class GeneratorTrainer:
             warmup_steps=train.warmup_steps,
             progress=self.progress,
             final_share=train.final_share,
+            schedule=train.schedule,
+            decay_fraction=train.decay_fraction,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -348,13 +389,15 @@ class GeneratorTrainer:
         Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites; for
         "binary-sampled" three numbers for each of them.
         """
-        x_0, labels = self.training.rows(self.order.next())  # (b, l), (b,)
-        x_t, levels, sites = self.corrupt(x_0)  # (b, l), (b, l), (k,)
-        dropped = torch.rand(len(labels), generator=self.generator) < self.config.train.class_dropout
+        x_0, labels, query = self._clean()  # (b, l), (b,)
+        x_t, levels = self.corrupt(x_0, query)  # (b, l), (b, l)
+        sites, generator, where = query.sites, self.noise_generator, self.sampling_device
+        dropped = torch.rand(len(labels), generator=generator, device=where) < self.config.train.class_dropout
         labels = labels.masked_fill(dropped, self.config.network.classes)
-        rows = [x_t, levels, labels, x_0[:, sites], levels[:, sites]]
+        rows = [x_t, levels, labels, x_0.index_select(1, sites), levels.index_select(1, sites)]
         if self.config.objective.name == "binary-sampled":
-            sampled = torch.rand((3, len(x_0) * len(sites)), generator=self.generator, dtype=torch.float64)
+            size = (3, len(x_0) * len(sites))
+            sampled = torch.rand(size, generator=generator, device=where, dtype=torch.float64)
             rows.append(sampled.unflatten(1, (len(x_0), len(sites))).permute(1, 2, 0))  # (b, k, 3)
         batch = [value[self.own] for value in rows]
         if self.compiled and len(sites) == 1:  # a size of 1 is a graph of its own; the mean over two equals is the same
@@ -363,16 +406,27 @@ class GeneratorTrainer:
         batch.insert(SITES, sites)
         return tuple(value.to(self.device, non_blocking=True) for value in batch)
 
+    def _clean(self) -> tuple[Int[Tensor, "b l"], Int[Tensor, " b"], Query]:
+        """Clean tokens, labels and queried sites of the next step, on `sampling_device`; one copy goes there."""
+        rows, query, where = self.order.next(), self.query(), self.sampling_device
+        shared = [query.sites] if query.visited is None else [query.sites, query.visited]
+        if self._resident is None:
+            x_0, labels, *shared = move_together([*self.training.rows(rows), *shared], where)
+        else:
+            rows, *shared = move_together([rows, *shared], where)
+            x_0, labels = self._resident.rows(rows)
+        return x_0, labels, Query(shared[0], shared[1].bool() if len(shared) > 1 else None)
+
     def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
         """Numbers in place of tensors, the loss that of the whole batch; all processes must ask."""
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = fetch(values)
         (numbers["loss"],) = self.context.sum([numbers["loss"]])
         with self.context.together():
             self._check_finite(numbers)
         return numbers
 
     def _check_finite(self, numbers: Mapping[str, float]) -> None:
-        if not all(torch.isfinite(torch.tensor(number)) for number in numbers.values()):
+        if not all(map(math.isfinite, numbers.values())):
             good = (
                 f"the last good checkpoint is in {self.out}" if has_checkpoint(self.out) else "there is no checkpoint"
             )
@@ -397,10 +451,20 @@ class GeneratorTrainer:
         )
 
     def averaged(self) -> Transformer:
-        """A network with the averaged weights; if they are sharded, all processes must ask for it."""
-        network = self.make_network().to(self.device)
-        network.load_state_dict({name: whole_tensor(value) for name, value in self.ema.state.items()})
-        return network.eval().requires_grad_(False)
+        """A network with the averaged weights, to be read only: made once, its weights are the average itself.
+
+        Of sharded weights it is a copy, made at every call; all processes must ask for it.
+        """
+        if self._averaged is not None:
+            return self._averaged
+        with torch.random.fork_rng(devices=[]):
+            network = self.make_network().to(self.device)
+        state = {name: whole_tensor(value) for name, value in self.ema.state.items()}
+        network.load_state_dict(state, assign=True)
+        network.eval().requires_grad_(False)
+        if not self.context.sharded:
+            self._averaged = network
+        return network
 
     def _validate(self, log: MetricLogger | None) -> None:
         """Held-out figures; the processes take them in turn."""

@@ -369,7 +369,7 @@ def test_the_share_of_masked_rows_is_the_configs(config: Path, cache: Path, tmp_
         settings = load_config(GeneratorConfig, config, [f"objective.masked={share}"])
         training, val_set = load_tokens(settings, found)
         trainer = GeneratorTrainer(settings, found.manifest, training, val_set, tmp_path / "run", device="cpu")
-        rows = torch.cat([(trainer.corrupt(training.tokens)[1] == 1).all(dim=1) for _ in range(200)])
+        rows = torch.cat([(trainer.corrupt(training.tokens, trainer.query())[1] == 1).all(dim=1) for _ in range(200)])
         return float(rows.double().mean())
 
     without = all_one(0)
@@ -386,7 +386,7 @@ def test_the_law_of_the_queried_sites_is_the_configs(config: Path, cache: Path, 
         settings = load_config(GeneratorConfig, config, overrides)
         training, val_set = load_tokens(settings, found)
         trainer = GeneratorTrainer(settings, found.manifest, training, val_set, tmp_path / "run", device="cpu")
-        return [tuple(sorted(trainer.corrupt(training.tokens)[2].tolist())) for _ in range(300)]
+        return [tuple(sorted(trainer.query().sites.tolist())) for _ in range(300)]
 
     sets = queried("objective.lattice=1", "objective.cosine=1")
     assert max(map(len, sets)) == 9
@@ -510,7 +510,10 @@ def test_every_entry_of_a_run_is_either_compared_or_free(config: Path, cache: Pa
         "tokenizer.name",
         "tokenizer.sha256",
         *(f"data.{name}" for name in ("class_names", "rows", "sha256", "val", "holdout")),
-        *(f"train.{name}" for name in ("batch_size", "weight_decay", "betas", "ema_decay", "class_dropout", "seed")),
+        *(
+            f"train.{name}"
+            for name in ("batch_size", "optimizer", "weight_decay", "betas", "ema_decay", "class_dropout", "seed")
+        ),
     }
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.glauber import add_noise, sample_codes
-from ggm_image.schedule import CURVES, order_sites
+from ggm_image.schedule import CURVES, Query, order_sites
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.trainer import GeneratorTrainer
 
@@ -40,13 +40,16 @@ Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 class MaskedTrainer(GeneratorTrainer):
     """Masked diffusion: a cosine share of the sites is masked, the others are clean; cross-entropy."""
 
-    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor]:
-        sites_total = x_0.shape[1]
+    def query(self) -> Query:
+        height, width = self.config.network.grid
+        sites_total = height * width
         share = math.cos(math.pi / 2 * float(torch.rand((), generator=self.generator)))
         sites = torch.randperm(sites_total, generator=self.generator)[: max(1, math.ceil(share * sites_total))]
-        tokens = x_0.clone()
-        tokens[:, sites] = self.config.network.codebook_size
-        return tokens, torch.ones(x_0.shape), sites
+        return Query(sites, None)
+
+    def corrupt(self, x_0: Int[Tensor, "b l"], query: Query) -> tuple[Tensor, Tensor]:
+        tokens = x_0.index_fill(1, query.sites, self.config.network.codebook_size)
+        return tokens, torch.ones(x_0.shape, device=x_0.device)
 
 
 class D3PMTrainer(GeneratorTrainer):
@@ -55,10 +58,14 @@ class D3PMTrainer(GeneratorTrainer):
     def levels(self, time: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         return (math.pi / 2 * time).cos()
 
-    def corrupt(self, x_0: Int[Tensor, "b l"]) -> tuple[Tensor, Tensor, Tensor]:
-        level = self.levels(torch.rand(len(x_0), generator=self.generator)).clamp(LOWEST_LEVEL, 1)
-        levels = level[:, None].expand(x_0.shape)
-        return add_noise(x_0, levels, self.noise.cpu(), generator=self.generator), levels, torch.arange(x_0.shape[1])
+    def query(self) -> Query:
+        height, width = self.config.network.grid
+        return Query(torch.arange(height * width), None)
+
+    def corrupt(self, x_0: Int[Tensor, "b l"], query: Query) -> tuple[Tensor, Tensor]:
+        time = torch.rand(len(x_0), generator=self.noise_generator, device=x_0.device)
+        levels = self.levels(time).clamp(LOWEST_LEVEL, 1)[:, None].expand(x_0.shape)
+        return self.add_noise(x_0, levels), levels
 
 
 class SEDDTrainer(D3PMTrainer):

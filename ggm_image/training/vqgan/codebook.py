@@ -14,19 +14,25 @@ class CodebookEMA(nn.Module):
 
     def __init__(self, codes: int, width: int, decay: float) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.has_started = decay, False
         self.register_buffer("count", torch.zeros(codes))
         self.register_buffer("total", torch.zeros(codes, width))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.count: Tensor
         self.total: Tensor
         self.started: Tensor
+        self.register_load_state_dict_post_hook(lambda book, _: book._read_started())
+
+    def _read_started(self) -> None:
+        self.has_started = bool(self.started)  # kept on the CPU: asking the buffer would wait for the device
 
     @torch.no_grad()
     def start(self, weight: Tensor, z: Float[Tensor, "m e"], generator: torch.Generator) -> None:
-        """Place the codes on latents of the first batch."""
-        rows = torch.randint(len(z), (len(weight),), generator=generator)
-        weight.copy_(z[rows] + 1e-3 * torch.randn(weight.shape, generator=generator).to(weight))
+        """Place the codes on latents of the first batch; ``generator`` may be one of another device."""
+        where = generator.device
+        rows = torch.randint(len(z), (len(weight),), generator=generator, device=where).to(z.device)
+        noise = torch.randn(weight.shape, generator=generator, device=where).to(weight)
+        weight.copy_(z[rows] + 1e-3 * noise)
         self.adopt(weight)
 
     @torch.no_grad()
@@ -35,11 +41,13 @@ class CodebookEMA(nn.Module):
         self.count.fill_(1.0)
         self.total.copy_(weight)
         self.started.fill_(True)
+        self.has_started = True
 
     @torch.no_grad()
     def observe(self, indices: Int[Tensor, " m"]) -> None:
         """One step of the moving average of how often each code is used."""
-        count = torch.bincount(indices, minlength=len(self.count)).to(self.count)
+        # not bincount, which waits for the device to know the length of its result
+        count = torch.zeros_like(self.count).index_add_(0, indices, self.count.new_ones(()).expand(len(indices)))
         self.count.lerp_(count, 1 - self.decay)
 
     @torch.no_grad()
@@ -53,16 +61,22 @@ class CodebookEMA(nn.Module):
         weight.copy_(self.total / smooth[:, None])
 
     @torch.no_grad()
-    def restart_dead(self, weight: Tensor, z: Float[Tensor, "m e"], generator: torch.Generator) -> int:
-        """Move codes that are used less than a twentieth of their fair share onto latents of the batch."""
+    def restart_dead(self, weight: Tensor, z: Float[Tensor, "m e"], generator: torch.Generator) -> Int[Tensor, ""]:
+        """Move codes that are used less than a twentieth of their fair share onto latents of the batch.
+
+        Returns:
+            How many; a tensor, so that nothing waits for it.
+        """
         fair = self.count.sum() / len(weight)
-        dead = self._dead().nonzero()[:, 0]
-        rows = torch.randperm(len(z), generator=generator)[: len(dead)]
-        dead = dead[: len(rows)]
-        weight[dead] = z[rows].to(weight)
-        self.count[dead] = fair
-        self.total[dead] = weight[dead] * fair
-        return len(dead)
+        dead = self._dead()
+        rows = torch.randperm(len(z), generator=generator, device=generator.device).to(z.device)
+        place = dead.cumsum(0) - 1  # the k-th dead code takes the k-th row
+        moved = dead & (place < len(z))
+        latents = z[rows[place.clamp(0, len(z) - 1)]].to(weight)
+        weight.copy_(torch.where(moved[:, None], latents, weight))
+        self.count.copy_(torch.where(moved, fair, self.count))
+        self.total.copy_(torch.where(moved[:, None], latents * fair, self.total))
+        return moved.sum()
 
     def _dead(self) -> Tensor:
         return self.count < 0.05 * self.count.mean()

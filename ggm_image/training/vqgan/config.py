@@ -7,6 +7,7 @@ from ggm_image.io.config_schema import check_choice, check_numbers
 from ggm_image.runtime.precision import PRECISIONS
 from ggm_image.tokenizers.vq.vqgan import VQGANConfig
 from ggm_image.training.config import check_compile
+from ggm_image.training.optim import OPTIMIZERS, SCHEDULES
 
 
 @dataclass(kw_only=True)
@@ -57,8 +58,9 @@ class TokenizerTrain:
     """Optimisation; a run ends at ``steps`` or after ``max_minutes``, whichever is first.
 
     Attributes:
-        steps, max_minutes, batch_size, learning_rate, final_share, warmup_steps, ema_decay, seed, log_every,
-            checkpoint_minutes, precision, compile: as in `config.TrainConfig`.
+        steps, max_minutes, batch_size, optimizer, learning_rate, schedule, final_share, decay_fraction, warmup_steps,
+            ema_decay, seed, log_every, checkpoint_minutes, precision, compile: as in `config.TrainConfig`; the
+            discriminator is always trained by AdamW.
         flip: mirror half of the pictures.
         codebook_decay: of the moving averages that carry the codes.
         restart_every: steps between restarts of dead codes.
@@ -72,8 +74,11 @@ class TokenizerTrain:
     steps: int = 30_000
     max_minutes: float | None = None
     batch_size: int = 64
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
     final_share: float = 0.02
+    decay_fraction: float = 0.25
     warmup_steps: int = 200
     ema_decay: float = 0.999
     codebook_decay: float = 0.99
@@ -93,12 +98,14 @@ class TokenizerTrain:
         check_numbers(
             self,
             "train",
-            positive=("steps", "batch_size", "learning_rate", "restart_every", "log_every"),
+            positive=("steps", "batch_size", "learning_rate", "decay_fraction", "restart_every", "log_every"),
             natural=("warmup_steps", "sample_every", "checkpoint_minutes"),
-            shares=("final_share", "ema_decay", "codebook_decay", "restart_until"),
+            shares=("final_share", "decay_fraction", "ema_decay", "codebook_decay", "restart_until"),
         )
         check_choice("train.precision", self.precision, PRECISIONS)
         check_compile(self.compile)
+        check_choice("train.optimizer", self.optimizer, tuple(OPTIMIZERS))
+        check_choice("train.schedule", self.schedule, tuple(SCHEDULES))
         check_choice("train.weights_dtype", self.weights_dtype, ("float16", "float32", "bfloat16"))
 
 

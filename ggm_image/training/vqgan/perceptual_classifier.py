@@ -13,7 +13,7 @@ from ggm_image.image.preprocess import to_model
 from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.compile import cannot_compile, compile_pays
 from ggm_image.runtime.precision import choose_precision
-from ggm_image.training.batches import ResumableSampler
+from ggm_image.training.batches import ResumableSampler, move_together
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.vqgan.perceptual import SmallPerceptual
 from ggm_image.training.vqgan.run import TrainingImages
@@ -56,7 +56,7 @@ def train_classifier(
     files = open_source(source)
     if not files.class_names:
         raise UserError("a classifier needs class folders", source, "put each class into a folder of its own")
-    images, labels = TrainingImages(files, image_size, workers=2), torch.tensor(files.labels)
+    images, labels = TrainingImages(files, image_size, workers=2, device=where), torch.tensor(files.labels)
     order = ResumableSampler(images.rows, batch_size, seed)
     generator = torch.Generator().manual_seed(seed)
     model = SmallPerceptual(len(files.class_names)).to(where)
@@ -64,27 +64,26 @@ def train_classifier(
     compiled, line = compile_pays("auto", where, precision, steps=1 << 30, minutes=minutes)
     to_stderr(line)
     logits = torch.compile(model.logits) if compiled and not cannot_compile(where.type) else model.logits
-    step, right, start = 0, 0.0, time.monotonic()
+    step, right, start = 0, torch.zeros((), device=where), time.monotonic()
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, progress / 0.1) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = order.next()
         batch = to_model(images[rows])
-        mirrored = torch.rand(len(rows), generator=generator) < 0.5
-        batch[mirrored] = batch[mirrored].flip(-1)
+        mirrored, target = move_together([torch.rand(len(rows), generator=generator) < 0.5, labels[rows]], where)
+        batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(-1), batch)
         shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
         batch = torch.roll(batch, shift, dims=(2, 3))
         with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            scores = logits(batch.to(where)).float()
-        target = labels[rows].to(where)
+            scores = logits(batch).float()
         loss = F.cross_entropy(scores, target, label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         step += 1
-        right = 0.99 * right + 0.01 * float((scores.argmax(dim=1) == target).float().mean())
+        right = 0.99 * right + 0.01 * (scores.argmax(dim=1) == target).float().mean()
         if step % LOG_EVERY == 0:
-            accuracy = right / (1 - 0.99**step)
+            accuracy = float(right) / (1 - 0.99**step)
             left = minutes * (1 - progress)
             to_stderr(f"step {step}  loss {loss.item():.3f}  accuracy {100 * accuracy:.1f}%  about {left:.1f} min left")
     save_weights(Path(out), model.state_dict(), torch.float32)

@@ -23,9 +23,9 @@ from ggm_image.io.files import held, remove_temporaries, sha256_file, write_text
 from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
-from ggm_image.training.batches import ResumableSampler
+from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together
 from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, time_left
-from ggm_image.training.logging import MetricLogger, to_stderr
+from ggm_image.training.logging import MetricLogger, fetch, to_stderr
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
 from ggm_image.training.signals import GracefulStop, last_words
@@ -40,14 +40,16 @@ COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "rest
 
 
 class TrainingImages:
-    """Decoded pictures by row: kept in memory where they fit, decoded by a pool of threads elsewhere."""
+    """Decoded images by row, on a device: kept there or in memory where they fit, else decoded by a pool of threads."""
 
-    def __init__(self, source: ImageSource, size: int, workers: int) -> None:
+    def __init__(self, source: ImageSource, size: int, workers: int, device: torch.device) -> None:
         self.prefetch = Prefetch(source, size, workers=workers)
-        self.rows = len(source)
+        self.rows, self.device = len(source), device
         self._kept: UInt8[Tensor, "count 3 size size"] | None = None
         if self.rows * 3 * size * size <= MEMORY_LIMIT:
             self._kept = self._decode(torch.arange(self.rows))
+            if fits_on_device(self._kept.nbytes, device):
+                self._kept = self._kept.to(device)
 
     def _decode(self, rows: Tensor) -> UInt8[Tensor, "n 3 size size"]:
         decoded: list[Tensor] = []
@@ -59,7 +61,12 @@ class TrainingImages:
         return torch.stack(decoded)
 
     def __getitem__(self, rows: Tensor) -> UInt8[Tensor, "n 3 size size"]:
-        return self._kept[rows] if self._kept is not None else self._decode(rows)
+        if self._kept is not None and self._kept.device == self.device:
+            return self._kept[move_together([rows], self.device)[0]]
+        found = self._kept[rows] if self._kept is not None else self._decode(rows)
+        if self.device.type == "cuda":
+            found = found.pin_memory()
+        return found.to(self.device, non_blocking=True)
 
 
 def train_tokenizer(
@@ -108,7 +115,7 @@ def train_tokenizer(
         check_memory(config, images=len(source), kept_bytes=MEMORY_LIMIT, device=device)
     trainer = TokenizerTrainer(config, device)
     size = check_image_size(trainer.model, None)
-    images = TrainingImages(source, size, workers)
+    images = TrainingImages(source, size, workers, trainer.device)
     order = ResumableSampler(images.rows, config.train.batch_size, config.train.seed)
     if state is not None:
         try:
@@ -182,38 +189,41 @@ def _loop(
         if train.sample_every and trainer.step and trainer.step % train.sample_every == 0 and not path.exists():
             stop.optional(lambda: _show(trainer, pictures, path))
 
-    show()  # what an earlier process had no time for
-    saved = logged = trainer.clock.seconds
-    logged_step = trainer.step
-    while trainer.progress() < 1:
-        images = to_model(pictures[order.next()])
-        if train.flip:
-            mirrored = torch.rand(len(images), generator=trainer.generator) < 0.5
-            images[mirrored] = images[mirrored].flip(-1)
-        logs = trainer.train_step(images.to(trainer.device))
-        if stop.wanted:
-            stop.taken()
-        # psnr is infinite where a picture is met exactly; what follows from the others would be saved at the next turn
-        found = [trainer.gradient_norm, *(value for name, value in logs.items() if name != "psnr")]
-        if not all(map(math.isfinite, found)):
-            kept = f"go on from {out} with --resume" if has_checkpoint(out) else "start again"
+    def finite(values: Mapping[str, Any]) -> dict[str, float]:
+        """Numbers in place of tensors, which are waited for once."""
+        found = fetch({"gradient_norm": trainer.gradient_norm} | dict(values))
+        # psnr is infinite where an image is met exactly
+        if not all(math.isfinite(value) for name, value in found.items() if name != "psnr"):
+            kept = f"resume {out} with --resume" if has_checkpoint(out) else "start again"
             fix = f"{kept}, with a lower train.learning_rate"
             raise UserError("the loss is not finite", f"step {trainer.step}", fix)
+        return {name: value for name, value in found.items() if name != "gradient_norm"}
+
+    show()  # what an earlier process had no time for
+    saved = logged = trainer.clock.seconds
+    logged_step = checked = trainer.step
+    while trainer.progress() < 1:
+        values = trainer.train_step(trainer.augmented(pictures[order.next()]))
+        if stop.wanted:
+            stop.taken()
         step = trainer.step
         if trainer.untimed:
             trainer.untimed -= 1
             if not trainer.untimed:
                 trainer.clock.start()
                 logged_step = step
+        due = trainer.clock.seconds - saved > 60 * train.checkpoint_minutes
+        if step % train.log_every == 0 or due or stop.wanted:
+            logs, checked = finite(values), step  # before anything is saved
         if step % train.log_every == 0:
-            values = logs | {
+            row = logs | {
                 "minutes": trainer.clock.seconds / 60,
                 "perplexity": trainer.codebook.perplexity(),
                 "dead": trainer.codebook.dead(),
-                "restarted": trainer.restarted,
+                "restarted": int(trainer.restarted),
                 "learning_rate": trainer.rate(),
             }
-            log.write(step, values)
+            log.write(step, row)
             trainer.restarted = 0
             seconds = trainer.clock.seconds
             left = time_left(
@@ -226,18 +236,22 @@ def _loop(
             logged_step, logged = step, seconds
             to_stderr(
                 f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
-                f"{values['perplexity']:.0f}  dead {values['dead']:.0f}  {left}"
+                f"{row['perplexity']:.0f}  dead {row['dead']:.0f}  {left}"
             )
-        if trainer.clock.seconds - saved > 60 * train.checkpoint_minutes:
+        if due:
             save()
             saved = trainer.clock.seconds
         show()
         if stop.wanted:
             stop.taken()
             if trainer.saved_step != step:
+                if checked != step:  # the signal came after the check above
+                    finite(values)
                 save()
             to_stderr(f"saved at step {step}; run the same command with --resume to go on")
             raise KeyboardInterrupt
+    if checked != trainer.step:
+        finite(values)
     save()
 
 
@@ -265,8 +279,8 @@ def reconstructions(trainer: TokenizerTrainer, images: TrainingImages) -> UInt8[
     """Eight pictures above what the tokenizer makes of them."""
     shown = images[torch.arange(min(8, images.rows))]
     model = averaged(trainer, trainer.model.config)
-    painted = to_uint8(model.decode(model.encode(to_model(shown).to(trainer.device)))).cpu()
-    return image_grid(torch.cat([shown, painted]), columns=len(shown))
+    painted = to_uint8(model.decode(model.encode(to_model(shown))))
+    return image_grid(torch.cat([shown, painted]).cpu(), columns=len(shown))
 
 
 def export_tokenizer(folder: Path, config: TokenizerTrainConfig, trainer: TokenizerTrainer, images: int) -> Path:

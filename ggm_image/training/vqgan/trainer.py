@@ -7,21 +7,30 @@ decoder can be trained alone, for tokens that stay as they are.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ggm_image.errors import UserError
+from ggm_image.image.preprocess import to_model
 from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN
-from ggm_image.training.checkpoint import random_state, set_random_state
+from ggm_image.training.batches import sampling_device
+from ggm_image.training.checkpoint import (
+    OTHER_DEVICE,
+    generator_state,
+    random_state,
+    set_generator_state,
+    set_random_state,
+)
 from ggm_image.training.logging import Stopwatch, to_stderr
-from ggm_image.training.optim import EMA, learning_rate
+from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make_optimizer
 from ggm_image.training.vqgan.codebook import CodebookEMA
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.perceptual import load_perceptual
@@ -38,7 +47,7 @@ class TokenizerTrainer:
 
         self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
         self.train.precision = choose_precision(self.train.precision, self.device)[0]
-        self.gradient_norm = 0.0
+        self.gradient_norm: Tensor | float = 0.0
         torch.manual_seed(config.train.seed)
         try:
             self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()
@@ -62,14 +71,20 @@ class TokenizerTrainer:
         if config.loss.perceptual > 0:
             self.perceptual = load_perceptual(config.loss.perceptual_weights, config.loss.perceptual_size)
             self.perceptual = self.perceptual and self.perceptual.to(self.device)
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
-        self.d_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.loss.discriminator_rate, betas=(0.5, 0.9), weight_decay=0.0
+        settings = OptimizerSettings(
+            learning_rate=0.0,
+            weight_decay=None,
+            betas=(0.9, 0.99),
+            fused=self.device.type == "cuda",
+            bf16=config.train.precision == "bf16-mixed",
         )
+        self.optimizer = make_optimizer(config.train.optimizer, self.model, settings)
+        judge = replace(settings, learning_rate=config.loss.discriminator_rate, betas=(0.5, 0.9))
+        self.d_optimizer = make_optimizer("adamw", self.discriminator, judge)
         self.ema = EMA(self.model, config.train.ema_decay)
-        self.generator = torch.Generator().manual_seed(config.train.seed)
-        self.step, self.restarted, self.start_sha256 = 0, 0, ""
+        self.generator = torch.Generator(sampling_device(self.device)).manual_seed(config.train.seed)
+        self.step, self.start_sha256 = 0, ""
+        self.restarted: Tensor | int = 0
         self.saved_step: int | None = None
         if config.start:
             self.begin_from(starting_point(config.start))
@@ -117,13 +132,15 @@ class TokenizerTrainer:
             warmup_steps=train.warmup_steps,
             progress=self.progress(),
             final_share=train.final_share,
+            schedule=train.schedule,
+            decay_fraction=train.decay_fraction,
         )
 
     def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor]:
         """Straight-through codes (n, e, gh, gw) and commitment loss; moves the codebook."""
         weight = self.model.quantize.embedding.weight
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()  # (m, e)
-        if not bool(self.codebook.started):
+        if not self.codebook.has_started:
             self.codebook.start(weight.data, flat.detach(), self.generator)
         with torch.no_grad():
             indices = self.model.quantize.nearest(flat)
@@ -136,11 +153,23 @@ class TokenizerTrainer:
         straight = flat + (codes - flat).detach()
         self.codebook.update(weight.data, flat.detach(), indices)
         if self.step % self.train.restart_every == 0 and self.progress() < self.train.restart_until:
-            self.restarted += self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
+            self.restarted = self.restarted + self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
         return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment
 
-    def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
-        """One update of encoder and codebook (unless they rest), decoder and, after its start, of the discriminator."""
+    def augmented(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """A batch as `train_step` takes it, half of it mirrored where the config says so; on the device of the run."""
+        found = to_model(images)
+        if self.train.flip:
+            drawn = torch.rand(len(found), generator=self.generator, device=self.generator.device)
+            found = torch.where((drawn < 0.5).to(found.device)[:, None, None, None], found.flip(-1), found)
+        return found
+
+    def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, Tensor]:
+        """One update of encoder and codebook (unless they rest), decoder and, after its start, of the discriminator.
+
+        Returns:
+            Terms of the loss and what is logged with them, as tensors, so that nothing waits for them.
+        """
         loss, adversarial = self.loss, self.progress() >= self.loss.adversarial_start
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -166,7 +195,7 @@ class TokenizerTrainer:
             roots.append(loss.commitment * commitment)
             gradients.append(torch.ones_like(commitment))
         torch.autograd.backward(roots, gradients)
-        self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         logs = {name: term.detach() for name, term in terms.items()} | weights
         if adversarial:
@@ -175,7 +204,7 @@ class TokenizerTrainer:
         self.ema.update(self.model, self.step)
         logs["psnr"] = 10 * torch.log10(4 / error.detach().square().mean())
         logs["commitment"] = commitment.detach()
-        return {name: float(value) for name, value in logs.items()}
+        return logs
 
     def _judged(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """The discriminator's score of the reconstruction, and how far its features are from the original's.
@@ -231,7 +260,7 @@ class TokenizerTrainer:
         return {
             "step": self.step,
             "decoder_only": self.train.decoder_only,
-            "restarted": self.restarted,
+            "restarted": int(self.restarted),
             "start_sha256": self.start_sha256,
             "seconds": self.clock.seconds,
             "model": self.model.state_dict(),
@@ -240,7 +269,7 @@ class TokenizerTrainer:
             "discriminator": self.discriminator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "d_optimizer": self.d_optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "generator": generator_state(self.generator),
             "random": random_state(),
         }
 
@@ -256,7 +285,8 @@ class TokenizerTrainer:
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.ema.load(state["ema"])
-        self.generator.set_state(state["generator"])
+        if not set_generator_state(self.generator, state["generator"], self.train.seed + self.step):
+            to_stderr(OTHER_DEVICE)
         set_random_state(state["random"])
 
 
