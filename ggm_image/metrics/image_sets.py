@@ -32,7 +32,7 @@ from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS
 from ggm_image.runtime.progress import progress
 from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.base import Tokenizer
-from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.tokenizers.registry import load_image_tokenizer
 
 MODEL_PREFIX = "model:"
 DECODE_BATCH = 64
@@ -266,7 +266,7 @@ def open_image_set(
     if kind == "tokens":
         cache = TokenCache.open(Path(path))
         name = tokenizer_of(cache.manifest) if tokenizer is None else str(tokenizer)
-        return DecodedSet(cache, load_tokenizer(name, device=device), device)
+        return DecodedSet(cache, load_image_tokenizer(name, device=device), device)
     if Path(path).is_dir() and (saved := sorted(Path(path).glob(f"*/{RECORD}"))):
         raise UserError("a side is one set of features", f"{path} holds {len(saved)}", f"give {saved[0].parent}")
     return ImageFileSet(open_source(path))
