@@ -22,8 +22,8 @@ from ggm_image.errors import PeerFailure, UserError, printable
 from ggm_image.runtime.streams import say, standard_streams
 
 COMMANDS = {
-    "encode": ("ggm_image.cli.encode:encode", "Encode images into a token cache."),
-    "decode": ("ggm_image.cli.encode:decode", "Decode a token cache into PNG files."),
+    "encode": ("ggm_image.cli.encode:encode", "Encode images or text into a token cache."),
+    "decode": ("ggm_image.cli.encode:decode", "Decode a token cache into PNG files or text."),
     "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
     "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on images."),
     "train-perceptual": ("ggm_image.cli.train:train_perceptual", "Train a small perceptual loss for train-tokenizer."),
