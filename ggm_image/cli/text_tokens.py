@@ -1,5 +1,6 @@
 """``encode`` and ``decode`` of text."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,8 @@ def encode_text(
     if as_json:
         print_json(summary)
     else:
-        documents = _counted(summary["documents"], "document")
-        click.echo(
-            f"{documents}, {summary['bytes']:,} bytes, as {summary['count']:,} rows of {summary['length']} tokens: {out}"
-        )
+        documents, rows = _counted(summary["documents"], "document"), _counted(summary["count"], "row")
+        click.echo(f"{documents}, {summary['bytes']:,} bytes, as {rows} of {summary['length']} tokens: {out}")
 
 
 def _summary(cache: Any, out: Path) -> dict[str, Any]:
@@ -116,10 +115,12 @@ def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool)
 
 
 def is_text_cache(folder: Path) -> bool:
-    """Whether a folder holds a token cache of text, finished or not."""
-    from ggm_image.data.token_cache.manifest import Manifest
-
-    return (folder / "manifest.json").is_file() and Manifest.read(folder).modality == "text"
+    """Whether a folder holds a token cache of text, finished or not; False too where its manifest cannot be read."""
+    try:
+        values = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("modality") == "text"
 
 
 def decode_text(tokens: Path, out: Path, tokenizer_name: str | None, *, overwrite: bool, as_json: bool) -> None:

@@ -239,8 +239,9 @@ def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: By
     """
     count = 0
     with atomic_path(out) as temporary, open(temporary, "wb") as file:
-        for count, document in enumerate(documents(cache, tokenizer), start=1):
+        for document in documents(cache, tokenizer):
             file.writelines(document.pieces)
+            count += 1
     return count
 
 
@@ -254,7 +255,8 @@ def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: 
     """
     count, taken = 0, set()
     with atomic_folder(out) as folder:
-        for count, document in enumerate(documents(cache, tokenizer), start=1):
+        for document in documents(cache, tokenizer):
+            count += 1
             name = PurePosixPath(document.name)
             if name.is_absolute() or ".." in name.parts or not name.parts:
                 raise UserError("document must have a safe name", repr(document.name), "decode to one .txt file")
@@ -269,7 +271,7 @@ def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: 
     return count
 
 
-def verify_text(folder: str | os.PathLike[str], tokenizer: ByteTokenizer, source: TextSource | None) -> dict[str, Any]:
+def verify_text(folder: str | Path, tokenizer: ByteTokenizer, source: TextSource | None) -> dict[str, Any]:
     """Prove that a cache of text is whole, that it decodes to what was read, and that the source is still that.
 
     Returns:

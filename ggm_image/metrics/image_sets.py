@@ -28,7 +28,7 @@ from ggm_image.metrics.feature_file import RECORD, Features, are_features, open_
 from ggm_image.pipelines.classes import turns
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
-from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS
+from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS, find_model
 from ggm_image.runtime.progress import progress
 from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.base import Tokenizer
@@ -260,6 +260,7 @@ def open_image_set(
         drawing = drawing or SamplingRequest()
         name = str(path).removeprefix(MODEL_PREFIX)
         found = None if tokenizer is None else str(tokenizer)
+        find_model(name).check_modality("image")
         model = load_model(name, tokenizer=found, device=device, compiled=drawing.compiled)
         settings = model.settings(drawing.preset, **drawing.changes)
         return SampledSet(model, drawing.n, classes=drawing.classes, seed=drawing.seed, settings=settings)

@@ -209,7 +209,7 @@ class _Rejoined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+    def read(self, size: int = -1) -> bytes:
         if size < 0:
             head, self._head = self._head, b""
             return head + self._rest.read()
