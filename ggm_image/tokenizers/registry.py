@@ -54,7 +54,7 @@ def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
         return published_spec(path)
     if path.is_dir():
         return TokenizerSpec.read(path)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)
+    near = difflib.get_close_matches(name, [*known, *TEXT_TOKENIZERS], n=3, cutoff=0.3) or sorted(known)
     raise UserError(
         "no such tokenizer, neither a known name nor a folder or file",
         f"got {name!r}",
