@@ -12,6 +12,7 @@ from ggm_image.io.files import sha256_file
 from ggm_image.io.safetensors import save_weights
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.pipelines.model_weights import export_model
+from ggm_image.tokenizers.text import ByteTokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN, DDConfig, VQGANConfig
 
 TINY_VQGAN = VQGANConfig(
@@ -60,3 +61,22 @@ def tiny_model_folder(root: Path, *, seed: int = 0, spoil: Callable[[dict[str, T
         training={},
     )
     return root / "model"
+
+
+def tiny_text_model_folder(root: Path, *, length: int = 16, seed: int = 0) -> Path:
+    """A model folder of bytes, rows of ``length``."""
+    tokenizer = ByteTokenizer()
+    config = NetworkConfig(codebook_size=256, classes=0, grid=[1, length], width=32, depth=2, heads=2)
+    torch.manual_seed(seed)
+    network = Transformer(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    export_model(
+        root / "text",
+        network.state_dict(),
+        network=plain(config),
+        tokenizer={"name": "bytes", "sha256": tokenizer.sha256, "source": "", "modality": "text"},
+        class_names=[],
+        training={},
+    )
+    return root / "text"

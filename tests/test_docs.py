@@ -113,8 +113,10 @@ def missing_links(text, folder):
 def wrong_python(code):
     """What a block of Python takes from the package, or passes to a model, that is not there."""
     from ggm_image.pipelines.image import Model
+    from ggm_image.pipelines.text import TextModel
     from ggm_image.sampler.settings import Settings
 
+    owners = {"model": Model, "text_model": TextModel}
     wrong = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ggm_image"):
@@ -122,14 +124,14 @@ def wrong_python(code):
             wrong += [name.name for name in node.names if not hasattr(module, name.name)]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
-            if isinstance(owner, ast.Name) and owner.id == "model":
-                method = getattr(Model, node.func.attr, None)
+            if isinstance(owner, ast.Name) and owner.id in owners:
+                method = getattr(owners[owner.id], node.func.attr, None)
                 known = inspect.signature(method).parameters if method else {}
                 names = set(known)
                 if any(p.kind is p.VAR_KEYWORD for p in known.values()):
                     names |= {field.name for field in dataclasses.fields(Settings)}
                 if method is None:
-                    wrong.append(f"model.{node.func.attr}")
+                    wrong.append(f"{owner.id}.{node.func.attr}")
                 wrong += [k.arg for k in node.keywords if method and k.arg not in names]
     return wrong
 
@@ -147,6 +149,8 @@ def test_the_checks_find_mistakes():
     assert missing_files("`tools/no.py`, `configs/cifar10.yaml`, runs/docs/a.md") == ["tools/no.py"]
     python = "from ggm_image import load_modle\nmodel.sample(4, clases='cat', seed=0)\nmodel.smaple()"
     assert sorted(wrong_python(python)) == ["clases", "load_modle", "model.smaple"]
+    python = "text_model.infil('a ____')\ntext_model.infill('a ____', lenght=4)"
+    assert sorted(wrong_python(python)) == ["lenght", "text_model.infil"]
 
 
 @pytest.mark.parametrize("name", NAMES)

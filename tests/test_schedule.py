@@ -240,3 +240,24 @@ def test_orders_first_asked_for_in_inference_mode_serve_training():
     for sites in [*again, fresh.sites]:
         x = torch.ones(1, 55, requires_grad=True)
         x.index_select(1, sites).sum().backward()
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_the_bayer_order_of_a_line_is_van_der_corputs(bits):
+    mirrored = [int(f"{k:0{bits}b}"[::-1], 2) for k in range(2**bits)]
+    assert order_sites(1, 2**bits).tolist() == mirrored
+
+
+@pytest.mark.parametrize("order", ["bayer", "halton"])
+@pytest.mark.parametrize("length", [11, 64, 100, 256])
+def test_blocks_of_a_line_up_to_a_quarter_hold_no_neighbours(length, order):
+    for block in {2, length // 8 + 1, length // 4 - 1, length // 4} - {1}:
+        schedule = Schedule.round_robin(1, length, sweeps=1, block=block, order=order)
+        for sites in schedule.blocks:
+            assert (sites.sort().values.diff() > 1).all(), (block, sites)
+        assert torch.cat(schedule.blocks).sort().values.tolist() == list(range(length))
+
+
+def test_a_block_of_a_line_that_is_a_power_of_two_is_evenly_spaced():
+    for sites in Schedule.round_robin(1, 1024, sweeps=1, block=16).blocks:
+        assert set(sites.sort().values.diff().tolist()) == {64}

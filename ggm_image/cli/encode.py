@@ -16,6 +16,14 @@ from ggm_image.cli.options import (
     seed_option,
     shard_option,
 )
+from ggm_image.cli.text_tokens import (
+    decode_text,
+    encode_text,
+    is_text_cache,
+    refuse_image_options,
+    refuse_text_options,
+    verify_text,
+)
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate, merged_folder
 from ggm_image.runtime.devices import resolve_device
@@ -26,6 +34,8 @@ from ggm_image.runtime.streams import say
 @click.argument("src")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="Known name, folder or checkpoint.")
+@click.option("--length", type=click.IntRange(1, 1 << 16), help="Of text: tokens a row; 256 by default.")
+@click.option("--text-key", metavar="KEY", help="Of JSON lines: the field with the text; 'text' by default.")
 @click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
 @click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
 @click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
@@ -79,6 +89,8 @@ def encode(
     src: str,
     out: Path | None,
     tokenizer_name: str | None,
+    length: int | None,
+    text_key: str | None,
     image_size: int | None,
     flip: bool,
     skip_bad: bool,
@@ -99,7 +111,10 @@ def encode(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Encode the pictures of SRC into a token cache at OUT.
+    """Encode the images or the text of SRC into a token cache at OUT.
+
+    With `--tokenizer bytes` SRC is text: a file, a folder of .txt or .jsonl files, or a tar of one, compressed or not.
+    Its documents are joined and cut into rows of --length bytes; `decode` gives them back byte for byte.
 
     SRC is a folder of pictures or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars. Or what is
     read from front to back and never lies on this disk: tar shards of WebDataset as 'shards/{000..127}.tar', an address
@@ -115,13 +130,36 @@ def encode(
 
     --seed draws the pictures of the report; encoding itself draws nothing.
     """
+    context = click.get_current_context()
     if wants_proof:
+        if is_text_cache(out or Path(src)):
+            refuse_image_options(context)
+            verify_text(None if out is None else src, out or Path(src), text_key, as_json)
+            return
+        refuse_text_options(context)
         _prove(None if out is None else src, out or Path(src), shard_size, classes, label_key, as_json)
         return
     if out is None or tokenizer_name is None:
         hint, kind = ("OUT", "argument") if out is None else ("--tokenizer", "option")
-        raise click.MissingParameter(ctx=click.get_current_context(), param_hint=hint, param_type=kind)
+        raise click.MissingParameter(ctx=context, param_hint=hint, param_type=kind)
     Gate("encode", None, "OUT").check_folder(out)
+    from ggm_image.tokenizers.registry import is_text_tokenizer
+
+    if is_text_tokenizer(tokenizer_name):
+        refuse_image_options(context)
+        encode_text(
+            src,
+            out,
+            tokenizer_name,
+            length=length,
+            text_key=text_key,
+            shard_size=shard_size,
+            shard=shard,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        return
+    refuse_text_options(context)
     from ggm_image.data.encode import encode as encode_source
     from ggm_image.data.encode import nearest_folder
     from ggm_image.data.sources.base import ImageStream, read_classes
@@ -289,10 +327,14 @@ def decode(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Decode the token cache TOKENS into PNG files in the new folder OUT.
+    """Decode the token cache TOKENS into PNG files in the new folder OUT, or back into text.
 
-    Rows become 000000.png ..., in class folders where the cache has classes.
+    Rows become 000000.png ..., in class folders where the cache has classes. A cache of text becomes one file where
+    OUT ends in .txt, otherwise a folder with a file for each document.
     """
+    if is_text_cache(tokens):
+        decode_text(tokens, out, tokenizer_name, overwrite=overwrite, as_json=as_json)
+        return
     Gate("decode", overwrite, "OUT").check_folder(out, empty=True)
 
     from ggm_image.data.decode import decode as decode_cache

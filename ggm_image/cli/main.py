@@ -22,14 +22,15 @@ from ggm_image.errors import PeerFailure, UserError, printable
 from ggm_image.runtime.streams import say, standard_streams
 
 COMMANDS = {
-    "encode": ("ggm_image.cli.encode:encode", "Encode images into a token cache."),
-    "decode": ("ggm_image.cli.encode:decode", "Decode a token cache into PNG files."),
+    "encode": ("ggm_image.cli.encode:encode", "Encode images or text into a token cache."),
+    "decode": ("ggm_image.cli.encode:decode", "Decode a token cache into PNG files or text."),
     "train": ("ggm_image.cli.train:train", "Train a generator on a token cache."),
     "train-tokenizer": ("ggm_image.cli.train:train_tokenizer", "Train a VQGAN tokenizer on images."),
     "train-perceptual": ("ggm_image.cli.train:train_perceptual", "Train a small perceptual loss for train-tokenizer."),
     "plot": ("ggm_image.cli.train:plot", "Plot the training curves of a run."),
-    "sample": ("ggm_image.cli.sample:sample", "Sample images."),
+    "sample": ("ggm_image.cli.sample:sample", "Sample images or texts."),
     "inpaint": ("ggm_image.cli.inpaint:inpaint", "Inpaint the masked part of an image."),
+    "infill": ("ggm_image.cli.text:infill", "Fill the gaps of a text."),
     "signal": ("ggm_image.cli.signal:signal", "Show what looks like noise to the model."),
     "fid": ("ggm_image.cli.evaluate:fid", "Fréchet distance between two sets of images."),
     "models": ("ggm_image.cli.models:models", "List the shipped models."),

@@ -19,6 +19,7 @@ from ggm_image.cli.sampling import (
     load,
     sampler_options,
 )
+from ggm_image.cli.text import refuse_given, sample_texts
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate
 from ggm_image.pipelines.classes import turns
@@ -30,6 +31,7 @@ from ggm_image.pipelines.classes import turns
 @class_option("Class to sample; several take turns.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
 @click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
+@click.option("--length", type=click.IntRange(min=1), help="Of a model of text: bytes of each; its own by default.")
 @overwrite_option
 @sampler_options
 @click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising steps as an animated GIF.")
@@ -44,6 +46,7 @@ def sample(
     classes: tuple[str, ...],
     count: int,
     out: Path,
+    length: int | None,
     overwrite: bool,
     preset: str,
     trajectory: Path | None,
@@ -62,12 +65,39 @@ def sample(
     Rerun the same command to resume an unfinished folder, or with a larger -n to add images. Several processes share a
     folder: those of torchrun, or one command with --shard 0/4, one with 1/4 ... The files are the same either way.
 
+    A model of text prints its texts, or writes 000000.txt ... into --out DIR.
+
     A file or folder that `sample` did not write, or that holds other samples, is only replaced with --overwrite.
     """
     import time
 
     from ggm_image.runtime.ranks import rank_and_world_size
 
+    found = find_described_model(model_name, None)
+    if found.modality == "text":
+        context = click.get_current_context()
+        given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
+        if given and out.suffix.lower() == ".png":
+            raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
+        fix = "leave it out: the model is one of text"
+        refuse_given(context, dict.fromkeys(("classes", "trajectory", "compiled", "shard"), fix))
+        sample_texts(
+            found,
+            model_name,
+            tokenizer,
+            count=count,
+            length=length,
+            out=out if given else None,
+            overwrite=overwrite,
+            preset=preset,
+            options=options,
+            seed=seed,
+            device=device,
+            as_json=as_json,
+        )
+        return
+    if length is not None:
+        raise UserError("--length belongs to models of text", length, "leave it out: the model is one of images")
     rank, processes = rank_and_world_size(shard)
     single, gate = is_image_path(out), Gate("sample", overwrite)
     if processes > 1 and (single or overwrite):
@@ -78,7 +108,6 @@ def sample(
         if trajectory.suffix.lower() != ".gif":
             raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
         replace(gate, option="--trajectory").check_file(trajectory)
-    found = find_described_model(model_name)
     settings, asked = found.settings(preset, **options), asked_labels(found, classes)
     if single:
         gate.check_file(out)

@@ -95,11 +95,21 @@ def asked_labels(folder: "NetworkFolder", classes: Sequence[str]) -> list[int] |
     return class_labels(folder.class_names, classes) if classes else None
 
 
-def find_described_model(model_name: str) -> "NetworkFolder":
-    """The model's description, before torch is imported: what is wrong with a request shows at once."""
+def find_described_model(model_name: str, modality: str | None = "image") -> "NetworkFolder":
+    """The model's description, before torch is imported: what is wrong with a request shows at once.
+
+    Args:
+        model_name: shipped name or folder.
+        modality: what it must make, "image" or "text"; None for either.
+
+    Raises:
+        UserError: there is no such model, or it makes something else.
+    """
     from ggm_image.pipelines.model_folder import find_model
 
     folder = find_model(model_name)
+    if modality is not None:
+        folder.check_modality(modality)
     folder.check_weights()
     return folder
 

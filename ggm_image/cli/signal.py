@@ -15,6 +15,7 @@ from ggm_image.cli.sampling import (
     is_image_path,
     load,
 )
+from ggm_image.cli.text import refuse_given, signal_of_text
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate, check_inputs_kept
 
@@ -52,13 +53,22 @@ def signal(
 ) -> None:
     """Show which parts of IMAGE look like noise: the model's own probability of signal, token by token.
 
+    With a model of text IMAGE is a file of text. It is printed with what looks like noise in red, or in [[ ]] where the
+    output is no terminal.
+
     --out is the image with a map beside it: the stronger the red, the less a token looks like signal.
     """
+    found = find_described_model(model_name, None)
+    if found.modality == "text":
+        context = click.get_current_context()
+        refuse_given(context, dict.fromkeys(("out", "overwrite", "classes"), "leave it out: text is printed"))
+        signal_of_text(image, model_name, tokenizer, level=level, block=block, device=device, as_json=as_json)
+        return
     if not is_image_path(out):
         raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
     check_inputs_kept(out, image)
     check_input(image, "picture")
-    asked = asked_labels(find_described_model(model_name), classes)
+    asked = asked_labels(found, classes)
     if asked is not None and len(asked) > 1:
         raise UserError("signal takes one class", ", ".join(classes), "give one, or none")
     gate = Gate("signal", overwrite)

@@ -43,6 +43,7 @@ def tokenizers(as_json: bool) -> None:
     With GGM_IMAGE_OFFLINE=1 nothing is; --json says where each file belongs.
     """
     from ggm_image.tokenizers.registry import tokenizer_specs
+    from ggm_image.tokenizers.text import TEXT_TOKENIZERS
 
     rows = [_row(spec) for spec in tokenizer_specs()]
     if as_json:
@@ -58,6 +59,8 @@ def tokenizers(as_json: bool) -> None:
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    text = ", ".join(f"{name} ({make().codebook_size} codes)" for name, make in TEXT_TOKENIZERS.items())
+    click.echo(f"For text, without weights: {text}.")
     click.echo("rFID is what the publisher reports, with what it was measured on in the card; --json has all of it.")
 
 

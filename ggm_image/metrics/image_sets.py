@@ -28,11 +28,11 @@ from ggm_image.metrics.feature_file import RECORD, Features, are_features, open_
 from ggm_image.pipelines.classes import turns
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
-from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS
+from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS, find_model
 from ggm_image.runtime.progress import progress
 from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.base import Tokenizer
-from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.tokenizers.registry import load_image_tokenizer
 
 MODEL_PREFIX = "model:"
 DECODE_BATCH = 64
@@ -260,13 +260,14 @@ def open_image_set(
         drawing = drawing or SamplingRequest()
         name = str(path).removeprefix(MODEL_PREFIX)
         found = None if tokenizer is None else str(tokenizer)
+        find_model(name).check_modality("image")
         model = load_model(name, tokenizer=found, device=device, compiled=drawing.compiled)
         settings = model.settings(drawing.preset, **drawing.changes)
         return SampledSet(model, drawing.n, classes=drawing.classes, seed=drawing.seed, settings=settings)
     if kind == "tokens":
         cache = TokenCache.open(Path(path))
         name = tokenizer_of(cache.manifest) if tokenizer is None else str(tokenizer)
-        return DecodedSet(cache, load_tokenizer(name, device=device), device)
+        return DecodedSet(cache, load_image_tokenizer(name, device=device), device)
     if Path(path).is_dir() and (saved := sorted(Path(path).glob(f"*/{RECORD}"))):
         raise UserError("a side is one set of features", f"{path} holds {len(saved)}", f"give {saved[0].parent}")
     return ImageFileSet(open_source(path))

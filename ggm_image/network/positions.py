@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ggm_image.errors import UserError
+
 
 class Positions(NamedTuple):
     """The tables of one grid, float32.
@@ -39,6 +41,7 @@ def grid_positions(
     *,
     theta: float = 100.0,
     waves: int = 4,
+    is_line: bool = False,
     device: torch.device | str = "cpu",
 ) -> Positions:
     """Axial rotary tables in units of cells, and absolute waves in units of the whole grid.
@@ -50,22 +53,32 @@ def grid_positions(
     the sky from the ground, hence the second table: sin and cos of ``pi k (u - 1/2)``, with ``u`` in (0, 1) the
     centre of the cell, which stretches with the grid.
 
+    On a line there is one axis: angle(column) = [column * theta^(-j/n)]_j with n = dh / 2, so no pair is left over for
+    rows that do not exist. A network of a plane keeps the axial angles even on a grid of one row, as it was trained.
+
     Args:
         height: grid rows.
         width: grid columns.
         head_width: width of one attention head, a multiple of 4.
         theta: the longest wavelength is about ``2 pi theta`` cells.
         waves: number of frequencies of the absolute table, for each axis.
+        is_line: give all pairs to the columns; the height must be 1.
         device: where the tables shall lie.
 
     Returns:
         The tables, float32.
+
+    Raises:
+        UserError: a line of more than one row.
     """
-    n = head_width // 4
+    if is_line and height != 1:
+        raise UserError("a network of a line needs a grid of one row", f"{height} x {width}", "pass (1, length)")
+    n = head_width // (2 if is_line else 4)
     frequencies = theta ** (-torch.arange(n, dtype=torch.float32, device=device) / n)
     rows = torch.arange(height, dtype=torch.float32, device=device).repeat_interleave(width)  # (l,)
     columns = torch.arange(width, dtype=torch.float32, device=device).repeat(height)  # (l,)
-    angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (l, dh/2)
+    axes = [columns] if is_line else [rows, columns]
+    angles = torch.cat([axis[:, None] * frequencies for axis in axes], dim=1)  # (l, dh/2)
 
     centred = torch.stack([(rows + 0.5) / height - 0.5, (columns + 0.5) / width - 0.5], dim=1)  # (l, 2)
     phases = centred[:, :, None] * (torch.pi * torch.arange(1, waves + 1, device=device))  # (l, 2, waves)

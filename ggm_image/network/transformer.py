@@ -299,7 +299,13 @@ class Transformer(nn.Module):
             head_width = self.config.width // self.config.heads
             with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
                 self._positions[key] = grid_positions(
-                    height, width, head_width, theta=self.config.theta, waves=SITE_WAVES, device=device
+                    height,
+                    width,
+                    head_width,
+                    theta=self.config.theta,
+                    waves=SITE_WAVES,
+                    is_line=self.config.grid[0] == 1,  # what it was trained on, not what is asked for now
+                    device=device,
                 )
         return self._positions[key]
 

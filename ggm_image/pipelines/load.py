@@ -1,6 +1,7 @@
 """Load a trained model with its tokenizer."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,6 +9,7 @@ from ggm_image.errors import UserError
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.model_folder import find_model
 from ggm_image.pipelines.model_weights import load_network
+from ggm_image.pipelines.text import TextModel
 from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.numerics import isolate
 from ggm_image.tokenizers.registry import load_tokenizer
@@ -20,8 +22,8 @@ def load_model(
     tokenizer: str | Path | None = None,
     device: str | torch.device | None = None,
     compiled: bool = False,
-) -> Model:
-    """A trained model with its tokenizer, ready to draw.
+) -> Any:
+    """A trained model with its tokenizer, ready to sample: a `Model` of images or a `TextModel`, by its tokenizer.
 
     Args:
         name_or_path: a shipped model's name, or a folder with ``config.yaml`` and ``model.safetensors``.
@@ -49,6 +51,10 @@ def load_model(
                 "name the right one, or copy the one that came with the model",
             )
         network, sha256 = load_network(folder)
+    if loaded.modality == "text":
+        if compiled:
+            raise UserError("a model of text cannot be compiled yet", folder.name, "leave compiled out")
+        return TextModel(folder, network, sha256, loaded, chosen)
     model = Model(folder, network, sha256, loaded, chosen)
     if compiled:
         model.compile()

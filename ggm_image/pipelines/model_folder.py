@@ -46,8 +46,20 @@ class NetworkFolder:
         return self.folder.resolve().name
 
     @property
+    def modality(self) -> str:
+        """What it makes: "image" or "text"."""
+        return str(self.config["tokenizer"].get("modality", "image"))
+
+    @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
+
+    def check_modality(self, modality: str) -> None:
+        """Raise UserError unless the model makes this, "image" or "text"."""
+        if self.modality != modality:
+            kinds = {"image": "images", "text": "text"}
+            got = f"{self.name} is one of {kinds.get(self.modality, self.modality)}"
+            raise UserError(f"the model must be one of {kinds[modality]}", got, "name another model")
 
     def check_weights(self) -> None:
         """Raise UserError unless the weights are there; they are not read."""

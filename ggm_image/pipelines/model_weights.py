@@ -42,7 +42,7 @@ def export_model(
         folder: where to.
         state: the network's state, usually the moving average of its weights.
         network: the fields of its `NetworkConfig`.
-        tokenizer: ``name``, ``sha256`` and, for one that is not shipped, ``source``.
+        tokenizer: ``name``, ``sha256`` and, for one that is not shipped, ``source``; of text, ``modality`` "text".
         class_names: in the order of the labels.
         training: the resolved training config and what is known of the run.
         presets: sampler settings by name; `PRESETS` by default.

@@ -25,8 +25,10 @@ class Tokenizer(nn.Module):
         codebook_size: V.
         downscale: pixels along one side of a cell.
         image_size: pixels along one side of the square images that it was trained on.
+        modality: what it encodes; "text" for those of `ggm_image.tokenizers.text`.
     """
 
+    modality = "image"
     name: str
     sha256: str
     decoder_sha256: str = ""

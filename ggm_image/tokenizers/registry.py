@@ -8,6 +8,7 @@ import contextlib
 import difflib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from ggm_image.tokenizers.checkpoints.detect import is_published, read_published
 from ggm_image.tokenizers.checkpoints.reader import load_stored, open_weights
 from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.spec import TokenizerSpec, read_sizes
+from ggm_image.tokenizers.text import TEXT_TOKENIZERS
 from ggm_image.tokenizers.vq.families import FAMILIES
 
 
@@ -53,7 +55,7 @@ def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
         return published_spec(path)
     if path.is_dir():
         return TokenizerSpec.read(path)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)
+    near = difflib.get_close_matches(name, [*known, *TEXT_TOKENIZERS], n=3, cutoff=0.3) or sorted(known)
     raise UserError(
         "no such tokenizer, neither a known name nor a folder or file",
         f"got {name!r}",
@@ -89,8 +91,28 @@ def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None
     )
 
 
-def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
-    """A tokenizer, ready to encode and decode.
+def is_text_tokenizer(name_or_path: str | Path) -> bool:
+    """Whether a name is that of a tokenizer of text; a folder or file of that name does not hide it."""
+    return str(name_or_path) in TEXT_TOKENIZERS
+
+
+def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Any:
+    """A tokenizer, ready to encode and decode: a `Tokenizer` of images, or for "bytes" a `ByteTokenizer` of text.
+
+    Args:
+        name_or_path: as in `load_image_tokenizer`, or the name of a tokenizer of text.
+        device: where to put it, see `choose_device`. Those of text have no weights, and work on the CPU.
+
+    Raises:
+        UserError: as `load_image_tokenizer`.
+    """
+    if is_text_tokenizer(name_or_path):
+        return TEXT_TOKENIZERS[str(name_or_path)]()
+    return load_image_tokenizer(name_or_path, device=device)
+
+
+def load_image_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer:
+    """A tokenizer of images, ready to encode and decode.
 
     Args:
         name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, or what somebody
@@ -104,6 +126,8 @@ def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cp
         UserError: if it is not there, its weights do not fit or are not finite, their hash is another, or there is no
             such device.
     """
+    if is_text_tokenizer(name_or_path):
+        raise UserError("the tokenizer must be one of images", f"{name_or_path} is of text", "see ggm-image tokenizers")
     return load_spec(find_tokenizer(name_or_path), device=device)
 
 

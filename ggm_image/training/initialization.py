@@ -35,6 +35,8 @@ def initialize_network(
         kept = _copy(network, trained, names, manifest.class_names)
         classes = f", classes known to it: {', '.join(kept)}" if kept else ", none of its classes"
         say(f"start: {config.start}{classes if manifest.class_names else ''}")
+    elif config.train.start_from_codes and manifest.modality == "text":
+        say(f"train.start_from_codes has no effect: the codes of tokenizer {manifest.tokenizer_name} have no vectors")
     elif config.train.start_from_codes:
         try:
             vectors = own_tokenizer(manifest).codebook_embeddings()

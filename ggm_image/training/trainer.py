@@ -57,6 +57,7 @@ from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.sharded_state import cut, whole, whole_tensor
 from ggm_image.training.signals import GracefulStop, Interrupted, last_words
+from ggm_image.training.text_evaluation import bits_per_byte, sample_texts
 
 COLUMNS = (
     "loss",
@@ -343,7 +344,8 @@ class GeneratorTrainer:
             stop.optional(self._sample)
 
     def _grid_path(self) -> Path:
-        return self.out / "samples" / f"{self.step:07d}.png"
+        suffix = "txt" if self.manifest.modality == "text" else "png"
+        return self.out / "samples" / f"{self.step:07d}.{suffix}"
 
     def _write(self, log: MetricLogger | None, row: Mapping[str, float]) -> None:
         with self.context.together():
@@ -483,6 +485,16 @@ class GeneratorTrainer:
                 f"{name.removeprefix('nll_')} {value:.3f}" for name, value in values.items() if name.count("_") == 2
             )
         )
+        self._say_bits(network)
+
+    def _say_bits(self, network: Transformer) -> None:
+        """Of text, at the end of a run: the bound on held-out bits per byte."""
+        if self.manifest.modality != "text" or self.progress < 1:
+            return
+        with self.context.together(), self.fabric.autocast():
+            if self.context.is_main_process:
+                bits = bits_per_byte(network, self.held_out, seed=self.config.train.seed)
+                self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
 
     def _sample(self) -> None:
         """A grid of 16 pictures, if the tokenizer is at hand; training never fails for the lack of one."""
@@ -493,7 +505,8 @@ class GeneratorTrainer:
         with self.context.together(), self.fabric.autocast():
             if network is not None and self.context.is_main_process:
                 try:
-                    message = sample_grid(network, self.manifest, self._grid_path(), seed=self.config.train.seed)
+                    write = sample_texts if self.manifest.modality == "text" else sample_grid
+                    message = write(network, self.manifest, self._grid_path(), seed=self.config.train.seed)
                 except Exception as error:  # whatever it is, hours of training must not end for a grid
                     message = f"no sample grid: {type(error).__name__}: {printable(error)}"
                 if message:
@@ -522,7 +535,7 @@ class GeneratorTrainer:
             self.out / "model",
             average,
             network=config["network"],
-            tokenizer=config["tokenizer"],
+            tokenizer=config["tokenizer"] | ({"modality": "text"} if self.manifest.modality == "text" else {}),
             class_names=list(self.manifest.class_names),
             training={
                 **{part: config[part] for part in ("data", "objective", "train")},

@@ -36,7 +36,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_list(capsys: pytest.CaptureFixture[str], offline: Path) -> None:
     assert run("tokenizers") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(tokenizer_specs()) + 2
+    assert len(lines) == len(tokenizer_specs()) + 3
+    assert "For text, without weights: bytes (256 codes)." in lines
     assert "vqgan-imagenet-f16-1024   256     16 x 16  1024   taming     no       7.94" in lines
     assert any(line.startswith("cifar10-f4 ") and " 6.0 MB" in line for line in lines)
     there = offline / "tokenizers" / "llamagen-ds16-c2i" / "vq_ds16_c2i.pt"

@@ -1,7 +1,10 @@
 """Rotary tables: relative in cells, absolute in shares of the grid."""
 
+import pytest
 import torch
 
+from ggm_image.errors import UserError
+from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.positions import grid_positions, rotate
 
 
@@ -43,3 +46,23 @@ def test_absolute_waves_stretch_with_the_grid_and_tell_all_cells_apart() -> None
     distances = torch.cdist(waves, waves) + 9 * torch.eye(15)
     assert distances.min() > 0.1
     torch.testing.assert_close(waves[7], grid_positions(1, 1, 8).waves[0])  # both are the centre
+
+
+def test_a_line_gives_all_pairs_to_its_one_axis() -> None:
+    line = grid_positions(1, 6, 16, is_line=True)
+    angles = torch.atan2(line.sin[:, 1], line.cos[:, 0])  # (l, 8)
+    assert (angles[1] > 0).all()  # axial tables leave the first half, that of the rows, at 0
+    frequencies = 100.0 ** (-torch.arange(8) / 8)
+    torch.testing.assert_close(angles[1], frequencies)
+    assert (grid_positions(1, 6, 16).sin[:, :, :4] == 0).all()
+    with pytest.raises(UserError, match="one row"):
+        grid_positions(2, 6, 16, is_line=True)
+
+
+def test_a_network_of_a_plane_stays_one_on_a_grid_of_one_row() -> None:
+    """The grid that it was trained on decides: otherwise a strip of an image would be read by other angles."""
+    sizes = {"codebook_size": 4, "classes": 0, "width": 16, "depth": 1, "heads": 1}
+    plane, line = (Transformer(NetworkConfig(grid=grid, **sizes)) for grid in ([4, 4], [1, 8]))
+    device = torch.device("cpu")
+    torch.testing.assert_close(plane.positions((1, 6), device).cos, grid_positions(1, 6, 16).cos)
+    torch.testing.assert_close(line.positions((1, 6), device).cos, grid_positions(1, 6, 16, is_line=True).cos)

@@ -19,6 +19,7 @@ SIZES = {
     "ffhq256": (1024, 0, (16, 16)),
     "imagenet256": (16384, 1000, (16, 16)),
     "imagenet256-f8": (8192, 1000, (32, 32)),
+    "text": (256, 0, (1, 256)),
 }
 """What the token caches that they name have."""
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from ggm_image.errors import UserError
@@ -31,6 +31,7 @@ ATTEMPTS = 4  # at each archive that comes over a network or from a command
 PAUSE = 1.0  # seconds before the second attempt; twice as long before each later one
 TIMEOUT = 60.0  # seconds without an answer or without a byte
 CHUNK = 1 << 20
+T = TypeVar("T")
 MOST_PLACES = 100_000  # that one pattern may mean
 BLOCK = tarfile.BLOCKSIZE
 _MAGIC: dict[bytes, Any] = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
@@ -175,6 +176,18 @@ def shown(place: str) -> str:
 
 
 def _read(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    return member_files(place, wanted, lambda content: content.read())
+
+
+def member_files(place: str, wanted: Callable[[str], bool], take: Callable[[IO[bytes]], T]) -> Iterator[tuple[str, T]]:
+    """As `members`, in one attempt, with what ``take`` makes of each open file.
+
+    The file itself must be read before the next one is asked for.
+
+    Raises:
+        Broken: the archive is cut off or damaged; tarfile and the decompressors may raise errors of their own.
+        UserError: the archive goes on after its end mark, or has an unsafe name.
+    """
     with _open(place) as raw:
         whole = _Whole(raw)
         head = whole.read(6)
@@ -186,7 +199,7 @@ def _read(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, byte
                 if member.isreg() and wanted(str(name)):
                     content = archive.extractfile(member)
                     assert content is not None
-                    yield str(name), content.read()
+                    yield str(name), take(content)
             if stream.since(archive.offset)[:BLOCK] != bytes(BLOCK):
                 raise Broken(f"it is cut off or damaged at byte {archive.offset}")
             rest = stream.since(archive.offset)

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 SHARD_SIZE = 10_000
 MOST_SHARDS = 1_000_000
 _PROGRESS_FIELDS = ("count", "complete", "shards", "states", "made_with")
-_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts", "states"}
+_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts", "states", "modality"}
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class Manifest:
         tokenizer_sha256: SHA-256 of its weights.
         codebook_size: V; every token lies in [0, V).
         grid: rows and columns of tokens.
-        image_size: side in pixels of the pictures that were encoded.
+        image_size: side in pixels of the pictures that were encoded; 0 for text, whose grid is 1 x length.
         class_names: one name a label; empty where every label is -1.
         preprocessing: what was done to the pictures before encoding, ``flip`` included.
         source: ``path``, number of ``images`` and ``sha256`` of their names and labels; of a stream, the ``sha256`` of
@@ -47,6 +47,7 @@ class Manifest:
         states: of each finished shard a digest of the sizes and modification times of the files that it was made of,
             see `ggm_image.data.token_cache.provenance`; empty where there are none. Not part of ``shards``, because the
             same images give the same shards wherever they lie.
+        modality: ``image`` or ``text``.
         shards: ``file``, ``count``, ``sha256`` and ``skipped`` of each finished shard, by shard number; of a stream
             also the ``part`` it was made of, how many ``items`` that holds, and its highest label plus 1, ``classes``.
     """
@@ -68,6 +69,7 @@ class Manifest:
     complete: bool = False
     shards: list[dict[str, Any]] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
+    modality: str = "image"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -176,7 +178,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "tokenizer_name": str, "tokenizer_sha256": str, "codebook_size": int, "grid": list, "image_size": int,
     "class_names": list, "preprocessing": dict, "source": dict, "items": int, "tokenizer_source": str,
     "shard_size": int, "made_with": dict, "parts": int, "count": int, "complete": bool, "shards": list,
-    "states": list,
+    "states": list, "modality": str,
 }  # fmt: skip
 _SHARD_KINDS: dict[str, type] = {"file": str, "count": int, "sha256": str, "skipped": list}
 

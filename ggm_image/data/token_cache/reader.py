@@ -101,6 +101,10 @@ class TokenCache:
         shard = self.manifest.shards[number]
         return _map_arrays(self.folder / shard["file"], {"keys": ("U8", [shard["count"], 16])})["keys"]
 
+    def arrays(self, number: int, wanted: dict[str, tuple[str, list[int]]]) -> dict[str, np.ndarray]:
+        """Further arrays of one shard by name, each of a given kind and shape, such as ``("I64", [3])``."""
+        return _map_arrays(self.folder / self.manifest.shards[number]["file"], wanted)
+
     def load(self) -> tuple[Int[Tensor, "count h w"], Int[Tensor, " count"]]:
         """All tokens (int32) and labels (int64) in memory, for caches that fit."""
         tokens = np.empty((len(self), *self.manifest.grid), dtype=np.int32)
@@ -132,7 +136,7 @@ def check_tokens(tokens: Int[Tensor, "..."], codebook_size: int) -> None:
 
 
 _REMEDY = "remove the cache and encode it again"
-_DTYPES: dict[str, Any] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, Any] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 
 
 def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

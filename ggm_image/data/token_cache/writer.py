@@ -1,7 +1,7 @@
 """Write a token cache shard by shard, in any number of processes."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,7 @@ class TokenCacheWriter:
         keys: UInt8[np.ndarray, "n 16"] | None = None,
         digests: UInt8[np.ndarray, "items 16"] | None = None,
         state: str = "",
+        extra: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Write one shard, unless another process has.
 
@@ -166,6 +167,7 @@ class TokenCacheWriter:
             keys: of a stream: a digest of every row's key.
             digests: of the content of every image's file, those that were skipped included.
             state: a digest of the sizes and times of these files.
+            extra: further arrays of the shard by name.
         """
         from safetensors.numpy import save_file
 
@@ -184,6 +186,7 @@ class TokenCacheWriter:
             "sha256": "",
             "skipped": list(skipped),
         }
+        arrays |= extra or {}
         if digests is not None:
             arrays["digests"] = digests
             entry["state"] = state
@@ -235,9 +238,8 @@ class TokenCacheWriter:
         self.manifest.count = sum(entry["count"] for entry in entries)
         if self.manifest.count == 0:
             self.discard_if_empty()
-            raise UserError(
-                "none of the pictures can be read", self.manifest.source["path"], "check what the files are"
-            )
+            noun = "pictures" if self.manifest.modality == "image" else "documents"
+            raise UserError(f"none of the {noun} can be read", self.manifest.source["path"], "check what the files are")
         if self.manifest.parts:
             self._join_parts()
         self.manifest.complete = True

@@ -19,7 +19,7 @@ from ggm_image.errors import UserError
 from ggm_image.image.preprocess import to_model
 from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.runtime.precision import choose_precision
-from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.tokenizers.registry import load_image_tokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN
 from ggm_image.training.batches import sampling_device
 from ggm_image.training.checkpoint import (
@@ -305,7 +305,7 @@ def moved_together(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> 
 
 def starting_point(name_or_path: str) -> VQGAN:
     """The tokenizer that a training goes on from; UserError if it is not of taming's kind."""
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = load_image_tokenizer(name_or_path)
     if type(tokenizer) is not VQGAN:
         raise UserError(
             "training can go on from a VQGAN of family taming only",

@@ -1,0 +1,155 @@
+"""``encode`` and ``decode`` of text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggm_image.cli.options import print_json
+from ggm_image.errors import UserError
+from ggm_image.io.outputs import Gate
+
+LENGTH = 256
+"""Bytes of a row by default."""
+_FOR_BOTH = {"shard_size", "overwrite", "shard", "wants_proof", "device", "seed", "as_json", "src", "out"}
+_FOR_TEXT = {"tokenizer_name", "length", "text_key"}
+
+
+def refuse_image_options(context: click.Context) -> None:
+    """Raise UserError for an option that was given and that only images have."""
+    _refuse(context, _FOR_BOTH | _FOR_TEXT, "belongs to images", "leave it out: the tokenizer is one of text")
+
+
+def refuse_text_options(context: click.Context) -> None:
+    """Raise UserError for an option that was given and that only text has."""
+    others = {parameter.name or "" for parameter in context.command.params} - {"length", "text_key"}
+    _refuse(context, others, "belongs to text", "leave it out, or add --tokenizer bytes")
+
+
+def _refuse(context: click.Context, allowed: set[str], what: str, fix: str) -> None:
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in allowed:
+            name = parameter.opts[-1]
+            raise UserError(f"{name} {what}", f"{name} {context.params[parameter.name or '']}", fix)
+
+
+def encode_text(
+    src: str,
+    out: Path,
+    tokenizer_name: str,
+    *,
+    length: int | None,
+    text_key: str | None,
+    shard_size: int,
+    shard: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Encode text into a token cache, and say what there is."""
+    from ggm_image.data.text import encode_text as encode
+    from ggm_image.data.token_cache.manifest import shards_left
+    from ggm_image.runtime.ranks import rank_and_world_size
+    from ggm_image.tokenizers.registry import load_tokenizer
+
+    part = rank_and_world_size(shard)
+    cache = encode(
+        src,
+        out,
+        load_tokenizer(tokenizer_name),
+        length=length or LENGTH,
+        text_key=text_key or "text",
+        shard_size=shard_size,
+        share=part,
+        overwrite=overwrite,
+    )
+    if cache is None:
+        left = shards_left(out)
+        if as_json:
+            print_json({"out": str(out), "left": left})
+        else:
+            click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+        return
+    summary = _summary(cache, out)
+    if as_json:
+        print_json(summary)
+    else:
+        documents, rows = _counted(summary["documents"], "document"), _counted(summary["count"], "row")
+        click.echo(f"{documents}, {summary['bytes']:,} bytes, as {rows} of {summary['length']} tokens: {out}")
+
+
+def _summary(cache: Any, out: Path) -> dict[str, Any]:
+    manifest = cache.manifest
+    return {
+        "out": str(out),
+        "count": len(cache),
+        "length": manifest.grid[1],
+        "documents": manifest.source["documents"],
+        "bytes": manifest.source["bytes"],
+        "tokenizer": manifest.tokenizer_name,
+    }
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool) -> None:
+    """Prove that a cache of text is whole and decodes to what was encoded, and that SRC still is that."""
+    from ggm_image.data.sources.text import open_text
+    from ggm_image.data.text import verify_text as verify
+    from ggm_image.data.token_cache.manifest import Manifest
+    from ggm_image.tokenizers.registry import load_tokenizer
+
+    tokenizer = load_tokenizer(Manifest.read(out).tokenizer_name)
+    source = None if src is None else open_text(src, text_key=text_key or "text")
+    proof = verify(out, tokenizer, source)
+    if as_json:
+        print_json({"out": str(out), **proof})
+        return
+    held = f"{_counted(proof['documents'], 'document')}, {proof['bytes']:,} bytes in {proof['shards']} shards"
+    click.echo(f"{held}: every SHA-256 is right, and they decode to the text that was encoded: {out}")
+    if src is not None:
+        click.echo(f"{src} is still that text")
+
+
+def is_text_cache(folder: Path) -> bool:
+    """Whether a folder holds a token cache of text, finished or not; False too where its manifest cannot be read."""
+    try:
+        values = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("modality") == "text"
+
+
+def decode_text(tokens: Path, out: Path, tokenizer_name: str | None, *, overwrite: bool, as_json: bool) -> None:
+    """Decode a cache of text into one file, or into a folder with a file for each document."""
+    single = out.suffix.lower() in (".txt", ".text") and not out.is_dir()
+    gate = Gate("decode", overwrite, "OUT")
+    if single:
+        gate.check_file(out)
+    else:
+        gate.check_folder(out, empty=True)
+
+    from ggm_image.data.text import decode_to_file, decode_to_folder
+    from ggm_image.data.token_cache.reader import TokenCache
+    from ggm_image.io.outputs import merged_folder
+    from ggm_image.runtime.streams import say
+    from ggm_image.tokenizers.registry import is_text_tokenizer, load_tokenizer
+
+    cache = TokenCache.open(tokens)
+    name = tokenizer_name or cache.manifest.tokenizer_name
+    if not is_text_tokenizer(name):
+        raise UserError("the tokenizer must be one of text", name, "leave --tokenizer out")
+    if single:
+        count = decode_to_file(cache, out, load_tokenizer(name))
+        if count > 1:
+            say(f"note: {count:,} documents one after the other without a separator; give a folder to keep them apart")
+    else:
+        with merged_folder(out) as folder:
+            count = decode_to_folder(cache, folder, load_tokenizer(name))
+    if as_json:
+        print_json({"out": str(out), "count": count})
+    else:
+        click.echo(f"{_counted(count, 'document')}: {out}")

@@ -1,0 +1,295 @@
+"""Text to a token cache, and back byte for byte.
+
+The documents are joined without a separator and cut into rows of equal length; a row may hold the end of one document
+and the start of the next. Only the last row of all is filled up. Each shard keeps, of the documents that start in it,
+where they start and how they are called, so that nothing is lost.
+
+A source is read once to count and hash it, and once more to encode it: resuming after an interruption first proves
+that the text is still the same.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from ggm_image.data.sources.text import Document, Fingerprint, TextSource, open_text
+from ggm_image.data.token_cache.manifest import SHARD_SIZE, Manifest
+from ggm_image.data.token_cache.reader import TokenCache, discard_cache
+from ggm_image.data.token_cache.verify import verify
+from ggm_image.data.token_cache.writer import TokenCacheWriter
+from ggm_image.errors import UserError
+from ggm_image.io.files import atomic_folder, atomic_path
+from ggm_image.runtime.progress import progress_bar
+from ggm_image.tokenizers.text import PADDING, ByteTokenizer
+
+LONGEST = 1 << 16
+"""Bytes of a row at most: what a grid may have."""
+
+_STARTS, _NAMES = "document_starts", "document_names"
+
+
+def encode_text(
+    source: str | os.PathLike[str] | TextSource,
+    out: str | os.PathLike[str],
+    tokenizer: ByteTokenizer,
+    *,
+    length: int = 256,
+    text_key: str = "text",
+    shard_size: int = SHARD_SIZE,
+    share: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+) -> TokenCache | None:
+    """Encode all documents of ``source`` into a token cache at ``out``, or this process's share of its shards.
+
+    Run again after an interruption, the same call resumes after the finished shards. Memory stays that of one shard.
+
+    Args:
+        source: whatever `open_text` reads.
+        out: folder of the cache.
+        tokenizer: of text.
+        length: L, bytes of a row.
+        text_key: the field of each JSON line that holds its text.
+        shard_size: rows a shard.
+        share: number of this process, and how many there are.
+        overwrite: replace a token cache at ``out`` of other text or settings.
+
+    Returns:
+        The cache, with grid (1, L) and no classes; None if other processes still have shards to write.
+
+    Raises:
+        UserError: no text, a damaged file, or a folder that holds something else.
+    """
+    if not 1 <= length <= LONGEST:
+        raise UserError(f"length must lie in [1, {LONGEST}]", length, "use for example 256")
+    if shard_size < 1:
+        raise UserError("shard size must be at least 1", shard_size, f"use {SHARD_SIZE}")
+    out = Path(out)
+    opened = source if isinstance(source, TextSource) else open_text(source, text_key=text_key)
+    found = fingerprint(opened)
+    if not found.bytes:
+        raise UserError("source must hold text", f"{opened.description}: {found.documents} empty documents", "add some")
+    manifest = Manifest(
+        tokenizer_name=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_source=tokenizer.name,
+        codebook_size=tokenizer.codebook_size,
+        grid=(1, length),
+        image_size=0,
+        class_names=[],
+        preprocessing={"order": "as read, documents joined", "padding": PADDING.decode()},
+        source={
+            "path": opened.description,
+            "documents": found.documents,
+            "bytes": found.bytes,
+            "sha256": found.hexdigest(),
+        },
+        items=-(-found.bytes // length),
+        shard_size=shard_size,
+        modality="text",
+    )
+    if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
+        discard_cache(out)
+    writer = TokenCacheWriter(out, manifest, share)
+    try:
+        pending = set(writer.pending_units())
+        if pending:
+            for shard in _shards(opened, manifest, pending):
+                if shard.number in pending:
+                    _write(writer, shard, tokenizer)
+        left = writer.finish()
+    except _Changed:
+        for shard_number in pending:  # what was written of it may be of either text
+            writer.drop(shard_number)
+        writer.discard_if_empty()
+        raise
+    except BaseException:
+        writer.discard_if_empty()
+        raise
+    return None if left else TokenCache.open(out)
+
+
+def fingerprint(source: TextSource) -> Fingerprint:
+    """Read a source once: its documents, bytes and hash."""
+    found = Fingerprint()
+    with progress_bar(total=None, unit="B", label="read", scaled=True) as advance:
+        for document in source.documents():
+            advance(found.add(document))
+    return found
+
+
+class _Changed(UserError):
+    """The text was another one when it was read again."""
+
+
+@dataclass
+class _Shard:
+    """The text of one shard, and the documents that start in it."""
+
+    number: int
+    text: bytearray = field(default_factory=bytearray)
+    starts: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def _shards(source: TextSource, manifest: Manifest, wanted: set[int]) -> Iterator[_Shard]:
+    """All shards in order, those that are wanted with their text. The source must be what the manifest was made of."""
+    size, total, last = manifest.shard_size * manifest.grid[1], manifest.source["bytes"], manifest.shards_in_all - 1
+    shard, position, again = _Shard(0), 0, Fingerprint()
+    changed = _Changed("text has changed while it was read", source.description, "run the same command again")
+    with progress_bar(total=total, unit="B", label="encode", scaled=True) as advance:
+        for document in source.documents():
+            # A document that starts where a shard ends belongs to the next one, if there is one.
+            if position == (shard.number + 1) * size and shard.number < last:
+                yield shard
+                shard = _Shard(shard.number + 1)
+            shard.starts.append(position)
+            shard.names.append(document.name)
+            for piece in again.read(document):
+                place = 0
+                while place < len(piece):
+                    if position == (shard.number + 1) * size:
+                        if shard.number == last:
+                            raise changed
+                        yield shard
+                        shard = _Shard(shard.number + 1)
+                    part = piece[place : place + (shard.number + 1) * size - position]
+                    if shard.number in wanted:
+                        shard.text += part
+                    place, position = place + len(part), position + len(part)
+                    advance(len(part))
+        if position != total or shard.number != last or again.hexdigest() != manifest.source["sha256"]:
+            raise changed
+        yield shard
+
+
+def _write(writer: TokenCacheWriter, shard: _Shard, tokenizer: ByteTokenizer) -> None:
+    length = writer.manifest.grid[1]
+    rows = [bytes(shard.text[k : k + length]) for k in range(0, len(shard.text), length)]
+    rows[-1] = rows[-1].ljust(length, PADDING)
+    names = json.dumps(shard.names).encode("ascii")
+    writer.write(
+        tokenizer.encode(rows),
+        torch.full((len(rows),), -1),
+        shard=shard.number,
+        extra={
+            _STARTS: np.array(shard.starts, dtype=np.int64),
+            _NAMES: np.frombuffer(names, np.uint8),
+            "document_sizes": np.array([len(shard.starts), len(names)], dtype=np.int64),
+        },
+    )
+
+
+def check_is_text(cache: TokenCache) -> None:
+    """Raise UserError unless a token cache is one of text."""
+    if cache.manifest.modality != "text":
+        raise UserError("token cache must be one of text", cache.folder, "give one that encode made with bytes")
+
+
+def documents(cache: TokenCache, tokenizer: ByteTokenizer) -> Iterator[Document]:
+    """The documents of a cache of text in order, as they were read; to be read one after the other.
+
+    Raises:
+        UserError: it is not a cache of text of this tokenizer, or it is damaged.
+    """
+    check_is_text(cache)
+    manifest = cache.manifest
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        got = f"made with {manifest.tokenizer_name}, got {tokenizer.name}"
+        raise UserError("token cache must be decoded with the tokenizer that made it", got, "name the right one")
+    total = manifest.source["bytes"]
+    table = ((start, name) for shard in range(len(manifest.shards)) for start, name in _table(cache, shard))
+    current = next(table, None)
+    if current is None or current[0] != 0:
+        raise UserError("token cache must start with a document", cache.folder, "encode the text again")
+    while current is not None:
+        following = next(table, None)
+        end = total if following is None else following[0]
+        yield Document(current[1], _pieces(cache, tokenizer, current[0], end))
+        current = following
+
+
+def _table(cache: TokenCache, shard: int) -> Iterator[tuple[int, str]]:
+    """Start and name of the documents that start in a shard."""
+    count, size = cache.arrays(shard, {"document_sizes": ("I64", [2])})["document_sizes"].tolist()
+    arrays = cache.arrays(shard, {_STARTS: ("I64", [count]), _NAMES: ("U8", [size])})
+    names = json.loads(arrays[_NAMES].tobytes())
+    yield from zip(arrays[_STARTS].tolist(), names, strict=True)
+
+
+def _pieces(cache: TokenCache, tokenizer: ByteTokenizer, start: int, end: int) -> Iterator[bytes]:
+    """The bytes from ``start`` to ``end`` of all documents together."""
+    length, step = cache.manifest.grid[1], max(1, (1 << 20) // cache.manifest.grid[1])
+    for first in range(start // length, -(-end // length), step):
+        rows = np.arange(first, min(first + step, -(-end // length)))
+        text = b"".join(tokenizer.decode(cache.tokens(rows)))
+        yield text[max(0, start - first * length) : end - first * length]
+
+
+def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: ByteTokenizer) -> int:
+    """Write all documents of a cache into one file, one after the other without a separator, whole or not at all.
+
+    Returns:
+        The number of documents.
+    """
+    count = 0
+    with atomic_path(out) as temporary, open(temporary, "wb") as file:
+        for document in documents(cache, tokenizer):
+            file.writelines(document.pieces)
+            count += 1
+    return count
+
+
+def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: ByteTokenizer) -> int:
+    """Write every document of a cache into a file of its own, called as it was; the folder is whole or not there.
+
+    Where two documents have one name, the later one gets a number behind it.
+
+    Returns:
+        The number of documents.
+    """
+    count, taken = 0, set()
+    with atomic_folder(out) as folder:
+        for document in documents(cache, tokenizer):
+            count += 1
+            name = PurePosixPath(document.name)
+            if name.is_absolute() or ".." in name.parts or not name.parts:
+                raise UserError("document must have a safe name", repr(document.name), "decode to one .txt file")
+            path, number = folder / name, 1
+            while str(path).casefold() in taken or path.exists():
+                number += 1
+                path = folder / name.with_name(f"{name.stem}-{number}{name.suffix}")
+            taken.add(str(path).casefold())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "wb") as file:
+                file.writelines(document.pieces)
+    return count
+
+
+def verify_text(folder: str | Path, tokenizer: ByteTokenizer, source: TextSource | None) -> dict[str, Any]:
+    """Prove that a cache of text is whole, that it decodes to what was read, and that the source is still that.
+
+    Returns:
+        What `ggm_image.data.token_cache.verify.verify` returns, and the number of ``documents`` and ``bytes``.
+
+    Raises:
+        UserError: at the first thing that is not so.
+    """
+    cache = TokenCache.open(folder)
+    check_is_text(cache)
+    proof = verify(folder)
+    known = cache.manifest.source["sha256"]
+    held = Fingerprint()
+    for document in documents(cache, tokenizer):
+        held.add(document)
+    if held.hexdigest() != known:
+        raise UserError("cache must decode to the text that was encoded", folder, "remove it and encode again")
+    if source is not None and fingerprint(source).hexdigest() != known:
+        fix = "encode it again with --overwrite, or to another folder"
+        raise UserError("text is not what was encoded", source.description, fix)
+    return {**proof, "content": source is not None, "documents": held.documents, "bytes": held.bytes}

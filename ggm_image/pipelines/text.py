@@ -1,0 +1,376 @@
+"""A trained model of text and its tokenizer: sample texts, fill gaps, tell signal from noise.
+
+    model = load_model("runs/books/model")
+    texts = model.sample(4, seed=0)                                   # four bytes objects
+    answers = model.infill("It was the ____ of times", n=4)           # every known byte stays
+
+A text depends on (seed, its index, the settings, what is known) alone: every text has a random generator of its own,
+and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant. The network
+always sees a row of the length that it was trained on. Where there is less text, it lies in the middle, and the sites
+around it are masked, as training shows them; where there is more, it is filled in windows from left to right.
+"""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import ggm_image
+from ggm_image.errors import UserError
+from ggm_image.network import Transformer
+from ggm_image.pipelines.base import image_generator, pad_batch, seed_of_window
+from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.runtime.numerics import isolate
+from ggm_image.runtime.precision import native_bf16
+from ggm_image.runtime.progress import progress_bar
+from ggm_image.sampler import sample, sample_signal, truncated
+from ggm_image.sampler.settings import Settings, check_count, check_seed
+from ggm_image.sampler.token_signal import signal_probability
+from ggm_image.schedule import Schedule
+from ggm_image.tokenizers.text import ByteTokenizer
+
+MAX_TEXTS = 1_000_000
+LONGEST_TEXT = 1 << 20
+"""Bytes of one text at most: each of its windows takes tens of network calls."""
+TEXT_BATCH = {"cpu": 8, "cuda": 128}
+"""Rows of one network call, padded where there are fewer texts."""
+
+MASK = "_"
+LEAST_MASKS = 4
+"""How many of the default mask character in a row are a gap; fewer are text, as in ``snake_case``."""
+
+
+class TextModel:
+    """A trained network with its tokenizer of text. Make one with `ggm_image.load_model`.
+
+    Attributes:
+        name: of the folder.
+        modality: "text".
+        presets: settings by name; ``exact`` is the paper's chain without truncation.
+        sha256: of the network's weights file.
+        length: L, bytes of the rows that it was trained on.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        folder: NetworkFolder,
+        network: Transformer,
+        sha256: str,
+        tokenizer: ByteTokenizer,
+        device: str | torch.device,
+    ) -> None:
+        self.name, self.sha256, self.tokenizer = folder.name, sha256, tokenizer
+        self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
+        self.device = torch.device(device)
+        self.half = native_bf16(self.device)
+        self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.length = folder.network.grid[1]
+        self.kernel_batch = TEXT_BATCH.get(self.device.type, 8)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything of the model that a text depends on, for manifests."""
+        return {
+            "model_sha256": self.sha256,
+            **self.tokenizer.identity,
+            "kernel_batch": self.kernel_batch,
+            "precision": "bf16" if self.half else "fp32",
+        }
+
+    def settings(self, preset: str = "best", **changes: Any) -> Settings:
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
+        if preset not in self.presets:
+            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
+        entries = asdict(self.presets[preset]) | {k: v for k, v in changes.items() if v is not None}
+        return Settings.of(entries)
+
+    @isolate
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        length: int | None = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        **changes: Any,
+    ) -> list[bytes]:
+        """Sample texts.
+
+        Args:
+            n: how many.
+            length: bytes of each; those of a training row by default.
+            seed: any integer; text k of a seed is the same whatever n is.
+            preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
+            settings: see `Settings`; guidance has no effect, as there are no classes.
+            **changes: entries of `Settings` to change, for example ``temperature=0.8``.
+
+        Returns:
+            n texts of ``length`` bytes. They need not be UTF-8.
+
+        Raises:
+            UserError: for an unknown preset or setting, or a value out of range.
+        """
+        size = check_count(self.length if length is None else length, "the length", least=1, most=LONGEST_TEXT)
+        return self.fill(np.full(size, -1), n=n, seed=seed, preset=preset, settings=settings, **changes)
+
+    @isolate
+    def infill(
+        self,
+        text: str | bytes,
+        *,
+        n: int = 1,
+        length: int | None = None,
+        mask: str | bytes | None = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        **changes: Any,
+    ) -> list[bytes]:
+        """Fill the gaps of a text; every other byte stays.
+
+        Args:
+            text: with gaps, see `gaps`.
+            n: how many answers.
+            length: bytes of every gap; by default as many as it has mask characters.
+            mask: the mask character, of which every run is then a gap; by default four or more ``_``.
+            seed, preset, settings: as in `sample`.
+            **changes: entries of `Settings` to change.
+
+        Returns:
+            n texts.
+
+        Raises:
+            UserError: no gap, or a value out of range.
+        """
+        known = gaps(text, length=length, mask=mask)
+        return self.fill(known, n=n, seed=seed, preset=preset, settings=settings, **changes)
+
+    @isolate
+    def fill(
+        self,
+        known: Int[np.ndarray, " t"],
+        *,
+        n: int = 1,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        **changes: Any,
+    ) -> list[bytes]:
+        """Sample the unknown tokens of a text, given the known ones.
+
+        Args:
+            known: (t,) the token where known, -1 where to be sampled.
+            n: how many answers.
+            seed, preset, settings: as in `sample`.
+            **changes: entries of `Settings` to change.
+
+        Returns:
+            n texts of t tokens.
+        """
+        seed, n = check_seed(seed), check_count(n, "the number of texts", most=MAX_TEXTS)
+        settings = settings or self.settings(preset)
+        settings = Settings.of(asdict(settings) | {k: v for k, v in changes.items() if v is not None})
+        if len(known) > LONGEST_TEXT:
+            raise UserError(f"a text must have at most {LONGEST_TEXT:,} bytes", len(known), "give a part of it")
+        tokens = torch.from_numpy(known.astype(np.int64)).expand(n, -1).clone()  # (n, t)
+        windows = plan_windows(known < 0, self.length)
+        batches = [range(start, min(start + self.kernel_batch, n)) for start in range(0, n, self.kernel_batch)]
+        with progress_bar(total=len(windows) * len(batches), unit="window", label="sample") as advance:
+            for rows in batches:
+                for turn, (start, end, kept) in enumerate(windows):
+                    own = seed if turn == 0 else seed_of_window(seed, turn)
+                    part = tokens[rows.start : rows.stop, start:end]
+                    filled = self._fill_window(part, rows.start, own, settings)
+                    tokens[rows.start : rows.stop, start:kept] = filled[:, : kept - start]
+                    advance(1)
+        return self.tokenizer.decode(tokens.unsqueeze(1))
+
+    def _fill_window(self, known: Int[Tensor, "m t"], first: int, seed: int, settings: Settings) -> Int[Tensor, "m t"]:
+        """Texts ``first .. first + m - 1`` of at most a row's length, all with the same sites unknown."""
+        m, width = known.shape
+        size = self.kernel_batch
+        common: dict[str, Any] = {
+            "codebook_size": self.tokenizer.codebook_size,
+            "known": pad_batch(known, size).to(self.device),
+            "generator": [image_generator(seed, first + k) for k in range(size)],
+            "device": self.device,
+        }
+        denoiser = truncated(
+            self._denoiser(width),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        unknown = int((known[0] < 0).sum())
+        with torch.inference_mode(), self._autocast():
+            if settings.order == "schedule":
+                schedule = Schedule.round_robin(
+                    1,
+                    width,
+                    sweeps=settings.sweeps,
+                    block=min(settings.block, width),
+                    order=settings.site_order,  # type: ignore[arg-type]
+                    curve=settings.curve,  # type: ignore[arg-type]
+                    generator=torch.Generator().manual_seed(0),
+                )
+                tokens = sample(denoiser, schedule, size, **common)
+            else:
+                tokens = sample_signal(
+                    denoiser,
+                    size,
+                    height=1,
+                    width=width,
+                    calls=max(1, settings.first_calls(unknown)),
+                    revise_calls=settings.later_calls(unknown),
+                    revise_share=settings.revise_share,
+                    block=min(settings.block, width),
+                    confidence_noise=settings.confidence_noise,
+                    first_order=settings.first_order,
+                    **common,
+                )
+        return tokens[:m].cpu()
+
+    def _denoiser(self, width: int) -> Callable[..., Tensor]:
+        """The network for texts of ``width`` tokens in the middle of a row whose other sites are masked."""
+        before = (self.length - width) // 2
+
+        def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+            if width == self.length:
+                return self.network(tokens, levels, sites, labels, (1, width))
+            row = tokens.new_full((len(tokens), self.length), self.tokenizer.codebook_size)
+            row[:, before : before + width] = tokens
+            around = levels.new_zeros(len(tokens), self.length)
+            around[:, before : before + width] = levels
+            return self.network(row, around, sites + before, labels, (1, self.length))
+
+        return denoiser
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
+
+    @isolate
+    def signal(self, text: str | bytes, *, level: float = 0.9, block: int = 4) -> Float[Tensor, " t"]:
+        """The model's probability, byte by byte, that a byte is signal and not noise, given all others.
+
+        A text that is longer than a row is judged in windows that overlap by half; the mean is taken.
+
+        Args:
+            text: at least one byte.
+            level: share in (0, 1) of the bytes that are expected to be signal.
+            block: bytes judged in one network call.
+
+        Returns:
+            (t,) probabilities, on the CPU.
+
+        Raises:
+            UserError: an empty or too long text, or a level out of range.
+        """
+        tokens = self.tokenizer.encode([text])[0]  # (1, t)
+        total = tokens.shape[1]
+        if not 1 <= total <= LONGEST_TEXT:
+            got = f"{total} bytes"
+            raise UserError(f"text must have 1 to {LONGEST_TEXT:,} bytes", got, "give another, or a part of it")
+        width, step = min(total, self.length), max(1, self.length // 2)
+        starts = torch.tensor(sorted({*range(0, total - width, step), total - width}))
+        rows = torch.stack([tokens[0, start : start + width] for start in starts.tolist()])
+        sums, counts = torch.zeros(2, total)
+        for batch, places in zip(rows.split(self.kernel_batch), starts.split(self.kernel_batch), strict=True):
+            with torch.inference_mode(), self._autocast():
+                found = signal_probability(
+                    self._denoiser(width),
+                    pad_batch(batch, self.kernel_batch).to(self.device),
+                    height=1,
+                    width=width,
+                    codebook_size=self.tokenizer.codebook_size,
+                    level=level,
+                    block=min(block, width),
+                ).cpu()
+            for row, start in zip(found, places.tolist(), strict=False):
+                sums[start : start + width] += row
+                counts[start : start + width] += 1
+        return sums / counts
+
+    def manifest(self, n: int, *, length: int, seed: int, settings: Settings) -> dict[str, Any]:
+        """Everything that is needed to sample the same texts again."""
+        return {
+            "model": self.name,
+            "modality": self.modality,
+            "tokenizer": self.tokenizer.name,
+            **self.identity,
+            "seed": check_seed(seed),
+            "count": int(n),
+            "length": length,
+            "settings": asdict(settings),
+            "device": self.device.type,
+            "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},
+        }
+
+
+def gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | None = None) -> Int[np.ndarray, " t"]:
+    """The known tokens of a text with gaps: its bytes, and -1 in the gaps.
+
+    Args:
+        text: a string is encoded as UTF-8.
+        length: bytes of every gap; by default as many as it has mask characters.
+        mask: one character, of which every run is a gap; by default runs of at least four ``_``.
+
+    Raises:
+        UserError: no gap, a mask that is not one character, or a length that is not positive.
+    """
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
+    given = mask is not None
+    marker = MASK if mask is None else mask.decode("utf-8", "replace") if isinstance(mask, bytes) else mask
+    if len(marker) != 1:
+        raise UserError("the mask must be one character", repr(marker), "use for example #")
+    if length is not None:
+        check_count(length, "the length of a gap", least=1, most=LONGEST_TEXT)
+    code = re.escape(marker.encode("utf-8", "surrogateescape"))
+    pattern = re.compile(b"(?:" + code + b"){%d,}" % (1 if given else LEAST_MASKS))
+    parts: list[np.ndarray] = []
+    place = 0
+    for found in pattern.finditer(data):
+        size = (found.end() - found.start()) // len(marker.encode("utf-8", "surrogateescape"))
+        parts += [np.frombuffer(data[place : found.start()], np.uint8), np.full(length or size, -1)]
+        place = found.end()
+    if not parts:
+        shown = marker if given else MASK * LEAST_MASKS
+        raise UserError(
+            f"text must have a gap: {shown} where something is missing",
+            data[:80].decode("utf-8", "replace"),
+            "mark what is missing, or name another mask character",
+        )
+    parts.append(np.frombuffer(data[place:], np.uint8))
+    return np.concatenate([part.astype(np.int64) for part in parts])
+
+
+def plan_windows(unknown: np.ndarray, length: int) -> list[tuple[int, int, int]]:
+    """Windows of at most ``length`` tokens that fill all unknown ones from left to right.
+
+    A window starts a quarter of its length before the first token that is still unknown. What it samples in its last
+    quarter is not kept, for lack of what comes behind it, unless the text ends there.
+
+    Returns:
+        Of each window its start, its end, and the end of what is kept.
+    """
+    total, done = len(unknown), 0
+    places = np.flatnonzero(unknown)
+    windows = []
+    while len(left := places[places >= done]):
+        start = int(min(max(left[0] - length // 4, 0), max(0, total - length)))
+        end = min(start + length, total)
+        done = end if end == total else max(end - length // 4, int(left[0]) + 1)
+        windows.append((start, end, done))
+    return windows

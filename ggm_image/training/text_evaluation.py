@@ -1,0 +1,92 @@
+"""What a run on text measures: held-out bits per byte, and a few samples."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ggm_image.data.token_cache.manifest import Manifest
+from ggm_image.errors import UserError
+from ggm_image.io.files import atomic_path
+from ggm_image.network import Transformer
+from ggm_image.sampler import sample_signal
+from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.training.dataset import TokenSet
+
+CALLS = 64
+"""Network calls of the samples that a run writes."""
+
+
+@torch.no_grad()
+def bits_per_byte(network: Transformer, val_set: TokenSet, *, seed: int = 0, batch_size: int = 16) -> float:
+    """An upper bound on the held-out bits per token of the model that fills in a row site by site in a random order.
+
+    By the chain rule and Jensen's inequality, -log p(x) is at most the mean over all orders of the sum of the costs
+    -log p0(x_i | sites before it). With k sites of l still masked that is l times the mean cost of a masked site, k
+    being uniform in 1..l. Here every batch has one k and one random set of sites; the k of the batches are spread
+    evenly over 1..l, so the estimate has no bias and little variance. A token of the tokenizer "bytes" is a byte.
+
+    Args:
+        network: in evaluation mode.
+        val_set: clean tokens; not empty.
+        seed: of the order and of the sites.
+        batch_size: rows of a forward pass.
+
+    Returns:
+        Bits per token.
+    """
+    device, rows_total, sites_total = network.site.weight.device, len(val_set), val_set.tokens.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    starts = range(0, rows_total, batch_size)
+    offset = float(torch.rand((), generator=generator))
+    total = 0.0
+    # The batches come in a random order: rows beside each other are of one text.
+    order = torch.randperm(rows_total, generator=generator)
+    for number, start in enumerate(starts):
+        share = (number + offset) / len(starts)
+        k = min(sites_total, 1 + int(share * sites_total))
+        x_0, labels = val_set.rows(order[start : start + batch_size])
+        sites = torch.randperm(sites_total, generator=generator)[:k]
+        tokens = x_0.index_fill(1, sites, network.config.codebook_size)
+        logits = network(tokens.to(device), torch.ones(x_0.shape, device=device), sites.to(device), labels.to(device))
+        with torch.autocast(device.type, enabled=False):
+            cost = F.cross_entropy(logits.transpose(1, 2), x_0[:, sites].to(device))
+        total += float(cost)
+    return total / len(starts) / math.log(2)
+
+
+def sample_texts(network: Transformer, manifest: Manifest, path: Path, *, seed: int, texts: int = 4) -> str:
+    """Sample a few rows and write them into one file, with a line between them.
+
+    Args:
+        network: in evaluation mode.
+        manifest: of the token cache.
+        path: of the file.
+        seed: the same noise every time, so that the samples of a run can be compared.
+        texts: how many.
+
+    Returns:
+        Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.
+    """
+    try:
+        tokenizer = load_tokenizer(manifest.tokenizer_name)
+    except UserError as error:
+        return f"no samples: {error}"
+    height, width = manifest.grid
+    tokens: Tensor = sample_signal(
+        network,
+        texts,
+        codebook_size=network.config.codebook_size,
+        labels=None,
+        calls=min(CALLS, height * width),
+        height=height,
+        width=width,
+        generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(texts)],
+        device=network.site.weight.device,
+    )
+    rows = tokenizer.decode(tokens.unflatten(1, (height, width)))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(f"--- {k} ---\n".encode() + row + b"\n" for k, row in enumerate(rows)))
+    return ""
