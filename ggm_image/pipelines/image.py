@@ -6,13 +6,16 @@
 
 A picture depends on (seed, its index, its class, the settings) alone: every picture has a random generator
 of its own, and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant.
+
+Threads may share a model: no call changes it, except `Model.to` and `Model.compile`.
 """
 
 import difflib
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -30,11 +33,16 @@ from ggm_image.image.io import rgb_pixels, to_pil
 from ggm_image.image.mask_conventions import MaskLike
 from ggm_image.image.masks import fill_unknown, known_tokens, load_mask, token_mask
 from ggm_image.image.preprocess import to_model, to_uint8
+from ggm_image.image.visualize import image_grid
 from ggm_image.image.windows import Window, plan_windows, window_side
 from ggm_image.network import Transformer
 from ggm_image.pipelines.base import image_generator, pad_batch, seed_of_window, without_padding
+from ggm_image.pipelines.call_counter import CallCounter, OnProgress
 from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.pipelines.model_weights import load_network
+from ggm_image.pipelines.save import save_model
 from ggm_image.runtime.compile import cannot_compile
+from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress, progress_bar
@@ -46,7 +54,7 @@ from ggm_image.schedule import Schedule
 from ggm_image.tokenizers.base import Tokenizer
 
 MAX_IMAGES = 100_000_000
-OUTPUTS = ("pt", "pil", "np")
+OUTPUTS = ("pt", "pil", "np", "grid")
 Classes = str | int | Sequence[str | int] | np.ndarray | Tensor | None
 KERNEL_BATCH = {"cpu": 16, "cuda": 256}
 INPAINT_BATCH = {"cpu": 4, "cuda": 16}
@@ -62,6 +70,8 @@ class Model:
         presets: settings by name; ``exact`` is the paper's chain without truncation.
         sha256: of the network's weights file.
         compiled: whether torch.compile made the network's code, which rounds in its own way.
+        folder: what its ``config.yaml`` says.
+        tokenizer_source: name or folder from which the tokenizer was loaded.
     """
 
     def __init__(
@@ -71,18 +81,77 @@ class Model:
         sha256: str,
         tokenizer: Tokenizer,
         device: str | torch.device,
+        *,
+        tokenizer_source: str | Path | None = None,
     ) -> None:
-        self.name, self.sha256 = folder.name, sha256
+        self.folder, self.name, self.sha256 = folder, folder.name, sha256
         self.class_names: list[str] = list(folder.class_names)
         self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
-        self.tokenizer = tokenizer
-        self.device = torch.device(device)
-        self.half = native_bf16(self.device)
-        self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.tokenizer, self.network = tokenizer, network
         self.grid = (folder.network.grid[0], folder.network.grid[1])
-        self.kernel_batch = KERNEL_BATCH.get(self.device.type, 16)
-        self.paint_batch = INPAINT_BATCH.get(self.device.type, 4)
         self.compiled = False
+        self.tokenizer_source = tokenizer_source or folder.tokenizer
+        self._place(torch.device(device))
+
+    def _place(self, device: torch.device) -> None:
+        self.device = device
+        self.half = native_bf16(device)
+        self.tokenizer = self.tokenizer.to(device)
+        self.network = self.network.to(device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.kernel_batch = KERNEL_BATCH.get(device.type, 16)
+        self.paint_batch = INPAINT_BATCH.get(device.type, 4)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        parts = [
+            repr(self.name),
+            f"{width} x {height} pixels",
+            f"{self.grid[1]} x {self.grid[0]} tokens of {self.tokenizer.codebook_size:,} codes ({self.tokenizer.name})",
+            f"{len(self.class_names)} classes" if self.class_names else "no classes",
+            f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.1f} million parameters",
+            f"{self.device}, {'bf16' if self.half else 'fp32'}",
+        ]
+        return f"Model({', '.join(parts)})"
+
+    @isolate
+    def to(self, device: str | torch.device) -> "Model":
+        """Move the model to a device, in place; not while another thread uses it.
+
+        Weights that were rounded to bfloat16 for one device are read again for a device that computes in float32.
+
+        Args:
+            device: see `ggm_image.runtime.devices.choose_device`.
+
+        Returns:
+            The same model.
+
+        Raises:
+            UserError: there is no such device, or the weights are needed again and have changed on disk.
+        """
+        chosen = choose_device(device)
+        if self.compiled and (why := cannot_compile(chosen.type)):
+            raise UserError("a compiled model cannot run there", why, "load it again without compiling")
+        if self.half and not native_bf16(chosen):
+            network, sha256 = load_network(self.folder)
+            if sha256 != self.sha256:
+                raise UserError("the weights changed on disk", self.folder.weights, "load the model again")
+            self.network.load_state_dict(network.state_dict(), assign=True)
+        self._place(chosen)
+        return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model and its tokenizer to a new folder, which `load_model` reads wherever it is moved.
+
+        Args:
+            folder: it must not exist, or be empty.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: the folder holds files, or the model's own files are gone or have changed.
+        """
+        return save_model(self.folder, folder, tokenizer=self.tokenizer_source, sha256=self.sha256)
 
     def compile(self) -> None:
         """Compile the network: half a minute before the first picture of a shape, then faster.
@@ -331,6 +400,7 @@ class Model:
         settings: Settings | None = ...,
         first: int = ...,
         output: Literal["pt"] = ...,
+        on_progress: OnProgress | None = ...,
         **changes: Any,
     ) -> UInt8[Tensor, "n 3 h w"]: ...
 
@@ -339,6 +409,9 @@ class Model:
 
     @overload
     def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> UInt8[np.ndarray, "n h w 3"]: ...
+
+    @overload
+    def sample(self, n: int = ..., *, output: Literal["grid"], **options: Any) -> Image.Image: ...
 
     @isolate
     def sample(
@@ -351,6 +424,7 @@ class Model:
         settings: Settings | None = None,
         first: int = 0,
         output: str = "pt",
+        on_progress: OnProgress | None = None,
         **changes: Any,
     ) -> Any:
         """Draw pictures.
@@ -362,12 +436,14 @@ class Model:
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`.
             first: index of the first picture.
-            output: ``pt``, ``pil`` or ``np``, see below.
+            output: ``pt``, ``pil``, ``np`` or ``grid``, see below.
+            on_progress: called as on_progress(network calls done, network calls in total); what it raises cancels.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
             Pixels in [0, 255], on the CPU: a uint8 tensor (n, 3, h, w) for ``pt``, an array (n, h, w, 3) for ``np``,
-            a list of Pillow images for ``pil``.
+            a list of Pillow images for ``pil``, and for ``grid`` one Pillow image with all of them, which a notebook
+            shows.
 
         Raises:
             UserError: for an unknown class, preset, setting or output, or a value out of range.
@@ -375,11 +451,57 @@ class Model:
         if output not in OUTPUTS:
             raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
         settings = self._changed(preset, settings, changes)
+        least = 1 if output == "grid" else 0
+        labels = self._labels(check_count(n, least=least, most=MAX_IMAGES), classes, check_count(first, "first"))
+        counter = None
+        if on_progress is not None:
+            batches = -(-len(labels) // self.kernel_batch)
+            counter = CallCounter(on_progress, batches * settings.calls(self.grid[0] * self.grid[1]))
+        tokens = self.sample_tokens(labels, seed=seed, settings=settings, first=first, callback=counter)
+        return _as_output(self.decode(tokens), output)
+
+    def stream(
+        self,
+        n: int,
+        *,
+        classes: Classes = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        first: int = 0,
+        output: str = "pt",
+        batch: int | None = None,
+        **changes: Any,
+    ) -> Iterator[Any]:
+        """Sample images in batches as they are finished, to keep memory flat: ``for images in model.stream(10_000)``.
+
+        Args:
+            n, classes, seed, preset, settings, first, output, changes: as in `sample`, whose images these are.
+            batch: images in one batch, ``kernel_batch`` by default.
+
+        Yields:
+            What `sample` returns for ``batch`` images, in order; the last batch may be smaller.
+
+        Raises:
+            UserError: as `sample`, before the first batch.
+        """
+        if output not in OUTPUTS:
+            raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
+        settings, seed = self._changed(preset, settings, changes), check_seed(seed)
         labels = self._labels(check_count(n, most=MAX_IMAGES), classes, check_count(first, "first"))
-        pixels = self.decode(self.sample_tokens(labels, seed=seed, settings=settings, first=first))
-        if output == "pil":
-            return [to_pil(image) for image in pixels]
-        return pixels.permute(0, 2, 3, 1).contiguous().numpy() if output == "np" else pixels
+        size = self.kernel_batch if batch is None else check_count(batch, "the batch", least=1)
+        parts = (range(k, min(k + size, len(labels))) for k in range(0, len(labels), size))
+        return (
+            self.sample(
+                len(part),
+                classes=[labels[k] for k in part] if self.class_names else None,
+                seed=seed,
+                settings=settings,
+                first=first + part.start,
+                output=output,
+            )
+            for part in parts
+        )
 
     def _changed(self, preset: str, settings: Settings | None, changes: dict[str, Any]) -> Settings:
         """The preset, or other settings instead of it, with changes."""
@@ -404,6 +526,7 @@ class Model:
         context: int | None = None,
         fit: bool = False,
         mask_index: int | None = None,
+        on_progress: OnProgress | None = None,
         **changes: Any,
     ) -> list[Image.Image]:
         """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
@@ -427,6 +550,7 @@ class Model:
             context: known pixels to show the model on each side of the hole; a quarter of its size by default.
             fit: stretch a mask of another size.
             mask_index: paint where the mask's palette index or grey value is this.
+            on_progress: as in `sample`.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
@@ -449,6 +573,11 @@ class Model:
         pixels = rgb_pixels(picture).expand(n, -1, -1, -1).clone()  # (n, 3, h, w)
         missing = hole.copy()
         windows = self.plan_windows(hole, context) if hole.any() else []
+        counter = None
+        if on_progress is not None:
+            batches = -(-n // self.paint_batch)
+            unknown = _unknown_sites(windows, missing.copy(), self.tokenizer.downscale, dilate)
+            counter = CallCounter(on_progress, batches * sum(map(settings.calls, unknown)))
         with progress_bar(total=len(windows), unit="window", label="inpaint") as advance:
             for turn, window in enumerate(windows):
                 rows, columns = window.slices
@@ -459,6 +588,7 @@ class Model:
                     seed=seed if turn == 0 else seed_of_window(seed, turn),
                     settings=settings,
                     dilate=dilate,
+                    callback=counter,
                 )
                 missing[rows, columns] = False
                 advance(1)
@@ -477,6 +607,7 @@ class Model:
         seed: int,
         settings: Settings,
         dilate: int,
+        callback: Callback | None = None,
     ) -> UInt8[Tensor, "n 3 h w"]:
         """One window: encode what is known, draw the rest, and fit it in."""
         cell = self.tokenizer.downscale
@@ -492,6 +623,7 @@ class Model:
             known=known,
             grid=(unknown.shape[0], unknown.shape[1]),
             batch=self.paint_batch,
+            callback=callback,
         )
         sampled = self.decode(grids, batch=self.paint_batch)
         return torch.stack([blend_seam(p, d, missing, reach=cell) for p, d in zip(pixels, sampled, strict=True)])
@@ -588,6 +720,7 @@ class Model:
         labels = self.labels(n, classes)
         return {
             "model": self.name,
+            **({"revision": self.folder.revision} if self.folder.revision else {}),
             "tokenizer": self.tokenizer.name,
             **self.identity,
             "seed": check_seed(seed),
@@ -597,6 +730,25 @@ class Model:
             "device": self.device.type,
             "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},
         }
+
+
+def _as_output(pixels: UInt8[Tensor, "n 3 h w"], output: str) -> Any:
+    """Pixels as one of `OUTPUTS`."""
+    if output == "pil":
+        return [to_pil(image) for image in pixels]
+    if output == "grid":
+        return to_pil(image_grid(pixels))
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy() if output == "np" else pixels
+
+
+def _unknown_sites(windows: Sequence[Window], missing: Bool[np.ndarray, "h w"], cell: int, dilate: int) -> list[int]:
+    """The number of unknown tokens in each window, when it is its turn; ``missing`` is used up."""
+    counts = []
+    for window in windows:
+        rows, columns = window.slices
+        counts.append(int(token_mask(missing[rows, columns], cell, dilate=dilate).sum()))
+        missing[rows, columns] = False
+    return counts
 
 
 def _known_rows(known: Any, n: int, sites: int) -> Int[Tensor, "n l"]:
