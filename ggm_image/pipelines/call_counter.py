@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 OnProgress = Callable[[int, int], object]
-"""Called as on_progress(calls done, calls in total). An exception that it raises ends the job and reaches the caller."""
+"""Called as on_progress(calls done, calls in total). An exception that it raises ends the job."""
 
 
 class CallCounter:

@@ -636,6 +636,7 @@ class Model:
         level: float = 0.9,
         block: int = 4,
         classes: str | int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Float[Tensor, "rows columns"]:
         """The model's probability, token by token, that a picture's token is signal and not noise.
 
@@ -646,6 +647,7 @@ class Model:
             level: share in (0, 1) of the tokens that are expected to be signal.
             block: sites judged in one network call.
             classes: what the picture shows; no class by default.
+            on_progress: called as on_progress(windows done, windows in total); what it raises cancels.
 
         Returns:
             (rows, columns) probabilities on the CPU; `ggm_image.image.visualize.heat_map` draws them.
@@ -659,12 +661,16 @@ class Model:
         sides = [window_side(side, side, cell) for side in pixels.shape[1:]]
         total, count = torch.zeros(2, sides[0] // cell, sides[1] // cell)
         windows = plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell)
-        for window in progress(windows, total=len(windows), unit="window", label="signal"):
+        for done, window in enumerate(progress(windows, total=len(windows), unit="window", label="signal")):
+            if on_progress is not None:
+                on_progress(done, len(windows))
             rows, columns = window.slices
             tokens = self.encode(pixels[None, :, rows, columns])
             inside = tuple(slice(part.start // cell, part.stop // cell) for part in window.slices)
             total[inside] += self.signal_of_tokens(tokens, label, level=level, block=block, batch=1)[0]
             count[inside] += 1
+        if on_progress is not None:
+            on_progress(len(windows), len(windows))
         return total / count
 
     @isolate

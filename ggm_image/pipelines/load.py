@@ -24,8 +24,8 @@ def load_model(
     """A trained model with its tokenizer, ready to draw.
 
     Args:
-        name_or_path: a shipped model's name, a folder with ``config.yaml`` and ``model.safetensors``, or ``owner/name`` on
-            the Hugging Face Hub, with ``@revision`` for another revision than ``main``.
+        name_or_path: a shipped model's name, a folder with ``config.yaml`` and ``model.safetensors``, or ``owner/name``
+            on the Hugging Face Hub, with ``@revision`` for another revision than ``main``.
         tokenizer: name or folder of its tokenizer, where that has moved since the training.
         device: where to put it, see `choose_device`; the GPU by default where there is one, as on the command line.
         compiled: see `Model.compile`.
