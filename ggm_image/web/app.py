@@ -16,9 +16,13 @@ from ggm_image.web.jobs import Cancelled, Finished, Step
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
-.status progress {width: 100%; height: .6rem; accent-color: var(--color-accent)}
+.status progress {width: 100%; height: .6rem; appearance: none; border: 0; background: var(--border-color-primary)}
+.status progress::-webkit-progress-bar {background: var(--border-color-primary)}
+.status progress::-webkit-progress-value {background: var(--color-accent)}
+.status progress::-moz-progress-bar {background: var(--color-accent)}
 .status p {margin: .2rem 0 0}
 .images img {image-rendering: pixelated}
+.images .grid-wrap {min-height: 0 !important; max-height: none !important}
 footer {display: none !important}
 """
 BRUSH = "#e61e1e"
@@ -28,7 +32,7 @@ IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 def system_theme() -> gr.themes.Base:
     """Gradio's look with the system's fonts, so that none is fetched."""
     fonts = ["system-ui", "sans-serif"]
-    return gr.themes.Soft(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
+    return gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
 
 
 def build_page(actions: Actions) -> gr.Blocks:
@@ -73,7 +77,7 @@ def build_page(actions: Actions) -> gr.Blocks:
             """Show another model's classes and presets."""
             found = actions.describe(name)
             classes, presets = found.class_names, list(found.presets)
-            preset = "best" if "best" in presets else presets[0]
+            preset = _default_preset(presets)
             return (
                 gr.Dropdown(choices=classes, value=[]),
                 gr.Dropdown(choices=_optional(classes), value=""),
@@ -108,7 +112,7 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
                 visible=bool(found.class_names),
             )
             count = gr.Slider(1, MOST_SAMPLES, value=16, step=1, label="Number of images")
-            settings = _settings(found.presets)
+            settings = _settings(actions, model, found)
             start, stop = _buttons("Sample")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(_text(""), elem_classes="status")
@@ -130,8 +134,11 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
+            gr.Markdown("Paint over what to replace.")
             editor = gr.ImageEditor(
-                label="Paint over what to replace",
+                label="Mask",
+                show_label=False,
+                height=480,
                 type="pil",
                 format="png",
                 sources=[],
@@ -151,7 +158,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
                 _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
             count = gr.Slider(1, MOST_RESULTS, value=4, step=1, label="Number of results")
-            settings = _settings(found.presets)
+            settings = _settings(actions, model, found)
             with gr.Accordion("Extend the image", open=False), gr.Row():
                 sides = [
                     gr.Number(0, label=f"{side} (pixels)", precision=0, minimum=0, min_width=110)
@@ -202,7 +209,9 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
-            image = gr.Image(label="Image", interactive=False, buttons=[], elem_classes="images", type="pil")
+            image = gr.Image(
+                label="Image", show_label=False, interactive=False, buttons=[], elem_classes="images", type="pil"
+            )
             level = gr.Slider(
                 0.05,
                 0.95,
@@ -214,11 +223,13 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
             classes = gr.Dropdown(
                 _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
-            start, stop = _buttons("Show the signal")
+            start, stop = _buttons("Show signal")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(_text(""), elem_classes="status")
+            gr.Markdown("The redder, the less a token looks like signal.")
             result = gr.Image(
-                label="The redder, the less a token looks like signal",
+                label="Signal map",
+                show_label=False,
                 interactive=False,
                 format="png",
                 buttons=["download", "fullscreen"],
@@ -245,15 +256,28 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
     return {"upload": upload, "image": image, "status": status, "classes": classes}
 
 
-def _settings(presets: Any) -> list[Any]:
-    """Preset, guidance and seed."""
-    names = list(presets)
+def _settings(actions: Actions, model: gr.Dropdown, found: Any) -> list[Any]:
+    """Preset, guidance and seed; guidance follows the preset until it is changed."""
+    names = list(found.presets)
+    default = _default_preset(names)
     with gr.Group():
-        preset = gr.Radio(names, value="best" if "best" in names else names[0], label="Preset")
+        preset = gr.Radio(names, value=default, label="Preset")
         with gr.Row():
-            guidance = gr.Number(None, label="Guidance", info="Empty: the preset's.", min_width=110)
+            guidance = gr.Number(
+                found.settings(default).guidance, label="Guidance", info="1 disables it.", min_width=110
+            )
             seed = gr.Number(0, label="Seed", info="A whole number.", precision=0, min_width=110)
+
+    def follow(name: str, chosen: str) -> float:
+        """The guidance scale of a preset."""
+        return float(actions.describe(name).settings(chosen).guidance)
+
+    preset.change(follow, [model, preset], guidance, show_progress="hidden", api_visibility="private")
     return [preset, guidance, seed]
+
+
+def _default_preset(names: Sequence[str]) -> str:
+    return "best" if "best" in names else names[0]
 
 
 def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
@@ -262,8 +286,10 @@ def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
 
 
 def _gallery(label: str, hint: str) -> gr.Gallery:
+    gr.Markdown(hint)
     return gr.Gallery(
-        label=f"{label}. {hint}",
+        label=label,
+        show_label=False,  # it would cover the first image
         columns=4,
         height="auto",
         allow_preview=False,

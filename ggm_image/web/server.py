@@ -1,4 +1,4 @@
-"""Serve the page: on loopback without a password, elsewhere only with one; nothing comes from or goes to other hosts."""
+"""Serve the page: on loopback without a password, elsewhere only with one; no other host is contacted."""
 
 import ipaddress
 import os
@@ -38,7 +38,7 @@ def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:
         auth: ``user:password``, or None.
 
     Raises:
-        UserError: the address is none, is not a loopback address and there is no password, or ``auth`` has another form.
+        UserError: the address is none, is no loopback address and there is no password, or ``auth`` has another form.
     """
     try:
         loopback = listen == "localhost" or ipaddress.ip_address(listen).is_loopback
