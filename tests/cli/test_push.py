@@ -51,8 +51,10 @@ def test_pushed_model_comes_back_bit_for_bit(
     assert commit in capsys.readouterr().out
     [files] = hub.repositories[NAME]
     assert sorted(files) == sorted(
-        ["README.md", "config.yaml", "model.safetensors", "quality.json", "samples.png"]
-        + ["tokenizer/config.yaml", "tokenizer/model.safetensors"]
+        [
+            *("README.md", "config.yaml", "model.safetensors", "quality.json", "samples.png"),
+            *("tokenizer/config.yaml", "tokenizer/model.safetensors"),
+        ]
     )
     card = files["README.md"].decode()
     assert card.startswith("---\nlibrary_name: ggm-image\nlicense: apache-2.0\n")
