@@ -491,8 +491,9 @@ class Model:
         labels = self._labels(check_count(n, most=MAX_IMAGES), classes, check_count(first, "first"))
         size = self.kernel_batch if batch is None else check_count(batch, "the batch", least=1)
         parts = (range(k, min(k + size, len(labels))) for k in range(0, len(labels), size))
+        sample: Any = self.sample  # its overloads want a literal output
         return (
-            self.sample(
+            sample(
                 len(part),
                 classes=[labels[k] for k in part] if self.class_names else None,
                 seed=seed,

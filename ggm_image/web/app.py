@@ -23,6 +23,9 @@ CSS = """
 .status p {margin: .2rem 0 0}
 .images img {image-rendering: pixelated}
 .images .grid-wrap {min-height: 0 !important; max-height: none !important}
+.prose table, .prose pre {display: block; max-width: 100%; overflow-x: auto}
+.card {max-width: calc(100vw - 4.5rem); overflow-x: auto}
+.prose th, .prose td {white-space: nowrap}
 footer {display: none !important}
 """
 BRUSH = "#e61e1e"
@@ -55,7 +58,7 @@ def build_page(actions: Actions) -> gr.Blocks:
             with gr.Tab("Signal", id="signal"):
                 looking = _signal_tab(actions, model, opened)
             with gr.Tab("About", id="about"):
-                card = gr.Markdown(_card(actions, first))
+                card = gr.Markdown(_card(actions, first), elem_classes="card")
 
         def open_file(path: str) -> Any:
             """Open an uploaded image for Inpaint and Signal."""
@@ -151,7 +154,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
                 placeholder="Open an image, or click a sample.",
             )
             status = gr.HTML(_text(""), elem_classes="status")
-            gallery = _gallery("Results", "Click a result to go on with it.")
+            gallery = _gallery("Results", "Click a result to inpaint it again.")
             download = gr.DownloadButton("Download results and manifest", interactive=False)
         with gr.Column(scale=1, min_width=280):
             classes = gr.Dropdown(
@@ -282,7 +285,7 @@ def _default_preset(names: Sequence[str]) -> str:
 
 def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row():
-        return gr.Button(text, variant="primary", min_width=110), gr.Button("Cancel", variant="stop", min_width=110)
+        return gr.Button(text, variant="primary", min_width=110), gr.Button("Cancel", min_width=110)
 
 
 def _gallery(label: str, hint: str) -> gr.Gallery:

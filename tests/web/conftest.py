@@ -31,6 +31,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'ggm-image[demo]'")
     folder = tiny_model_folder(tmp_path_factory.mktemp("model"))
+    rows = [f"| {' | '.join(20 * [cell])} |" for cell in ("heading", "---", "value")]
+    wide = f"# Tiny\n\n    {'a very long command ' * 20}\n\n" + "\n".join(rows)
+    (folder / "README.md").write_text(wide)
     command = [sys.executable, "-m", "ggm_image.cli.main", "demo", "--model", str(folder), "--port", "0"]
     log = tmp_path_factory.mktemp("log") / "stderr"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
