@@ -13,7 +13,7 @@ PICTURE = samples/$(CLASS).png
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: sample test test-all lint docs bench soak clean
+.PHONY: sample test test-all test-web lint docs bench soak clean
 
 sample: $(VENV)/.installed
 	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
@@ -25,6 +25,10 @@ test: $(VENV)/.with-test
 # And what takes minutes: killed commands, the corpus of hostile inputs, several processes, compilers, the wheel.
 test-all: test
 	$(PYTEST) -m slow
+
+# The page of `ggm-image demo`, in Chromium where it is installed. Gradio is too large for every run of the tests.
+test-web: $(VENV)/.with-test $(VENV)/.with-browser
+	$(PYTEST) tests/web
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check

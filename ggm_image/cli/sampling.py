@@ -35,7 +35,13 @@ def check_input(path: Path, what: str) -> None:
         raise UserError(f"{what} cannot be opened", f"{path}: {error.strerror}", "check the file") from error
 
 
-MODEL = click.option("--model", "model_name", default="cifar10", show_default=True, help="Shipped name or folder.")
+MODEL = click.option(
+    "--model",
+    "model_name",
+    default="cifar10",
+    show_default=True,
+    help="Shipped name, folder, or OWNER/NAME on the Hub.",
+)
 PRESET = click.option(
     "--preset",
     default="best",

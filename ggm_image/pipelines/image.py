@@ -6,14 +6,17 @@
 
 A picture depends on (seed, its index, its class, the settings) alone: every picture has a random generator
 of its own, and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant.
+
+Threads may share a model: no call changes it, except `Model.to` and `Model.compile`.
 """
 
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -32,12 +35,17 @@ from ggm_image.image.mask_conventions import MaskLike
 from ggm_image.image.masks import load_mask
 from ggm_image.image.preprocess import to_model, to_uint8
 from ggm_image.image.scales import ONE_SCALE, InpaintingPlan, Scales, check_scales, plan_inpainting
+from ggm_image.image.visualize import image_grid
 from ggm_image.image.windows import plan_windows, window_side
 from ggm_image.network import Transformer
 from ggm_image.pipelines.base import image_generator, pad_batch, rows_per_call, without_padding
+from ggm_image.pipelines.call_counter import CallCounter, OnProgress
 from ggm_image.pipelines.inpaint import TAU, Inpainter
 from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.pipelines.model_weights import load_network
+from ggm_image.pipelines.save import save_model
 from ggm_image.runtime.compile import cannot_compile
+from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress
@@ -50,7 +58,7 @@ from ggm_image.sampler.token_signal import signal_probability
 from ggm_image.tokenizers.base import Tokenizer
 
 MAX_IMAGES = 100_000_000
-OUTPUTS = ("pt", "pil", "np")
+OUTPUTS = ("pt", "pil", "np", "grid")
 Classes = str | int | Sequence[str | int] | np.ndarray | Tensor | None
 INPAINT_BATCH = {"cpu": 4, "cuda": 16}
 """Rows of one network call for the few samples of `Model.inpaint`; padded where there are fewer."""
@@ -65,6 +73,8 @@ class Model:
         presets: settings by name; ``exact`` is the paper's chain without truncation.
         sha256: of the network's weights file.
         compiled: whether torch.compile made the network's code, which rounds in its own way.
+        folder: what its ``config.yaml`` says.
+        tokenizer_source: name or folder from which the tokenizer was loaded.
     """
 
     def __init__(
@@ -74,18 +84,77 @@ class Model:
         sha256: str,
         tokenizer: Tokenizer,
         device: str | torch.device,
+        *,
+        tokenizer_source: str | Path | None = None,
     ) -> None:
-        self.name, self.sha256 = folder.name, sha256
+        self.folder, self.name, self.sha256 = folder, folder.name, sha256
         self.class_names: list[str] = list(folder.class_names)
         self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
-        self.tokenizer = tokenizer
-        self.device = torch.device(device)
-        self.half = native_bf16(self.device)
-        self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.tokenizer, self.network = tokenizer, network
         self.grid = (folder.network.grid[0], folder.network.grid[1])
-        self.kernel_batch = rows_per_call(self.device, self.grid[0] * self.grid[1])
-        self.paint_batch = INPAINT_BATCH.get(self.device.type, 4)
         self.compiled = False
+        self.tokenizer_source = tokenizer_source or folder.tokenizer
+        self._place(torch.device(device))
+
+    def _place(self, device: torch.device) -> None:
+        self.device = device
+        self.half = native_bf16(device)
+        self.tokenizer = self.tokenizer.to(device)
+        self.network = self.network.to(device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.kernel_batch = rows_per_call(device, self.grid[0] * self.grid[1])
+        self.paint_batch = INPAINT_BATCH.get(device.type, 4)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        parts = [
+            repr(self.name),
+            f"{width} x {height} pixels",
+            f"{self.grid[1]} x {self.grid[0]} tokens of {self.tokenizer.codebook_size:,} codes ({self.tokenizer.name})",
+            f"{len(self.class_names)} classes" if self.class_names else "no classes",
+            f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.1f} million parameters",
+            f"{self.device}, {'bf16' if self.half else 'fp32'}",
+        ]
+        return f"Model({', '.join(parts)})"
+
+    @isolate
+    def to(self, device: str | torch.device) -> "Model":
+        """Move the model to a device, in place; not while another thread uses it.
+
+        Weights that were rounded to bfloat16 for one device are read again for a device that computes in float32.
+
+        Args:
+            device: see `ggm_image.runtime.devices.choose_device`.
+
+        Returns:
+            The same model.
+
+        Raises:
+            UserError: there is no such device, or the weights are needed again and have changed on disk.
+        """
+        chosen = choose_device(device)
+        if self.compiled and (why := cannot_compile(chosen.type)):
+            raise UserError("a compiled model cannot run there", why, "load it again without compiling")
+        if self.half and not native_bf16(chosen):
+            network, sha256 = load_network(self.folder)
+            if sha256 != self.sha256:
+                raise UserError("the weights changed on disk", self.folder.weights, "load the model again")
+            self.network.load_state_dict(network.state_dict(), assign=True)
+        self._place(chosen)
+        return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model and its tokenizer to a new folder, which `load_model` reads wherever it is moved.
+
+        Args:
+            folder: it must not exist, or be empty.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: the folder holds files, or the model's own files are gone or have changed.
+        """
+        return save_model(self.folder, folder, tokenizer=self.tokenizer_source, sha256=self.sha256)
 
     def compile(self) -> None:
         """Compile the network: half a minute before the first picture of a shape, then faster.
@@ -315,6 +384,7 @@ class Model:
         settings: Settings | None = ...,
         first: int = ...,
         output: Literal["pt"] = ...,
+        on_progress: OnProgress | None = ...,
         **changes: Any,
     ) -> UInt8[Tensor, "n 3 h w"]: ...
 
@@ -323,6 +393,9 @@ class Model:
 
     @overload
     def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> UInt8[np.ndarray, "n h w 3"]: ...
+
+    @overload
+    def sample(self, n: int = ..., *, output: Literal["grid"], **options: Any) -> Image.Image: ...
 
     @isolate
     def sample(
@@ -335,6 +408,7 @@ class Model:
         settings: Settings | None = None,
         first: int = 0,
         output: str = "pt",
+        on_progress: OnProgress | None = None,
         **changes: Any,
     ) -> Any:
         """Draw pictures.
@@ -346,12 +420,14 @@ class Model:
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`.
             first: index of the first picture.
-            output: ``pt``, ``pil`` or ``np``, see below.
+            output: ``pt``, ``pil``, ``np`` or ``grid``, see below.
+            on_progress: called as on_progress(network calls done, network calls in total); what it raises cancels.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
             Pixels in [0, 255], on the CPU: a uint8 tensor (n, 3, h, w) for ``pt``, an array (n, h, w, 3) for ``np``,
-            a list of Pillow images for ``pil``.
+            a list of Pillow images for ``pil``, and for ``grid`` one Pillow image with all of them, which a notebook
+            shows.
 
         Raises:
             UserError: for an unknown class, preset, setting or output, or a value out of range.
@@ -359,11 +435,58 @@ class Model:
         if output not in OUTPUTS:
             raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
         settings = self._changed(preset, settings, changes)
+        least = 1 if output == "grid" else 0
+        labels = self._labels(check_count(n, least=least, most=MAX_IMAGES), classes, check_count(first, "first"))
+        counter = None
+        if on_progress is not None:
+            batches = -(-len(labels) // self.kernel_batch)
+            counter = CallCounter(on_progress, batches * settings.calls(self.grid[0] * self.grid[1]))
+        tokens = self.sample_tokens(labels, seed=seed, settings=settings, first=first, callback=counter)
+        return _as_output(self.decode(tokens), output)
+
+    def stream(
+        self,
+        n: int,
+        *,
+        classes: Classes = None,
+        seed: int = 0,
+        preset: str = "best",
+        settings: Settings | None = None,
+        first: int = 0,
+        output: str = "pt",
+        batch: int | None = None,
+        **changes: Any,
+    ) -> Iterator[Any]:
+        """Sample images in batches as they are finished, to keep memory flat: ``for images in model.stream(10_000)``.
+
+        Args:
+            n, classes, seed, preset, settings, first, output, changes: as in `sample`, whose images these are.
+            batch: images in one batch, ``kernel_batch`` by default.
+
+        Yields:
+            What `sample` returns for ``batch`` images, in order; the last batch may be smaller.
+
+        Raises:
+            UserError: as `sample`, before the first batch.
+        """
+        if output not in OUTPUTS:
+            raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
+        settings, seed = self._changed(preset, settings, changes), check_seed(seed)
         labels = self._labels(check_count(n, most=MAX_IMAGES), classes, check_count(first, "first"))
-        pixels = self.decode(self.sample_tokens(labels, seed=seed, settings=settings, first=first))
-        if output == "pil":
-            return [to_pil(image) for image in pixels]
-        return pixels.permute(0, 2, 3, 1).contiguous().numpy() if output == "np" else pixels
+        size = self.kernel_batch if batch is None else check_count(batch, "the batch", least=1)
+        parts = (range(k, min(k + size, len(labels))) for k in range(0, len(labels), size))
+        sample: Any = self.sample  # its overloads want a literal output
+        return (
+            sample(
+                len(part),
+                classes=[labels[k] for k in part] if self.class_names else None,
+                seed=seed,
+                settings=settings,
+                first=first + part.start,
+                output=output,
+            )
+            for part in parts
+        )
 
     def _changed(self, preset: str, settings: Settings | None, changes: dict[str, Any]) -> Settings:
         """The preset, or other settings instead of it, with changes."""
@@ -390,6 +513,7 @@ class Model:
         mask_index: int | None = None,
         scales: Scales = "auto",
         tau: float = TAU,
+        on_progress: OnProgress | None = None,
         **changes: Any,
     ) -> list[Image.Image]:
         """Paint the white part of the mask anew; all other pixels of the result are the input's, bit for bit.
@@ -415,6 +539,7 @@ class Model:
             scales: at most how many resolutions a hole that is wide for the model is filled at, from coarse to fine,
                 see `ggm_image.image.scales`; "auto" for as many as needed, 1 for the image's own alone.
             tau: how far a finer scale may depart from the coarser one, > 0, see `ggm_image.sampler.observation`.
+            on_progress: as in `sample`.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
@@ -443,7 +568,7 @@ class Model:
             say(warning)
         crop = plan.crop
         box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-        inpainter = Inpainter(self, labels, seed, settings, dilate, tau)
+        inpainter = Inpainter(self, labels, seed, settings, dilate, tau, on_progress)
         samples = inpainter.run(rgb_pixels(picture.crop(box)), plan)
         origin = (crop.top, crop.left)
         return [composite(picture, to_pil(new), hole, feather=feather, origin=origin) for new in samples]
@@ -478,6 +603,7 @@ class Model:
         level: float = 0.9,
         block: int = 4,
         classes: str | int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Float[Tensor, "rows columns"]:
         """The model's probability, token by token, that a picture's token is signal and not noise.
 
@@ -488,6 +614,7 @@ class Model:
             level: share in (0, 1) of the tokens that are expected to be signal.
             block: sites judged in one network call.
             classes: what the picture shows; no class by default.
+            on_progress: called as on_progress(windows done, windows in total); what it raises cancels.
 
         Returns:
             (rows, columns) probabilities on the CPU; `ggm_image.image.visualize.heat_map` draws them.
@@ -503,13 +630,17 @@ class Model:
         windows = plan_windows(np.ones(sides, dtype=bool), self.image_size, cell, context=0, step=cell)
         size = min(self.kernel_batch, len(windows))
         parts = [windows[start : start + size] for start in range(0, len(windows), size)]
-        for part in progress(parts, total=len(parts), unit="batch", label="signal"):
+        for done, part in enumerate(progress(parts, total=len(parts), unit="batch", label="signal")):
+            if on_progress is not None:
+                on_progress(done, len(parts))
             tokens = self.encode(torch.stack([pixels[:, rows, columns] for rows, columns in (w.slices for w in part)]))
             judged = self.signal_of_tokens(tokens, label.expand(len(part)), level=level, block=block, batch=size)
             for window, probabilities in zip(part, judged, strict=True):
                 inside = tuple(slice(side.start // cell, side.stop // cell) for side in window.slices)
                 total[inside] += probabilities
                 count[inside] += 1
+        if on_progress is not None:
+            on_progress(len(parts), len(parts))
         return total / count
 
     @isolate
@@ -565,6 +696,7 @@ class Model:
         labels = self.labels(n, classes)
         return {
             "model": self.name,
+            **({"revision": self.folder.revision} if self.folder.revision else {}),
             "tokenizer": self.tokenizer.name,
             **self.identity,
             "seed": check_seed(seed),
@@ -574,6 +706,15 @@ class Model:
             "device": self.device.type,
             "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},
         }
+
+
+def _as_output(pixels: UInt8[Tensor, "n 3 h w"], output: str) -> Any:
+    """Pixels as one of `OUTPUTS`."""
+    if output == "pil":
+        return [to_pil(image) for image in pixels]
+    if output == "grid":
+        return to_pil(image_grid(pixels))
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy() if output == "np" else pixels
 
 
 def _known_rows(known: Any, n: int, sites: int) -> Int[Tensor, "n l"]:

@@ -15,7 +15,9 @@ from ggm_image.image.masks import fill_unknown, known_tokens, token_mask
 from ggm_image.image.preprocess import to_model
 from ggm_image.image.scales import InpaintingPlan, enlarge, pyramid
 from ggm_image.pipelines.base import seed_of_window
+from ggm_image.pipelines.call_counter import CallCounter, OnProgress
 from ggm_image.runtime.progress import progress_bar
+from ggm_image.sampler import Callback
 from ggm_image.sampler.observation import latent_log_likelihood
 from ggm_image.sampler.settings import Settings
 
@@ -37,6 +39,7 @@ class Inpainter:
         settings: of the sampler; guidance is used at the coarsest scale only.
         dilate: pixels by which the resampled tokens reach beyond the hole.
         tau: see `latent_log_likelihood`.
+        on_progress: told the network calls that are done.
     """
 
     model: Model
@@ -45,11 +48,24 @@ class Inpainter:
     settings: Settings
     dilate: int
     tau: float
+    on_progress: OnProgress | None = None
+
+    def network_calls(self, plan: InpaintingPlan) -> int:
+        """Steps of the sampler over all scales, windows and batches of a plan."""
+        cell, steps = self.model.tokenizer.downscale, 0
+        for scale in plan.scales:
+            missing = scale.mask.copy()
+            for window in scale.windows:
+                rows, columns = window.slices
+                steps += self.settings.calls(int(token_mask(missing[rows, columns], cell, dilate=self.dilate).sum()))
+                missing[rows, columns] = False
+        return steps * -(-len(self.labels) // self.model.paint_batch)
 
     def run(self, image: UInt8[Tensor, "3 h w"], plan: InpaintingPlan) -> UInt8[Tensor, "n 3 h w"]:
         """Samples of the crop of a plan; known pixels are the image's, what lies in the hole is never looked at."""
         canvas: UInt8[Tensor, "n 3 h w"] | None = None
         turn = 0
+        counter = self.on_progress and CallCounter(self.on_progress, self.network_calls(plan))
         with progress_bar(total=plan.calls, unit="window", label="inpaint") as advance:
             for scale, known in pyramid(image, plan):
                 observed = canvas is not None
@@ -59,7 +75,9 @@ class Inpainter:
                     rows, columns = window.slices
                     part, unknown = canvas[..., rows, columns], missing[rows, columns]
                     seed = self.seed if turn == 0 else seed_of_window(self.seed, turn)
-                    canvas[..., rows, columns] = self.paint(part, unknown, seed=seed, observed=observed)
+                    canvas[..., rows, columns] = self.paint(
+                        part, unknown, seed=seed, observed=observed, callback=counter
+                    )
                     missing[rows, columns] = False
                     turn += 1
                     advance(1)
@@ -76,7 +94,13 @@ class Inpainter:
         return torch.stack([blend_seam(known, x, mask, reach=self.model.tokenizer.downscale) for x in larger])
 
     def paint(
-        self, pixels: UInt8[Tensor, "n 3 h w"], missing: Bool[np.ndarray, "h w"], *, seed: int, observed: bool
+        self,
+        pixels: UInt8[Tensor, "n 3 h w"],
+        missing: Bool[np.ndarray, "h w"],
+        *,
+        seed: int,
+        observed: bool,
+        callback: Callback | None = None,
     ) -> UInt8[Tensor, "n 3 h w"]:
         """One window: encode what is known, sample the rest, and blend the seam.
 
@@ -85,6 +109,7 @@ class Inpainter:
             missing: True inside the hole.
             seed: of this window.
             observed: whether the pixels in the hole are an observation for the sampler.
+            callback: of the sampler.
         """
         model, cell = self.model, self.model.tokenizer.downscale
         unknown = token_mask(missing, cell, dilate=self.dilate)
@@ -101,6 +126,7 @@ class Inpainter:
             grid=(unknown.shape[0], unknown.shape[1]),
             batch=model.paint_batch,
             observation=observation,
+            callback=callback,
         )
         sampled = model.decode(grids, batch=model.paint_batch)
         return torch.stack([blend_seam(p, d, missing, reach=cell) for p, d in zip(pixels, sampled, strict=True)])

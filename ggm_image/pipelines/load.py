@@ -26,7 +26,8 @@ def load_model(
     """A trained model with its tokenizer, ready to sample: a `Model` of images or a `TextModel`, by its tokenizer.
 
     Args:
-        name_or_path: a shipped model's name, or a folder with ``config.yaml`` and ``model.safetensors``.
+        name_or_path: a shipped model's name, a folder with ``config.yaml`` and ``model.safetensors``, or ``owner/name``
+            on the Hugging Face Hub, with ``@revision`` for another revision than ``main``.
         tokenizer: name or folder of its tokenizer, where that has moved since the training.
         device: where to put it, see `choose_device`; the GPU by default where there is one, as on the command line.
         compiled: see `Model.compile`.
@@ -40,7 +41,7 @@ def load_model(
     """
     chosen = choose_device(device)
     folder = find_model(name_or_path)
-    source = tokenizer or folder.tokenizer_source or folder.tokenizer_name
+    source = tokenizer or folder.tokenizer
     with torch.random.fork_rng(devices=[]):  # building a network draws its initial weights
         loaded = load_tokenizer(source, device=chosen)
         if loaded.sha256 != folder.tokenizer_sha256:
@@ -55,7 +56,7 @@ def load_model(
         if compiled:
             raise UserError("a model of text cannot be compiled yet", folder.name, "leave compiled out")
         return TextModel(folder, network, sha256, loaded, chosen)
-    model = Model(folder, network, sha256, loaded, chosen)
+    model = Model(folder, network, sha256, loaded, chosen, tokenizer_source=source)
     if compiled:
         model.compile()
     return model

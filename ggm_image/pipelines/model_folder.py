@@ -1,7 +1,7 @@
 """Trained networks on disk, by name or folder: what ``config.yaml`` says, read without importing torch."""
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ggm_image.errors import UserError
+from ggm_image.io.hub import is_repository, snapshot
 from ggm_image.io.resources import resource_dir
 from ggm_image.io.yaml import read_yaml
 from ggm_image.network.config import NetworkConfig
@@ -16,6 +17,8 @@ from ggm_image.sampler.settings import Settings
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+TOKENIZER = "tokenizer"
+"""Folder in a model's folder, for a tokenizer that is not shipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class NetworkFolder:
         class_names: in the order of the labels.
         presets: sampler settings by name.
         config: all of ``config.yaml``, with how it was trained.
+        repository: ``owner/name`` on the Hub; empty for a folder of this machine.
+        revision: the commit hash there.
     """
 
     folder: Path
@@ -40,10 +45,22 @@ class NetworkFolder:
     class_names: list[str]
     presets: dict[str, dict[str, Any]]
     config: dict[str, Any]
+    repository: str = ""
+    revision: str = ""
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return self.repository or self.folder.resolve().name
+
+    @property
+    def tokenizer(self) -> str | Path:
+        """Where its tokenizer is: in the model's own folder, else where it was in training, else by its name.
+
+        What a repository says of folders is not followed: they are another machine's.
+        """
+        if (self.folder / TOKENIZER / CONFIG).is_file():
+            return self.folder / TOKENIZER
+        return (not self.repository and self.tokenizer_source) or self.tokenizer_name
 
     @property
     def modality(self) -> str:
@@ -129,10 +146,10 @@ class NetworkFolder:
 
 
 def find_model(name_or_path: str | Path) -> NetworkFolder:
-    """The model folder of a shipped name or of a path.
+    """The model folder of a shipped name, of a path, or of ``owner/name`` on the Hub, ``owner/name@revision`` for one.
 
     Raises:
-        UserError: if there is none; names the shipped ones.
+        UserError: if there is none; names the shipped ones. For one on the Hub also as `ggm_image.io.hub.snapshot`.
     """
     path = Path(name_or_path)
     shipped = {folder.name: folder for folder in shipped_models()}
@@ -141,6 +158,9 @@ def find_model(name_or_path: str | Path) -> NetworkFolder:
         return NetworkFolder.read(path)
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    if isinstance(name_or_path, str) and is_repository(name_or_path):
+        found = snapshot(name_or_path)
+        return replace(NetworkFolder.read(found.folder), repository=found.repository, revision=found.revision)
     near = difflib.get_close_matches(str(name_or_path), shipped, n=3, cutoff=0.3) or sorted(shipped)
     raise UserError(
         "no such model, neither a shipped name nor a folder", f"got {str(name_or_path)!r}", f"known: {', '.join(near)}"

@@ -34,7 +34,7 @@ class Trajectory:
     def save(self, path: Path) -> None:
         """Write an animated GIF of at most 64 frames; sites without a token yet are grey."""
         chosen = torch.linspace(0, len(self.steps) - 1, min(FRAMES, len(self.steps))).round().long()
-        frames = [to_pil(self._frame(self.steps[k])) for k in chosen.tolist()]
+        frames = [to_pil(image_grid(partial_images(self.model, self.steps[k]))) for k in chosen.tolist()]
         file = io.BytesIO()
         frames[0].save(
             file,
@@ -47,10 +47,12 @@ class Trajectory:
         with atomic_path(path) as temporary:
             temporary.write_bytes(mark_gif(file.getvalue(), "sample"))
 
-    def _frame(self, tokens: Int[Tensor, "b l"]) -> UInt8[Tensor, "3 h w"]:
-        height, width = self.model.grid
-        cell, codes = self.model.tokenizer.downscale, self.model.tokenizer.codebook_size
-        grids = tokens.view(-1, height, width)
-        images = self.model.decode(grids.clamp(max=codes - 1))
-        empty = (grids == codes).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-        return image_grid(images.masked_fill(empty[:, None], 128))
+
+def partial_images(model: Model, tokens: Int[Tensor, "b l"]) -> UInt8[Tensor, "b 3 h w"]:
+    """The images of unfinished tokens, as a sampler's callback gets them; sites without a token yet are grey."""
+    height, width = model.grid
+    cell, codes = model.tokenizer.downscale, model.tokenizer.codebook_size
+    grids = tokens.view(-1, height, width)
+    images = model.decode(grids.clamp(max=codes - 1))
+    empty = (grids == codes).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    return images.masked_fill(empty[:, None], 128)
