@@ -588,7 +588,8 @@ class Model:
         if len(plan.scales) == 1:
             how = "every window is filled without a view of the whole; --scales auto fills it from coarse to fine"
         else:
-            how = f"it is filled at 1/{plan.factor:.3g} of the resolution and refined in {len(plan.scales) - 1} steps"
+            steps = f"{len(plan.scales) - 1} step{'s' if len(plan.scales) > 2 else ''}"
+            how = f"it is filled at 1/{plan.factor:.3g} of the resolution and refined in {steps}"
         serving = 2 ** math.ceil(math.log2(max(height, width) * plan.factor))
         return (
             f"the hole is {hole} and {self.name} was trained on images of {width} x {height}: {how}; expect few "

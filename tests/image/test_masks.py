@@ -280,3 +280,13 @@ def test_bad_composites_are_refused():
         composite(picture("RGB"), drawn(32, 16), square())
     with pytest.raises(UserError, match="at least 0 pixels"):
         composite(picture("RGB"), drawn(), square(), feather=-1)
+
+
+@pytest.mark.parametrize("feather", [0, 3])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_a_crop_is_composited_as_the_whole_image(mode, feather):
+    image, new, mask = picture(mode), drawn(), square()
+    whole = composite(image, new, mask, feather=feather)
+    part = composite(image, new.crop((8, 3, SIDE, SIDE)), mask, feather=feather, origin=(3, 8))
+    assert np.array_equal(np.asarray(part), np.asarray(whole))
+    assert np.array_equal(np.asarray(composite(image, new, mask & False)), np.asarray(image))

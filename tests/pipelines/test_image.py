@@ -254,6 +254,18 @@ def test_signal_of_any_size_is_the_mean_over_windows(model: Model) -> None:
         model.signal(Image.new("RGB", (3, 16)))
 
 
+def test_signal_judges_windows_in_batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    # seen to fail with a network call for every window
+    pixels = np.random.default_rng(5).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    rows: list[int] = []
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda x, *rest: rows.append(len(x)) or forward(x, *rest))
+    found = model.signal(Image.fromarray(pixels), block=4)
+    assert rows == [model.kernel_batch] * 2 * 4  # 20 windows in two batches, 16 sites in blocks of 4
+    corner = model.signal(Image.fromarray(pixels[:16, :16]), block=4)
+    torch.testing.assert_close(found[:4, :4], corner)
+
+
 def test_a_folder_of_pictures_does_not_hide_a_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # seen to fail: the README's own commands unpack CIFAR-10 into a folder cifar10
     (tmp_path / "cifar10").mkdir()

@@ -126,7 +126,7 @@ def main(
             sheet += [pixels, shown]
 
             def features(image: Pixels, box: tuple[slice, ...] = box) -> torch.Tensor:
-                crop = torch.from_numpy(np.ascontiguousarray(image[box])).permute(2, 0, 1)
+                crop = torch.from_numpy(image[box].copy()).permute(2, 0, 1)
                 with torch.inference_mode():
                     return extractor.network(extractor.prepare(crop)[None].to(model.device))[0]
 
