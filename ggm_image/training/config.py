@@ -129,7 +129,7 @@ class TrainConfig:
             spread over them), or auto, which is ddp.
         learning_rate: peak rate of AdamW.
         final_share: the rate at the end, as a share of the peak.
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up; a short run takes at most a tenth of its time for it.
         weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
         betas: of AdamW.
         clip: largest norm of the gradient.

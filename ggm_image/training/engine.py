@@ -27,6 +27,8 @@ from ggm_image.training.shards import join, own, part_name, save_part
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 """Files; sharded ones are folders of the same names without the suffix."""
+WARMUP_SHARE = 0.1
+"""The largest share of a run that its warm-up takes."""
 
 
 class Ema:
@@ -101,8 +103,12 @@ def regrouped(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
 
 
 def learning_rate(peak: float, *, step: int, warmup_steps: int, progress: float, final_share: float) -> float:
-    """Linear warm-up over steps times a cosine of the share ``progress`` in [0, 1] of the run that is done."""
-    warm = min(1.0, (step + 1) / max(1, warmup_steps))
+    """Linear warm-up times a cosine of the share ``progress`` in [0, 1] of the run that is done.
+
+    The warm-up takes ``warmup_steps`` steps, but at most the share `WARMUP_SHARE` of the run.
+    """
+    # a run that ends within its warm-up would never reach the rate that it was given
+    warm = min(1.0, max((step + 1) / max(1, warmup_steps), progress / WARMUP_SHARE))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return peak * warm * (final_share + (1 - final_share) * cosine)
 
