@@ -308,6 +308,11 @@ def inpaint(
         return
     click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
     click.echo(_what_was_done(picture, hole, windows), err=True)
+    # such a window is sampled from other samples only, and a row of them turns into texture
+    if blind := sum(bool(hole[window.slices].all()) for window in windows if len(windows) > 1):
+        shape = f"{windows[0].width} x {windows[0].height}"
+        what = f"{blind} of {len(windows)} windows lie wholly inside the hole"
+        say(f"note: {what}; for a coherent result reduce image and mask until {shape} pixels span the hole")
 
 
 def _contact_sheet(picture: Any, hole: Any, answers: list[Any]) -> Any:
