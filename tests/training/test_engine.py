@@ -39,7 +39,6 @@ def test_a_run_that_is_shorter_than_its_warm_up_reaches_its_learning_rate() -> N
     assert max(rates) == rates[6] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.1)))
 
 
-
 def test_average_starts_fast_and_ends_slow() -> None:
     # Seen to fail with the decay and its complement exchanged.
     layer = nn.Linear(1, 1, bias=False)
