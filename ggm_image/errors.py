@@ -1,6 +1,6 @@
 """The one error that a user can cause and can mend."""
 
-LONGEST = 400
+LONGEST = 600
 """Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
 
 

@@ -151,7 +151,8 @@ def sample(
         return
     calls = settings.calls(model.grid[0] * model.grid[1])
     whose = f"share {rank}/{processes}, " if processes > 1 else ""
-    amount = f"{count} images" if sampled == count else f"{sampled} of {count} images sampled"
+    images = "1 image" if count == 1 else f"{count} images"
+    amount = images if sampled == count else f"{sampled} of {images} sampled"
     click.echo(f"{out}: {whose}{amount}, {calls} network calls each, {seconds:.1f} s")
     if missing:
         click.echo(f"{missing} images are missing; the process that samples the last one writes manifest.json")

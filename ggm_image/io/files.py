@@ -32,9 +32,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask, or the folder's default ACL, has it
+        temporary.unlink()
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        # safetensors 0.8 writes files that only their owner can read
+        temporary.chmod(stat.S_IMODE(mode))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -236,7 +236,10 @@ class Gate:
         names = [name for name in _names(folder) if not is_temporary(name)]
         if self.overwrite or not names:
             return
-        maker = None if empty else maker_of(folder)
+        if empty:
+            fix = f"choose another {self.option}{self._insist}"
+            raise UserError(f"{self.option} must be a new or an empty folder", f"{folder} holds {min(names)}", fix)
+        maker = maker_of(folder)
         if maker != self.command:
             no_cache = ", but no token cache" if self.command == "encode" else ""
             raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}{no_cache}")

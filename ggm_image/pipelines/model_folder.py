@@ -107,6 +107,11 @@ class NetworkFolder:
         try:
             written = read_yaml(path, "must describe a model", f"keep the {CONFIG} that came with the weights")
             config: Any = OmegaConf.to_container(written, resolve=True)
+            if "train" in config and "class_names" not in config:
+                model = folder / "model"
+                written_yet = (model / CONFIG).is_file()
+                fix = f"give {model}" if written_yet else f"finish the run; it writes {model}"
+                raise UserError("a training run is not a model", f"got {folder}", fix)
             if config["format_version"] != FORMAT_VERSION:
                 raise UserError(
                     f"{path} must have format version {FORMAT_VERSION}",

@@ -122,7 +122,7 @@ class TrainConfig:
         schedule: of the rate after the warm-up: cosine, or wsd: constant, then linear to zero.
         final_share: the rate at the end of cosine, as a share of the peak.
         decay_fraction: last share of the run in which wsd falls to zero, in (0, 1].
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up; a short run takes at most a tenth of its time for it.
         weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
         betas: of AdamW.
         clip: largest norm of the gradient.

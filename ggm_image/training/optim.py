@@ -300,6 +300,10 @@ def regrouped(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     return {"state": moved, "param_groups": groups}
 
 
+WARMUP_SHARE = 0.1
+"""The largest share of a run that its warm-up takes."""
+
+
 def _cosine(progress: float, final_share: float, decay_fraction: float) -> float:
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -323,6 +327,10 @@ def learning_rate(
     schedule: str = "cosine",
     decay_fraction: float = 0.25,
 ) -> float:
-    """Linear warm-up over steps times a schedule of the share ``progress`` in [0, 1] of the run that is done."""
-    warm = min(1.0, (step + 1) / max(1, warmup_steps))
+    """Linear warm-up times a schedule of the share ``progress`` in [0, 1] of the run that is done.
+
+    The warm-up takes ``warmup_steps`` steps, but at most the share `WARMUP_SHARE` of the run.
+    """
+    # a run that ends within its warm-up would never reach the rate that it was given
+    warm = min(1.0, max((step + 1) / max(1, warmup_steps), progress / WARMUP_SHARE))
     return peak * warm * SCHEDULES[schedule](min(1.0, progress), final_share, decay_fraction)

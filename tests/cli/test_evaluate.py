@@ -268,6 +268,18 @@ def test_help_does_not_import_torch() -> None:
     assert "--features" in done.stdout
 
 
+def test_how_to_score_without_a_network_is_said_in_full(
+    sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail where the line is cut in its middle, at the name of the variable."""
+    monkeypatch.setenv("GGM_IMAGE_OFFLINE", "1")
+    monkeypatch.setenv("GGM_IMAGE_CACHE", str(sides[0] / ("a" * 40)))
+    assert run(*sides) == 2
+    error = capsys.readouterr().err
+    assert " ... " not in error
+    assert "GGM_IMAGE_INCEPTION" in error
+
+
 @pytest.mark.parametrize("name", ["inception", "timm:resnet18"])
 def test_without_a_network_it_says_how_to_go_on(
     name: str, sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

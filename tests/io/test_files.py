@@ -155,3 +155,14 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
         pass
     with held(tmp_path):
         assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_readable_by_those_whom_the_umask_allows(tmp_path: Path) -> None:
+    """Seen to fail with what safetensors 0.8 writes: files for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "weights") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640

@@ -280,7 +280,10 @@ def test_folders_that_must_be_empty(tmp_path: Path) -> None:
     (out / ".a.0123abcd.tmp").write_text("what a killed process leaves")
     gate.check_folder(out, empty=True)
     (out / "a").write_text("x")
-    with pytest.raises(UserError, match=r"out exists .*\(it holds a\); choose another OUT or add --overwrite$"):
+    with pytest.raises(
+        UserError,
+        match=r"^OUT must be a new or an empty folder \(.*out holds a\); choose another OUT or add --overwrite$",
+    ):
         gate.check_folder(out, empty=True)
     with pytest.raises(UserError, match="choose another OUT$"):
         Gate("encode", None, "OUT").check_folder(out)

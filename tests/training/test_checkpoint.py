@@ -1,6 +1,7 @@
 """What every run needs: averages, rates, order, checkpoints, logs."""
 
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rate(9, 0.0) == pytest.approx(2.0)
     assert rate(100, 0.5) == pytest.approx(2.0 * 0.55)
     assert rate(100, 1.0) == pytest.approx(0.2)
+
+
+def test_a_run_that_is_shorter_than_its_warm_up_reaches_its_learning_rate() -> None:
+    rates = [
+        optim.learning_rate(2.0, step=step, warmup_steps=300, progress=step / 60, final_share=0.0) for step in range(60)
+    ]
+    assert rates[0] == pytest.approx(2.0 / 300)
+    assert rates[3] == pytest.approx(2.0 * 0.5 * 0.5 * (1 + math.cos(math.pi * 0.05)))  # half of a tenth of the run
+    assert max(rates) == rates[6] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.1)))
 
 
 def test_average_starts_fast_and_ends_slow() -> None:

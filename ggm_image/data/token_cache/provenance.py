@@ -94,12 +94,9 @@ def records_content(folder: Path, unit: int) -> bool:
 
 
 def counted(names: Iterator[str]) -> tuple[int, str]:
-    """How many names there are, and the first of them to show."""
-    count, some = 0, list[str]()
-    for name in names:
-        count += 1
-        if len(some) < SHOWN:
-            some.append(name)
+    """How many different names there are, and the first of them to show; mirrored copies share the image's name."""
+    some = list(dict.fromkeys(names))
+    count, some = len(some), some[:SHOWN]
     return count, ", ".join(some) + (" ..." if count > len(some) else "")
 
 

@@ -11,6 +11,7 @@ import torch
 from ggm_image.data.encode import encode
 from ggm_image.data.sources.open import open_images
 from ggm_image.data.token_cache.manifest import Manifest
+from ggm_image.data.token_cache.provenance import counted
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.data.token_cache.verify import verify
 from ggm_image.errors import UserError
@@ -224,3 +225,7 @@ def test_a_shard_that_lacks_its_last_byte_is_refused(class_folder: Path, tmp_pat
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="cannot be read .*tokens-00001.*cut off"):
         TokenCache.open(tmp_path / "cache")
+
+
+def test_mirrored_copies_are_counted_once() -> None:
+    assert counted(iter(["a.png", "b.png", "a.png", "b.png"])) == (2, "a.png, b.png")
