@@ -126,7 +126,7 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
 
     def sample(request: gr.Request, *values: Any) -> Iterator[Any]:
         """Sample images."""
-        yield from _images(actions.sample(_key(request, "sample"), *values))
+        yield from _images(_checked(actions.sample, _key(request, "sample"), *values))
 
     _connect(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
     return {"classes": classes, "preset": settings[0], "gallery": gallery, "images": images}
@@ -179,7 +179,8 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
     ) -> Iterator[Any]:
         """Inpaint the opened image where the editor's layers are painted."""
         n, preset, guidance, seed, left, top, right, bottom, grow, blend = values
-        steps = actions.inpaint(
+        steps = _checked(
+            actions.inpaint,
             _key(request, "inpaint"),
             name,
             image,
@@ -241,7 +242,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
 
     def signal(request: gr.Request, name: str, source: Any, share: float, class_name: str) -> Iterator[Any]:
         """The signal map of the opened image."""
-        steps = actions.signal(_key(request, "signal"), name, source, share, class_name or None)
+        steps = _checked(actions.signal, _key(request, "signal"), name, source, share, class_name or None)
         for update in _steps(steps):
             if isinstance(update, Finished):
                 yield _text(""), update.result
@@ -366,9 +367,10 @@ def _optional(classes: Sequence[str]) -> list[tuple[str, str]]:
     return [("no class", ""), *((name, name) for name in classes)]
 
 
-def _checked(function: Callable[..., Any], *values: Any) -> Any:
+def _checked(function: Callable[..., Any], *values: Any, **options: Any) -> Any:
+    """The function's result; an error of the user becomes Gradio's, which is shown and not logged."""
     try:
-        return function(*values)
+        return function(*values, **options)
     except UserError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
 
