@@ -315,11 +315,7 @@ def test_inpaint_says_what_was_done(
     assert "nothing to paint" in told(picture, black)
     assert np.array_equal(pixels(out), pixels(picture))
     assert "painted 16.4% of 16 x 16 pixels" in told(picture, mask)
-    assert "note: " not in told(picture, mask)
     assert "100.0% of 16 x 16" in told(picture, large, "--fit")
-    assert "windows lie wholly inside the hole; for a coherent result reduce image and mask until 16 x 16" in told(
-        picture, "--extend", "left=32"
-    )
     assert "of 24 x 20 pixels in 3 overlapping windows of 16 x 16" in told(picture, "--extend", "left=8,bottom=4")
     assert np.array_equal(pixels(out)[:16, 8:], pixels(picture))
     assert run("inpaint", picture, mask, "--model", model, "-n", 2, "--out", out, "--json") == 0
