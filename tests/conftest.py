@@ -1,4 +1,4 @@
-"""What several tests share: small pictures in folders and tars, and a tokenizer that needs no training."""
+"""What several tests share: small images in folders and tars, and a tokenizer that needs no training."""
 
 import io
 import tarfile
@@ -45,7 +45,7 @@ def mean_tokenizer() -> MeanTokenizer:
 
 
 def draw_picture(seed: int, side: int = 8) -> np.ndarray:
-    """A smooth RGB picture (side, side, 3), different for each seed."""
+    """A smooth RGB image (side, side, 3), different for each seed."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR))
@@ -60,7 +60,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def class_folder(tmp_path: Path) -> Path:
-    """Class folders ``ant`` (4 pictures), ``bee`` (5) and ``cow`` (3): PNG of 8 x 8 pixels."""
+    """Class folders ``ant`` (4 images), ``bee`` (5) and ``cow`` (3): PNG of 8 x 8 pixels."""
     root = tmp_path / "pictures"
     # Made in another order than they are to be read in.
     for number, (name, count) in enumerate([("cow", 3), ("ant", 4), ("bee", 5)]):

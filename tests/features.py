@@ -1,4 +1,4 @@
-"""Features without a trained network: a stand-in for the extractor, pictures for it, and matrices of plain arrays."""
+"""Features without a trained network: a stand-in for the extractor, images for it, and matrices of plain arrays."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -44,7 +44,7 @@ def means_extractor(network: Callable[[Tensor], Tensor] | None = None) -> Extrac
 
 
 def paint(folder: Path, colours: Sequence[str], *, seed: int = 0, classes: bool = True) -> np.ndarray:
-    """A noisy picture of each colour, of two sizes, in class folders or flat; returns channel means in order."""
+    """A noisy image of each colour, of two sizes, in class folders or flat; returns channel means in order."""
     rng = np.random.default_rng(seed)
     means = {}
     for k, colour in enumerate(colours):
@@ -58,7 +58,7 @@ def paint(folder: Path, colours: Sequence[str], *, seed: int = 0, classes: bool 
 
 
 class NoiseImages(ImageSet):
-    """Noise, picture by picture; asks ``before`` each, which may interrupt."""
+    """Noise, image by image; asks ``before`` each, which may interrupt."""
 
     def __init__(self, n: int, before: Callable[[int], object] = lambda index: None) -> None:
         self.description, self.before, self.asked = "noise", before, []

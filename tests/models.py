@@ -23,7 +23,7 @@ TINY_VQGAN = VQGANConfig(
 
 
 def tiny_tokenizer_folder(folder: Path, *, seed: int = 0) -> Path:
-    """A tokenizer folder: 32 codes, 4 x 4 cells, pictures of 16 x 16."""
+    """A tokenizer folder: 32 codes, 4 x 4 cells, images of 16 x 16."""
     torch.manual_seed(seed)
     tokenizer = VQGAN(TINY_VQGAN)
     torch.nn.init.normal_(tokenizer.quantize.embedding.weight)

@@ -37,8 +37,8 @@ from ggm_image.runtime.streams import say
 @click.option("--length", type=click.IntRange(1, 1 << 16), help="Of text: tokens a row; 256 by default.")
 @click.option("--text-key", metavar="KEY", help="Of JSON lines: the field with the text; 'text' by default.")
 @click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
-@click.option("--flip", is_flag=True, help="Add every picture mirrored: first all originals, then all mirrored.")
-@click.option("--skip-bad", is_flag=True, help="Name and leave out pictures that cannot be read.")
+@click.option("--flip", is_flag=True, help="Add every image mirrored: first all originals, then all mirrored.")
+@click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read.")
 @click.option(
     "--report",
     "wants_report",
@@ -50,7 +50,7 @@ from ggm_image.runtime.streams import say
     type=click.IntRange(1),
     default=5000,
     show_default=True,
-    help="Pictures that it decodes.",
+    help="Images that it decodes.",
 )
 @click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`.")
 @click.option(
@@ -58,7 +58,7 @@ from ggm_image.runtime.streams import say
     metavar="IMAGES",
     help="With --features: other images. Also report the FD to them, of originals and of reconstructions.",
 )
-@click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Pictures a pass; fits the device by default.")
+@click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Images a pass; fits the device by default.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
@@ -66,8 +66,8 @@ from ggm_image.runtime.streams import say
     show_default=True,
     help="bf16: faster, with other codes for one cell in fifty or so; noted in OUT.",
 )
-@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures a file.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read pictures; one a core by default.")
+@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images a file.")
+@click.option("--workers", type=click.IntRange(1), help="Threads that read images; one a core by default.")
 @click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number.")
 @click.option(
     "--label-key",
@@ -116,7 +116,7 @@ def encode(
     With `--tokenizer bytes` SRC is text: a file, a folder of .txt or .jsonl files, or a tar of one, compressed or not.
     Its documents are joined and cut into rows of --length bytes; `decode` gives them back byte for byte.
 
-    SRC is a folder of pictures or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars. Or what is
+    SRC is a folder of images or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars. Or what is
     read from front to back and never lies on this disk: tar shards of WebDataset as 'shards/{000..127}.tar', an address
     (https://, s3://, hdfs:// ...) or 'pipe:COMMAND', with braces too; hub:NAME[@REVISION][:SPLIT] of Hugging Face.
 
@@ -128,7 +128,7 @@ def encode(
     is no longer there) proves count, hashes and that nothing is there twice, and with SRC that every image is the one
     that was encoded.
 
-    --seed draws the pictures of the report; encoding itself draws nothing.
+    --seed draws the images of the report; encoding itself draws nothing.
     """
     context = click.get_current_context()
     if wants_proof:
@@ -179,8 +179,8 @@ def encode(
     extractor = others = None
     if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
         got = f"{part[1]} processes" if part[1] > 1 else src
-        fix = "encode without it; for a report, encode a folder of some of the pictures in one process"
-        raise UserError("--report needs one process and pictures that can be read at random", got, fix)
+        fix = "encode without it; for a report, encode a folder of some of the images in one process"
+        raise UserError("--report needs one process and images that can be read at random", got, fix)
     if features is not None:
         from ggm_image.metrics.feature_extractors import load_extractor
 
@@ -274,7 +274,7 @@ def _prove(src: str | None, out: Path, shard_size: int, classes: str | None, lab
     else:
         skipped = f", {proof['skipped']} skipped" if proof["skipped"] else ""
         click.echo(
-            f"{proof['count']} pictures{skipped} in {proof['shards']} shards: every SHA-256, count, token and label "
+            f"{proof['count']} images{skipped} in {proof['shards']} shards: every SHA-256, count, token and label "
             f"is right, no {proof['distinct']} twice: {out}"
         )
         if proof["content"]:
@@ -286,11 +286,11 @@ def _prove(src: str | None, out: Path, shard_size: int, classes: str | None, lab
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
     rows, columns = summary["grid"]
     classes = f", {summary['classes']} classes" if summary["classes"] else ""
-    click.echo(f"{summary['count']} pictures as {rows} x {columns} tokens{classes}: {out}")
+    click.echo(f"{summary['count']} images as {rows} x {columns} tokens{classes}: {out}")
     if report := summary.get("report"):
         use = report["codebook"]
         click.echo(f"PSNR {report['psnr_db']['mean']:.2f} dB, SSIM {report['ssim']['mean']:.4f}", nl=False)
-        click.echo(f" (mean of {report['images']} pictures)")
+        click.echo(f" (mean of {report['images']} images)")
         click.echo(f"codes used {use['share']:.1%} of {use['size']}, perplexity {use['perplexity']:.0f}")
         originals, reconstructions = (report["chequered"][side] for side in ("originals", "reconstructions"))
         click.echo(f"chequered cells {reconstructions['cells']:.3%} (originals {originals['cells']:.3%})", nl=False)
@@ -350,4 +350,4 @@ def decode(
     if as_json:
         print_json({"out": str(out), "count": count})
     else:
-        click.echo(f"{count} pictures: {out}")
+        click.echo(f"{count} images: {out}")

@@ -27,7 +27,7 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
 @click.command()
 @click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
 @click.option("--model", "model_name", metavar="NAME|DIR", help="Draw from this model instead of reading GENERATED.")
-@click.option("-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Pictures of a model.")
+@click.option("-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Images of a model.")
 @class_option("Class of a model's images; several take turns.")
 @sampler_options
 @click.option(
@@ -52,7 +52,7 @@ _OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidan
     help="Folder to keep features in: found again, and gone on with after an interruption.",
 )
 @click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, where it has moved.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures a pass.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a pass.")
 @COMPILE
 @shard_option
 @seed_option
@@ -82,8 +82,8 @@ def fid(
 ) -> None:
     """Compare GENERATED with REFERENCE: FID, KID, precision and recall, in all and class by class.
 
-    Each is a folder or tar of pictures, a token cache, a model (its folder, or model:NAME) or a folder of saved
-    features. A model draws -n pictures on the fly. The distance is a FID with the features of Inception only.
+    Each is a folder or tar of images, a token cache, a model (its folder, or model:NAME) or a folder of saved
+    features. A model draws -n images on the fly. The distance is a FID with the features of Inception only.
     --json prints the whole protocol.
 
     Several processes share the work in a folder of --statistics: those of torchrun, or one command with --shard 0/4,
@@ -174,7 +174,7 @@ def _check_early(
             folder.check_weights()
             check_model(folder)
         elif not Path(side).exists():
-            raise UserError("source of pictures does not exist", side, "check the path")
+            raise UserError("source of images does not exist", side, "check the path")
     if weights is not None and not weights.is_file():
         raise UserError("file of weights not found", weights, "check the path")
     if Path(features).suffix == ".pt" and not Path(features).is_file():
@@ -221,7 +221,7 @@ def summary(report: dict[str, Any]) -> str:
         real = report["reference"]["class_accuracy"]
         beside = "" if real is None else f" (reference {real:.1%})"
         rows.append(("class accuracy", f"{report['class_accuracy']:.1%}{beside}"))
-    rows.append(("pictures", f"{report['generated']['n']} against {report['reference']['n']}"))
+    rows.append(("images", f"{report['generated']['n']} against {report['reference']['n']}"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {figure}" for name, figure in rows]
     return "\n".join([*lines, *_per_class(report)])

@@ -114,7 +114,7 @@ def inpaint(
         paths = [out / numbered(k) for k in range(count)]
     for path in (out, *paths):
         check_inputs_kept(path, image, mask)
-    for given, what in ((image, "picture"), (mask, "picture")):
+    for given, what in ((image, "image"), (mask, "image")):
         if given is not None:
             check_input(given, what)
     extend_by = None if extend is None else Extension.parse(extend)
@@ -187,7 +187,7 @@ def inpaint(
 
 
 def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
-    """The input with its hole in grey, and then the answers; small pictures are enlarged by a whole factor."""
+    """The input with its hole in grey, and then the answers; small images are enlarged by a whole factor."""
     import torch
 
     from ggm_image.image.io import rgb_pixels, to_pil

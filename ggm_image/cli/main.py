@@ -216,7 +216,7 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
         return 130, "interrupted"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         why = printable(str(error).split(". ")[0] or "the machine has too little")
-        return 2, f"error: out of memory ({why}); use a smaller batch or picture, or another --device"
+        return 2, f"error: out of memory ({why}); use a smaller batch or image, or another --device"
     if isinstance(error, click.ClickException):
         return 2, f"error: {_usage(error)}"
     return None, ""

@@ -67,7 +67,7 @@ def signal(
     if not is_image_path(out):
         raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
     check_inputs_kept(out, image)
-    check_input(image, "picture")
+    check_input(image, "image")
     asked = asked_labels(found, classes)
     if asked is not None and len(asked) > 1:
         raise UserError("signal takes one class", ", ".join(classes), "give one, or none")

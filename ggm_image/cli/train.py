@@ -16,7 +16,7 @@ from ggm_image.runtime.devices import resolve_device
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", type=click.Path(path_type=Path), required=True, metavar="TOKENS", help="Token cache to learn.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
-@click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out pictures.")
+@click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out images.")
 @click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @click.option("--auto-resume", is_flag=True, help="The same, or start where there is none: for what is started again.")
@@ -150,10 +150,10 @@ def train_tokenizer(
     force: bool,
     device: str | None,
 ) -> None:
-    """Train a VQGAN tokenizer on pictures, as CONFIG says, in one process.
+    """Train a VQGAN tokenizer on images, as CONFIG says, in one process.
 
     CONFIG is a YAML file or the name of a shipped config, for example tokenizer_cifar10; any of its entries can be
-    changed with KEY=VALUE. RUN gets config.yaml, log.csv, pictures, checkpoints, and the tokenizer in RUN/tokenizer.
+    changed with KEY=VALUE. RUN gets config.yaml, log.csv, images, checkpoints, and the tokenizer in RUN/tokenizer.
     """
     config = find_config(config)
     if not dry_run:

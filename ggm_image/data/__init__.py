@@ -1,1 +1,1 @@
-"""From pictures to tokens on disk and back."""
+"""From images to tokens on disk and back."""

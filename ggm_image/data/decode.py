@@ -23,7 +23,7 @@ from ggm_image.tokenizers.base import Tokenizer
 def decode_batch(
     tokenizer: Tokenizer, tokens: Int[Tensor, "n rows columns"], batch_size: int, device: str | torch.device
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """Pictures of at most ``batch_size`` token grids, computed in a batch of exactly that size."""
+    """Images of at most ``batch_size`` token grids, computed in a batch of exactly that size."""
     batch = tokens.new_zeros(batch_size, *tokens.shape[1:])
     batch[: len(tokens)] = tokens
     with exact_arithmetic():
@@ -75,7 +75,7 @@ def decode(
         device: where the tokenizer is.
 
     Returns:
-        The number of pictures.
+        The number of images.
 
     Raises:
         UserError: another tokenizer, a folder that is not empty, or a class name that is no folder name.

@@ -44,10 +44,10 @@ def encode_batch(
     *,
     half: bool = False,
 ) -> Int[Tensor, "n rows columns"]:
-    """Tokens of at most ``batch_size`` pictures, computed in a batch of exactly that size.
+    """Tokens of at most ``batch_size`` images, computed in a batch of exactly that size.
 
     Kernels choose their order of summation by the batch size, so a smaller last batch is padded: a
-    picture's tokens do not depend on how many others came with it. With ``half`` products are in bfloat16.
+    image's tokens do not depend on how many others came with it. With ``half`` products are in bfloat16.
     """
     batch = torch.zeros(batch_size, *images[0].shape, dtype=torch.uint8)
     torch.stack(list(images), out=batch[: len(images)])
@@ -60,7 +60,7 @@ def encode_batch(
 
 
 def fitting_batch(device: str | torch.device, image_size: int) -> int:
-    """Pictures a forward pass by default: on a CPU what stays near its caches, 64 of 32 pixels and 1 of 256."""
+    """Images a forward pass by default: on a CPU what stays near its caches, 64 of 32 pixels and 1 of 256."""
     return 64 if torch.device(device).type != "cpu" else min(64, max(1, (1 << 16) // image_size**2))
 
 
@@ -81,7 +81,7 @@ def encode(
     precision: str = "fp32",
     overwrite: bool = False,
 ) -> TokenCache | None:
-    """Encode every picture of ``source`` into a token cache at ``out``, or this process's share of them.
+    """Encode every image of ``source`` into a token cache at ``out``, or this process's share of them.
 
     Run again after an interruption, the same call resumes after the finished shards. First it checks that the images
     of these are still what was encoded: by size and modification time, and where these differ by content.
@@ -94,9 +94,9 @@ def encode(
         out: folder of the cache.
         tokenizer: on ``device`` already.
         image_size: side in pixels of the square that is encoded; the tokenizer's own by default.
-        flip: add the mirrored copy of every picture.
-        skip_bad: leave out pictures that cannot be read; they are named in the manifest.
-        batch_size: pictures a forward pass; `fitting_batch` by default.
+        flip: add the mirrored copy of every image.
+        skip_bad: leave out images that cannot be read; they are named in the manifest.
+        batch_size: images a forward pass; `fitting_batch` by default.
         device: where the tokenizer is.
         workers: decoding threads; one a core by default.
         shard_size: source items a shard; the shards of a stream are its parts.
@@ -111,7 +111,7 @@ def encode(
         The cache; None if other processes still have shards to write.
 
     Raises:
-        UserError: no pictures, a picture that cannot be read, an image size that the tokenizer cannot
+        UserError: no images, an image that cannot be read, an image size that the tokenizer cannot
             encode, images that have changed since they were encoded, or a folder that holds something else. Nothing
             that was there before is changed.
     """
@@ -180,7 +180,7 @@ class _ShardEncoder:
         self.ahead = 0 if torch.device(device).type == "cpu" else 2
 
     def encode(self, unit: int, source: ImageSource | ImageStream) -> None:
-        """Write the shard ``unit`` of a set of pictures, or what comes of part ``unit`` of a stream."""
+        """Write the shard ``unit`` of a set of images, or what comes of part ``unit`` of a stream."""
         size, batches = self.writer.manifest.image_size, None
         if isinstance(source, ImageStream):
             part, samples = source.parts[unit], source.read(unit)
@@ -234,7 +234,7 @@ class _ShardEncoder:
             copies.clear()
 
     def _stop(self, error: UserError) -> UserError:
-        fix = f"{error.fix}, or leave such pictures out with --skip-bad"
+        fix = f"{error.fix}, or leave such images out with --skip-bad"
         if any(entry is not None for entry in finished_shards(self.writer.folder, self.writer.manifest)):
             fix += "; the finished shards are kept, the same command goes on after them"
         return UserError(error.what, error.got, fix)

@@ -59,7 +59,7 @@ def blend_seam(
 
 
 def _shifted(shape: tuple[int, ...], axis: int, shift: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Two views of a picture: pixels that have a neighbour on one side, and those neighbours."""
+    """Two views of an image: pixels that have a neighbour on one side, and those neighbours."""
     near, far = slice(0, shape[axis] - 1), slice(1, shape[axis])
     here, there = (near, far) if shift > 0 else (far, near)
     full = slice(None)
@@ -85,7 +85,7 @@ def composite(
         origin: row and column of ``image`` at which ``sampled`` lies.
 
     Returns:
-        A picture of the input's mode (see `to_storable_mode`), opaque inside the hole, with its own alpha outside.
+        An image of the input's mode (see `to_storable_mode`), opaque inside the hole, with its own alpha outside.
 
     Raises:
         UserError: sizes differ, or ``feather`` is negative.
@@ -93,8 +93,8 @@ def composite(
     image = to_storable_mode(image)
     sizes = image.size, sampled.size if origin is None else image.size, (mask.shape[1], mask.shape[0])
     if len(set(sizes)) > 1:
-        shown = "picture {} x {}, drawn {} x {}, mask {} x {}".format(*sum(sizes, ()))
-        raise UserError("picture, drawn picture and mask must be of one size", shown, "resize them")
+        shown = "image {} x {}, drawn {} x {}, mask {} x {}".format(*sum(sizes, ()))
+        raise UserError("image, drawn image and mask must be of one size", shown, "resize them")
     if feather < 0:
         raise UserError("feather must be at least 0 pixels", feather, "use --feather 0")
     result = image.copy()

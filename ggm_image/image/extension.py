@@ -10,7 +10,7 @@ MAX_SIDE = 16384
 
 @dataclass(frozen=True)
 class Extension:
-    """Pixels to be added on each side of a picture."""
+    """Pixels to be added on each side of an image."""
 
     left: int = 0
     top: int = 0

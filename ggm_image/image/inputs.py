@@ -16,7 +16,7 @@ from ggm_image.image.io import open_pil, rgb_pixels
 ImageLike = Image.Image | str | os.PathLike[str] | bytes | bytearray | IO[bytes] | np.ndarray | Tensor
 
 
-def open_single_image(source: ImageLike, what: str = "picture") -> Image.Image:
+def open_single_image(source: ImageLike, what: str = "image") -> Image.Image:
     """An image in its own mode, turned as EXIF says; ``what`` is its name in an error.
 
     Args:
@@ -32,7 +32,7 @@ def open_single_image(source: ImageLike, what: str = "picture") -> Image.Image:
     return open_pil(source, what=what, single=True)
 
 
-def image_of_array(pixels: np.ndarray | Tensor, what: str = "picture") -> Image.Image:
+def image_of_array(pixels: np.ndarray | Tensor, what: str = "image") -> Image.Image:
     """Pixels as a Pillow image, see `open_single_image`.
 
     Raises:
@@ -59,7 +59,7 @@ def image_of_array(pixels: np.ndarray | Tensor, what: str = "picture") -> Image.
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def open_rgb(source: ImageLike, what: str = "picture") -> UInt8[Tensor, "3 h w"]:
+def open_rgb(source: ImageLike, what: str = "image") -> UInt8[Tensor, "3 h w"]:
     """An image as 8-bit RGB, by the rules of `ggm_image.image.io`; arguments as in `open_single_image`."""
     return rgb_pixels(open_single_image(source, what))
 

@@ -57,7 +57,7 @@ Source = str | os.PathLike[str] | Buffer | SupportsRead | Image.Image
 """Whatever `open_image` opens."""
 
 
-def open_image(source: Source, *, name: str = "", what: str = "picture") -> UInt8[Tensor, "3 h w"]:
+def open_image(source: Source, *, name: str = "", what: str = "image") -> UInt8[Tensor, "3 h w"]:
     """Open one image as 8-bit RGB, upright. All pixels that this package computes with come from here or `open_pil`.
 
     The orientation is the one that Pillow reads (`PIL.ImageOps.exif_transpose`), in every format. Transparent parts
@@ -86,7 +86,7 @@ def open_image(source: Source, *, name: str = "", what: str = "picture") -> UInt
 load_image = open_image
 
 
-def open_pil(source: Source, *, name: str = "", what: str = "picture", single: bool = False) -> Image.Image:
+def open_pil(source: Source, *, name: str = "", what: str = "image", single: bool = False) -> Image.Image:
     """Open one image upright in its own mode, with its metadata; of an animation the first frame.
 
     16-bit colour becomes 8-bit, rounded; 16-bit grey keeps its 16 bits.
@@ -106,7 +106,7 @@ def open_pil(source: Source, *, name: str = "", what: str = "picture", single: b
         # a phone's MPO file holds previews beside the image
         if single and getattr(image, "is_animated", False) and image.format != "MPO":
             got = f"{name}: {getattr(image, 'n_frames', 2)} frames"
-            raise UserError(f"{what} must be a single picture", got, "save one frame of it")
+            raise UserError(f"{what} must be a single image", got, "save one frame of it")
         pixels = deep_pixels(data, image) if image.mode in ("LA", "RGB", "RGBA") else None
         if pixels is None:
             return apply_exif_orientation(image)
@@ -188,7 +188,7 @@ def _readable(name: str, what: str, data: bytearray | None = None) -> Iterator[N
                 raise
             raise UserError(error.what, f"{name}: {error.got}", error.fix) from error
         if isinstance(error, UnidentifiedImageError):
-            why = "empty file" if data is not None and not data else "not a picture in any format that Pillow knows"
+            why = "empty file" if data is not None and not data else "not an image in any format that Pillow knows"
         elif isinstance(error, Image.DecompressionBombError):
             why, fix = "more pixels than is safe to unpack", "resize it first"
         else:
@@ -214,14 +214,14 @@ def _decode(data: bytearray) -> Tensor:
 
 
 def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """A Pillow picture of any mode as 8-bit RGB, upright, by the rules above.
+    """A Pillow image of any mode as 8-bit RGB, upright, by the rules above.
 
     Raises:
         UserError: floating-point pixels, or integers beyond 16 bits.
     """
     image = apply_exif_orientation(image)
     if image.mode == "F":
-        raise UserError("pixels must be integers", "floating-point picture", "convert it to 8 bits a channel first")
+        raise UserError("pixels must be integers", "floating-point image", "convert it to 8 bits a channel first")
     if image.mode.startswith("I"):  # 16 bits a pixel, for some formats held in 32
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -238,23 +238,23 @@ def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def from_pil(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """A Pillow picture's pixels, without regard to transparency or EXIF."""
+    """A Pillow image's pixels, without regard to transparency or EXIF."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def to_pil(image: UInt8[Tensor, "3 h w"]) -> Image.Image:
-    """The picture as Pillow's."""
+    """The image as Pillow's."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def save_png(image: UInt8[Tensor, "3 h w"], path: str | os.PathLike[str]) -> None:
-    """Write one picture as PNG, atomically."""
+    """Write one image as PNG, atomically."""
     with atomic_path(path) as temporary:
         to_pil(image).save(temporary, format="PNG")
 
 
 def to_storable_mode(image: Image.Image) -> Image.Image:
-    """The picture in a mode that PNG keeps bit for bit and that can hold new colours.
+    """The image in a mode that PNG keeps bit for bit and that can hold new colours.
 
     L, LA, RGB, RGBA and I;16 stay as they are; palettes, CMYK and the like become RGB, or RGBA where they
     have transparent parts. `open_pil` gives 16-bit colour as 8-bit RGB.
@@ -266,10 +266,10 @@ def to_storable_mode(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             got = f"{values.min()} to {values.max()}"
-            raise UserError("pixels must lie in [0, 65535]", got, "convert the picture to 8 or 16 bits")
+            raise UserError("pixels must lie in [0, 65535]", got, "convert the image to 8 or 16 bits")
         return with_profile(Image.fromarray(values.astype(np.uint16)), image)
     if mode == "F":
-        raise UserError("pixels must be integers", "floating-point picture", "convert it to 8 or 16 bits")
+        raise UserError("pixels must be integers", "floating-point image", "convert it to 8 or 16 bits")
     if mode == "1":
         return image.convert("L")
     if mode == "L":

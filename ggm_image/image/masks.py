@@ -1,9 +1,9 @@
-"""Filling holes: from a painted mask to unknown tokens, and from a drawn picture back to the input's pixels.
+"""Filling holes: from a painted mask to unknown tokens, and from a drawn image back to the input's pixels.
 
-    picture, hole = load_mask("photo.png", "mask.png")    # hole: True where the picture is painted anew
+    image, hole = load_mask("photo.png", "mask.png")    # hole: True where the image is painted anew
     unknown = token_mask(hole, cell=4)                    # a token is unknown if ANY pixel of its cell is
     known = known_tokens(tokens, unknown)                 # what the sampler keeps; -1 where it draws
-    result = composite(picture, drawn, hole)              # pixels outside the hole as they were, bit for bit
+    result = composite(image, drawn, hole)              # pixels outside the hole as they were, bit for bit
 
 Everything here is a function of pixels and tokens; no model. Legend: ``h w`` pixels, ``rows columns`` cells
 of the token grid, ``l`` = rows * columns sites.
@@ -34,24 +34,24 @@ def load_mask(
     fit: bool = False,
     mask_index: int | None = None,
 ) -> tuple[Image.Image, Bool[np.ndarray, "h w"]]:
-    """Open a picture and find its hole.
+    """Open an image and find its hole.
 
     Args:
         image: see `open_single_image`. EXIF orientation is applied.
         mask: white where to paint, or by another convention of `ggm_image.image.mask_conventions`, which is then said
-            on stderr. It has the picture's size; a larger one paints beyond the picture, which lies under the mask's
-            black part or in the middle (`place_under`). None: the hole is where the picture itself is transparent
+            on stderr. It has the image's size; a larger one paints beyond the image, which lies under the mask's
+            black part or in the middle (`place_under`). None: the hole is where the image itself is transparent
             (alpha under 128).
-        extend_by: pixels to add around the picture; they belong to the hole.
-        fit: stretch a mask of another size to the picture's. Any white in what becomes one pixel makes it white.
+        extend_by: pixels to add around the image; they belong to the hole.
+        fit: stretch a mask of another size to the image's. Any white in what becomes one pixel makes it white.
         mask_index: paint where the mask's palette index or grey value is this.
 
     Returns:
-        The picture in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
+        The image in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
         hole (h, w), True where it is painted anew. The hole is empty where the mask is black everywhere.
 
     Raises:
-        UserError: a file is missing, no picture or animated, sizes differ, there is no mask at all, the mask is
+        UserError: a file is missing, no image or animated, sizes differ, there is no mask at all, the mask is
             ambiguous, or the mode holds floats.
     """
     picture = to_storable_mode(open_single_image(image))
@@ -67,8 +67,8 @@ def load_mask(
             under = place_under(picture.size, hole)
             if under is None:
                 raise UserError(
-                    "picture and mask must be of one size",
-                    f"picture {picture.width} x {picture.height}, mask {hole.shape[1]} x {hole.shape[0]}",
+                    "image and mask must be of one size",
+                    f"image {picture.width} x {picture.height}, mask {hole.shape[1]} x {hole.shape[0]}",
                     "resize the mask, or let --fit stretch it",
                 )
             picture, _ = extend(picture, np.zeros((picture.height, picture.width), dtype=bool), under)
@@ -79,19 +79,19 @@ def load_mask(
 
 
 def _transparent(image: Image.Image, *, needed: bool) -> np.ndarray:
-    """Where the picture is transparent; if a hole is ``needed``, there must be one."""
+    """Where the image is transparent; if a hole is ``needed``, there must be one."""
     if image.mode not in ("LA", "RGBA"):
         if not needed:
             return np.zeros((image.height, image.width), dtype=bool)
         raise UserError(
             "a mask is needed",
-            f"the picture has no transparent parts: mode {image.mode}",
+            f"the image has no transparent parts: mode {image.mode}",
             "give a mask that is white where to paint",
         )
     mask = np.asarray(image.getchannel("A")) < THRESHOLD
     if needed and not mask.any():
         raise UserError(
-            "a mask is needed", "the picture is opaque everywhere", "give a mask that is white where to paint"
+            "a mask is needed", "the image is opaque everywhere", "give a mask that is white where to paint"
         )
     return mask
 
@@ -128,7 +128,7 @@ def token_mask(mask: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> 
         raise UserError("dilation must be at least 0 pixels", dilate, "use --dilate 0")
     unknown = torch.from_numpy(mask)[None, None].to(torch.float32)
     if dilate:
-        # Two passes of one row and one column make the square; further than the picture changes nothing.
+        # Two passes of one row and one column make the square; further than the image changes nothing.
         reach = min(dilate, max(h, w))
         unknown = F.max_pool2d(unknown, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
         unknown = F.max_pool2d(unknown, (1, 2 * reach + 1), stride=1, padding=(0, reach))
@@ -139,7 +139,7 @@ def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows colum
     """Tokens in row-major order, -1 where they are to be drawn: what the sampler takes as ``known``.
 
     Args:
-        tokens: (rows, columns) or (l,), the encoded picture.
+        tokens: (rows, columns) or (l,), the encoded image.
         unknown: True where the token is to be drawn.
 
     Raises:
@@ -155,7 +155,7 @@ def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows colum
 
 
 def fill_unknown(image: UInt8[Tensor, "*n 3 h w"], mask: Bool[np.ndarray, "h w"]) -> UInt8[Tensor, "*n 3 h w"]:
-    """The picture with every pixel of the hole replaced by the nearest known one; grey if none is known.
+    """The image with every pixel of the hole replaced by the nearest known one; grey if none is known.
 
     What lay under the mask must not leak into the tokens beside it through the encoder's receptive field, and
     a made-up colour would put a hard edge there.

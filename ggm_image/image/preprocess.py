@@ -22,7 +22,7 @@ def preprocess(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 siz
     """The centre square, resized to ``size`` with antialiased bicubic; untouched if it fits already.
 
     Cropping first equals resizing the shorter side and cropping then, but for the filter's reach over
-    the crop's edge, and a 1 x 10,000 picture costs nothing. Pillow's fixed-point arithmetic gives the
+    the crop's edge, and a 1 x 10,000 image costs nothing. Pillow's fixed-point arithmetic gives the
     same bytes on every machine.
 
     Args:

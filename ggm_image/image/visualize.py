@@ -11,11 +11,11 @@ from torch import Tensor
 def image_grid(
     images: UInt8[Tensor, "n 3 h w"], columns: int | None = None, *, gap: int = 0
 ) -> UInt8[Tensor, "3 height width"]:
-    """Pictures side by side, row by row; empty cells and gaps are white.
+    """Images side by side, row by row; empty cells and gaps are white.
 
     Args:
-        images: at least one picture.
-        columns: pictures a row; as near to a square as possible by default.
+        images: at least one image.
+        columns: images a row; as near to a square as possible by default.
         gap: white pixels between neighbours.
     """
     n, _, h, w = images.shape
@@ -29,14 +29,14 @@ def image_grid(
 
 
 SHOWN_SIDE = 256
-"""Pictures are enlarged by a whole factor until their shorter side has so many pixels."""
+"""Images are enlarged by a whole factor until their shorter side has so many pixels."""
 MOST_SHOWN = 4096
-"""Pictures whose longer side has more pixels are made smaller."""
+"""Images whose longer side has more pixels are made smaller."""
 NOISE_COLOUR = (230, 30, 30)
 
 
 def heat_map(image: Image.Image, probability: Float[Tensor, "rows columns"], cell: int) -> Image.Image:
-    """The picture, and beside it the picture in grey under red that is the stronger the less a token looks like signal.
+    """The image, and beside it the image in grey under red that is the stronger the less a token looks like signal.
 
     Args:
         image: of any mode; what lies beyond the last whole cell at its right and lower edge is left out.

@@ -1,10 +1,10 @@
-"""Pictures of any size: what is added around them, the windows that a model paints, and the seam between old and new.
+"""Images of any size: what is added around them, the windows that a model paints, and the seam between old and new.
 
 A model has one grid that it was trained on. A hole is therefore painted in windows of that grid's size in pixels, each
 with known pixels around the hole; a hole too large for one window is tiled, and each tile sees what the ones before
 it painted.
 
-Legend: ``h w`` pixels of the picture. Everything here is a function of pixels; no model.
+Legend: ``h w`` pixels of the image. Everything here is a function of pixels; no model.
 """
 
 import math
@@ -21,7 +21,7 @@ from ggm_image.image.extension import Extension
 def extend(
     image: Image.Image, mask: Bool[np.ndarray, "h w"], by: Extension
 ) -> tuple[Image.Image, Bool[np.ndarray, "height width"]]:
-    """A larger picture whose new part is hole and repeats the edge; its old pixels stay as they are."""
+    """A larger image whose new part is hole and repeats the edge; its old pixels stay as they are."""
     around = (by.top, by.bottom), (by.left, by.right)
     pixels = np.asarray(image)
     larger = Image.fromarray(np.pad(pixels, (*around, (0, 0))[: pixels.ndim], mode="edge"))
@@ -30,15 +30,15 @@ def extend(
 
 
 def place_under(size: tuple[int, int], mask: Bool[np.ndarray, "h w"]) -> Extension | None:
-    """Where a picture lies under a larger mask: where the mask's black part says so, else in the middle.
+    """Where an image lies under a larger mask: where the mask's black part says so, else in the middle.
 
     Args:
-        size: width and height of the picture.
+        size: width and height of the image.
         mask: True where white.
 
     Returns:
-        What is to be added around the picture to give it the mask's size; None where the mask is not larger, or
-        its black part does not fit under the picture.
+        What is to be added around the image to give it the mask's size; None where the mask is not larger, or
+        its black part does not fit under the image.
     """
     width, height = size
     spare_y, spare_x = mask.shape[0] - height, mask.shape[1] - width
@@ -56,7 +56,7 @@ def place_under(size: tuple[int, int], mask: Bool[np.ndarray, "h w"]) -> Extensi
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture, in pixels."""
+    """A part of an image, in pixels."""
 
     top: int
     left: int
@@ -73,13 +73,13 @@ class Window:
 
 
 def window_side(side: int, native: int, cell: int) -> int:
-    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller picture.
+    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller image.
 
     Raises:
-        UserError: the picture is smaller than one cell.
+        UserError: the image is smaller than one cell.
     """
     if side < cell:
-        raise UserError(f"a picture needs at least {cell} pixels a side", f"got {side}", "enlarge it")
+        raise UserError(f"an image needs at least {cell} pixels a side", f"got {side}", "enlarge it")
     return min(native, side // cell * cell)
 
 
@@ -108,14 +108,14 @@ def plan_windows(
     Every pixel of the hole lies in one of them; each sees what the ones before it painted.
 
     Args:
-        mask: True where the picture is painted anew; at least one pixel.
-        native: height and width in pixels of the model's own pictures.
+        mask: True where the image is painted anew; at least one pixel.
+        native: height and width in pixels of the model's own images.
         cell: pixels per side of a token's cell.
         context: known pixels that a window should see on each side of the hole; a quarter of the window by default.
         step: windows start at multiples of it.
 
     Raises:
-        UserError: the picture is smaller than a cell, or ``context`` leaves no room for the hole.
+        UserError: the image is smaller than a cell, or ``context`` leaves no room for the hole.
     """
     if context is not None and not 0 <= 2 * context < min(native):
         fix = f"choose at most {(min(native) - 1) // 2}"

@@ -37,7 +37,7 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
     """
     path = find_config(path)
     written = read_yaml(path, "must be YAML", "compare it with those in configs/")
-    if not isinstance(written, DictConfig):
+    if not isinstance(written, DictConfig) or not written:  # an empty file is a mistake, not a wish for all defaults
         raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
     changes = OmegaConf.create({})
     for override in overrides:

@@ -1,3 +1,3 @@
-"""Scores of pictures: feature networks, Fréchet distance, class accuracy, PSNR and SSIM."""
+"""Scores of images: feature networks, Fréchet distance, class accuracy, PSNR and SSIM."""
 
 METRICS = ("fid", "kid", "prdc")

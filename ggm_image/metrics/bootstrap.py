@@ -1,9 +1,9 @@
-"""How far the Fréchet distance would move with other pictures from the same model: a bootstrap.
+"""How far the Fréchet distance would move with other images from the same model: a bootstrap.
 
-The generated pictures are drawn again with replacement, the reference stays: it is a part of the protocol, the same for
-everybody who reports a figure against it, while another seed gives other pictures.
+The generated images are drawn again with replacement, the reference stays: it is a part of the protocol, the same for
+everybody who reports a figure against it, while another seed gives other images.
 
-The distance of n pictures is too high by about c / n. A replicate is a sample of a sample and carries that bias once
+The distance of n images is too high by about c / n. A replicate is a sample of a sample and carries that bias once
 more, so replicates scatter around (figure + bias), not around the figure. Hence the interval is that of the
 replicates shifted by (figure - their mean): it is centred on the figure and says what chance does to it. The shift
 itself estimates the bias, and is reported rather than subtracted: figures in the literature are not corrected.

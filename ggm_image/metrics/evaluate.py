@@ -1,4 +1,4 @@
-"""Score generated pictures against real ones, and write down everything the figures depend on."""
+"""Score generated images against real ones, and write down everything the figures depend on."""
 
 import os
 import warnings
@@ -40,17 +40,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Distances between two sides, with the whole protocol.
 
-    Features lie in a file and are read piece by piece: memory does not grow with the number of pictures.
+    Features lie in a file and are read piece by piece: memory does not grow with the number of images.
 
     Args:
-        generated: whatever `open_image_set` reads, at least 2 pictures.
+        generated: whatever `open_image_set` reads, at least 2 images.
         reference: the same.
         extractor: see `load_extractor`.
         metrics: of ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density, coverage).
         statistics: folder where features are kept to be used again; see `measure`.
         bootstrap: replicates for the interval of the Fréchet distance; 0 for none.
         seed: of the bootstrap and of the subsets of KID.
-        batch_size: pictures a forward pass.
+        batch_size: images a forward pass.
         workers: decoding threads; one a core by default.
         share: number of this process and how many there are, which make the features together in ``statistics``. Number
             0 goes on until all are there, whatever becomes of the others, and takes the figures.
@@ -58,20 +58,20 @@ def evaluate(
     Returns:
         {} for all processes but number 0. Else a dict for JSON: ``metric`` and ``value`` (the Fréchet distance),
         ``bootstrap``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``prdc``, ``class_accuracy``
-        (share of generated pictures in which the feature network, where it is a classifier, sees the class that was
+        (share of generated images in which the feature network, where it is a classifier, sees the class that was
         asked for; else None), ``per_class``, ``features``, ``generated``, ``reference``, ``covariance``,
         ``batch_size``, ``device``, ``statistics``, ``versions``, ``warnings``. What was not asked for or cannot be had
         is None.
 
     Raises:
-        UserError: a side has fewer than 2 pictures, or one that cannot be read, or saved features of another network.
+        UserError: a side has fewer than 2 images, or one that cannot be read, or saved features of another network.
     """
     _check(metrics, bootstrap, batch_size)
     sides = {"generated": _opened(generated, extractor), "reference": _opened(reference, extractor)}
     for name, side in sides.items():
         if len(side) < 2:
             got = f"{name}: {len(side)} in {_source(side)}"
-            raise UserError("each side needs at least 2 pictures", got, "give some thousands for a figure")
+            raise UserError("each side needs at least 2 images", got, "give some thousands for a figure")
         if isinstance(side, Features) and side.protocol["features"] != extractor.identity():
             theirs, ours = side.protocol["features"], extractor.identity()
             got = f"{name}: {_named(theirs)}, now {_named(ours)}"
@@ -206,7 +206,7 @@ def _described(features: Features, side: ImageSet | Features) -> dict[str, Any]:
 
 
 def _shortened(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The manifest without lists of one entry a picture; its hash stands for them."""
+    """The manifest without lists of one entry an image; its hash stands for them."""
     if manifest is None:
         return None
     return {k: v for k, v in manifest.items() if not isinstance(v, list) or len(v) <= _SHOWN_LIST}

@@ -23,7 +23,7 @@ from ggm_image.runtime.numerics import exact_arithmetic
 from ggm_image.runtime.progress import progress_bar
 
 CHUNK = 512
-"""Pictures, about, that are made and recorded together."""
+"""Images, about, that are made and recorded together."""
 _PACKAGES = ("ggm-image", "torch", "torchvision", "numpy", "scipy", "pillow", "clean-fid", "timm")
 
 
@@ -36,7 +36,7 @@ def extract_features(
     workers: int | None = None,
     label: str = "features",
 ) -> Features:
-    """Features, sizes and predicted classes of all pictures of a side, in a file: the whole of a
+    """Features, sizes and predicted classes of all images of a side, in a file: the whole of a
     `FeatureExtraction`.
     """
     measurement = FeatureExtraction(
@@ -48,23 +48,23 @@ def extract_features(
 
 
 class FeatureExtraction:
-    """Features, sizes and predicted classes of all pictures of a side, in a file.
+    """Features, sizes and predicted classes of all images of a side, in a file.
 
-    Pictures of any size are taken as they are; each goes through the feature network's own resize. The network always
-    sees batches of one size, padded, and a picture at its own place in it: its row does not depend on how many
-    pictures there are, or on who makes it.
+    Images of any size are taken as they are; each goes through the feature network's own resize. The network always
+    sees batches of one size, padded, and an image at its own place in it: its row does not depend on how many
+    images there are, or on who makes it.
 
     Args:
         side: see `open_side`.
         extractor: see `load_extractor`.
         statistics: folder under which the features are saved, in a folder named by the hash of their protocol: that of
-            an earlier run, of fewer or more pictures too, is used again or gone on with. A temporary file by default.
-        batch_size: pictures a forward pass.
+            an earlier run, of fewer or more images too, is used again or gone on with. A temporary file by default.
+        batch_size: images a forward pass.
         workers: decoding threads; one a core by default.
         label: of the progress bar.
 
     Raises:
-        UserError: a picture that cannot be read or has features that are not finite, or a folder that cannot be used.
+        UserError: an image that cannot be read or has features that are not finite, or a folder that cannot be used.
 
     Warns:
         UserWarning: saved features are damaged, and are made again.
@@ -130,7 +130,7 @@ class FeatureExtraction:
                 self.store.write(part, values)
 
     def _fill(self, rows: np.ndarray, indices: range, pool: ThreadPoolExecutor) -> None:
-        """One batch: ``rows`` of the pictures ``indices``."""
+        """One batch: ``rows`` of the images ``indices``."""
         side, extractor = self.side, self.extractor
 
         def load(image: UInt8[Tensor, "3 h w"]) -> tuple[int, int, Tensor]:
@@ -157,7 +157,7 @@ class FeatureExtraction:
 def protocol_of(side: ImageSet, extractor: Extractor, batch_size: int) -> dict[str, Any]:
     """All that a row of a side depends on, but for the libraries' versions, which are noted beside them.
 
-    Picture k is the same however many there are, and so is its row: their number is no part of it.
+    Image k is the same however many there are, and so is its row: their number is no part of it.
     """
     protocol = {
         "side": side.identity(),

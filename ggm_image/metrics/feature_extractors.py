@@ -1,4 +1,4 @@
-"""Feature networks: 8-bit pictures of any size to vectors whose Fréchet distance is measured.
+"""Feature networks: 8-bit images of any size to vectors whose Fréchet distance is measured.
 
 | name | network | resize |
 | --- | --- | --- |
@@ -50,9 +50,9 @@ class Extractor:
         title: what its Fréchet distance may be called: ``FID`` for Inception, ``FD (...)`` for all others.
         sha256: of the file with the weights.
         dimension: length of a feature vector.
-        resize: how pictures come to the network's size, in words.
+        resize: how images come to the network's size, in words.
         device: where the network is.
-        prepare: one picture, uint8 (3, h, w), to the network's input, on the CPU; safe to call from threads.
+        prepare: one image, uint8 (3, h, w), to the network's input, on the CPU; safe to call from threads.
         network: a batch of such inputs to features (n, d).
         logits: the same inputs to class scores, where the network is a classifier that offers them.
     """
@@ -68,10 +68,10 @@ class Extractor:
     logits: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, images: Sequence[UInt8[Tensor, "3 _ _"]] | Tensor) -> Float64[np.ndarray, "n d"]:
-        """Features of a batch of pictures, which may differ in size.
+        """Features of a batch of images, which may differ in size.
 
         Args:
-            images: uint8 pictures (3, h, w), values in [0, 255]: a tensor of them or a sequence.
+            images: uint8 images (3, h, w), values in [0, 255]: a tensor of them or a sequence.
         """
         return self.run(self.network, [self.prepare(image) for image in images])
 
@@ -186,7 +186,7 @@ def _dimension(network: Callable[[Tensor], Tensor], path: Path, device: torch.de
         got = f"{features.dtype} {tuple(features.shape)}" if isinstance(features, Tensor) else type(features)
         failure = f"it gives {got}"
     raise UserError(
-        "features must take uint8 pictures (N, 3, H, W) and give floats (N, D)",
+        "features must take uint8 images (N, 3, H, W) and give floats (N, D)",
         f"{path}: {failure}",
         "wrap the network accordingly",
     )

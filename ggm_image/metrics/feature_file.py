@@ -1,6 +1,6 @@
 """Features of a side in one file on disk: what it holds, and how it is read.
 
-A folder of saved features holds ``features.npy``, which ``numpy.load(..., mmap_mode="r")`` reads: a row a picture with
+A folder of saved features holds ``features.npy``, which ``numpy.load(..., mmap_mode="r")`` reads: a row an image with
 the fields ``features`` (d,), ``label``, ``prediction``, ``height`` and ``width``. Beside it ``features.json`` says by
 which protocol they were made, and names every finished chunk with its SHA-256. Nothing is used before all chunks are
 found to be what they were. Memory holds a piece of the rows, whatever their number.
@@ -32,7 +32,7 @@ _READ = 1 << 22
 
 
 def row_type(dimension: int) -> np.dtype[Any]:
-    """One picture: its features, class, predicted class (-1 for none) and size in pixels."""
+    """One image: its features, class, predicted class (-1 for none) and size in pixels."""
     numbers = [(name, "<i4") for name in ("label", "prediction", "height", "width")]
     return np.dtype([("features", "<f4", (dimension,)), *numbers])
 
@@ -76,7 +76,7 @@ class FeatureMatrix:
 
 @dataclass
 class Features:
-    """All that is known of the pictures of a side.
+    """All that is known of the images of a side.
 
     Attributes:
         rows: of `row_type`, mapped from a file.
@@ -105,7 +105,7 @@ class Features:
 
     @property
     def labels(self) -> Int64[np.ndarray, " n"]:
-        """Class of every picture, -1 where none is known."""
+        """Class of every image, -1 where none is known."""
         return self.rows["label"].astype(np.int64)
 
     @property
@@ -124,7 +124,7 @@ class Features:
 
     @cached_property
     def sizes(self) -> Counter[str]:
-        """How many pictures there are of each width and height."""
+        """How many images there are of each width and height."""
         pairs, counts = np.unique(np.stack([self.rows["width"], self.rows["height"]]), axis=1, return_counts=True)
         found = {f"{w}x{h}": int(n) for (w, h), n in zip(pairs.T, counts, strict=True)}
         return Counter(found)
@@ -146,11 +146,11 @@ def open_features(folder: str | os.PathLike[str]) -> Features:
         raise UserError("saved features are not finished", f"{folder}: no {ROWS}", fix)
     dtype = row_type(record["protocol"]["features"]["dimension"])
     if rows_of_file(path, dtype) != n or whole_chunks(path, record["chunks"], dtype) != record["chunks"]:
-        raise UserError("saved features are damaged", path, "make them again from their pictures")
+        raise UserError("saved features are damaged", path, "make them again from their images")
     found = Features(map_rows(path, dtype, n), record, folder, n)
     if n and found.labels.max() >= max(1, len(found.class_names)):
         got = f"{folder}: {found.labels.max()} of {len(found.class_names)}"
-        raise UserError("saved features must be of known classes", got, "make them again from their pictures")
+        raise UserError("saved features must be of known classes", got, "make them again from their images")
     return found
 
 

@@ -67,7 +67,7 @@ class FeatureStatistics:
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """Unbiased covariance: scatter / (count - 1)."""
         if self.count < 2:
-            raise UserError("a covariance needs at least 2 samples", self.count, "give more pictures")
+            raise UserError("a covariance needs at least 2 samples", self.count, "give more images")
         return self.scatter / (self.count - 1)
 
     def update(self, features: Float[np.ndarray, "n d"]) -> None:

@@ -1,6 +1,6 @@
-"""What can stand on either side of a figure: pictures, a token cache, or a model that draws as it is asked.
+"""What can stand on either side of a figure: images, a token cache, or a model that draws as it is asked.
 
-A side is a fixed sequence of pictures with classes. Its `ImageSet.identity` is everything that the pictures depend on,
+A side is a fixed sequence of images with classes. Its `ImageSet.identity` is everything that the images depend on,
 so that features which were saved for it are found again, and features of anything else are not taken for them.
 """
 
@@ -36,18 +36,18 @@ from ggm_image.tokenizers.registry import load_image_tokenizer
 
 MODEL_PREFIX = "model:"
 DECODE_BATCH = 64
-"""Token grids a pass, as `ggm_image.data.decode.decode` has it: the same pictures as in the folder that it writes."""
+"""Token grids a pass, as `ggm_image.data.decode.decode` has it: the same images as in the folder that it writes."""
 T = TypeVar("T")
 
 
 class ImageSet(ABC):
-    """Pictures in a fixed order.
+    """Images in a fixed order.
 
     Attributes:
         description: where they come from.
-        labels: class of every picture, an index into ``class_names``; -1 where none is known.
+        labels: class of every image, an index into ``class_names``; -1 where none is known.
         class_names: names of the classes.
-        block: pictures that are best asked for together.
+        block: images that are best asked for together.
     """
 
     block = 1
@@ -59,20 +59,20 @@ class ImageSet(ABC):
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """What to call a picture in an error."""
-        return f"picture {index} of {self.description}"
+        """What to call an image in an error."""
+        return f"image {index} of {self.description}"
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that a picture of a number and its class depend on, for JSON; not how many pictures there are."""
+        """All that an image of a number and its class depend on, for JSON; not how many images there are."""
 
     @abstractmethod
     def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
-        """``function`` of every picture in ``rows``, by the threads of ``pool``."""
+        """``function`` of every image in ``rows``, by the threads of ``pool``."""
 
 
 class ImageFileSet(ImageSet):
-    """Files of pictures. Classes are the class folders, or what ``manifest.json`` of `ggm-image sample` says."""
+    """Files of images. Classes are the class folders, or what ``manifest.json`` of `ggm-image sample` says."""
 
     def __init__(self, source: ImageSource) -> None:
         self.source, self.description = source, source.description
@@ -100,13 +100,13 @@ class ImageFileSet(ImageSet):
 
 
 class _GeneratedSet(ImageSet):
-    """Pictures that are made when they are asked for, ``block`` at a time; the last block is kept."""
+    """Images that are made when they are asked for, ``block`` at a time; the last block is kept."""
 
     _held: tuple[int, Tensor] | None = None
 
     @abstractmethod
     def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
-        """The pictures of one block; the last may be shorter."""
+        """The images of one block; the last may be shorter."""
 
     def _picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
         number = index // self.block
@@ -145,11 +145,11 @@ class DecodedSet(_GeneratedSet):
 
 
 class SampledSet(_GeneratedSet):
-    """Pictures ``0 ... n - 1`` of a seed, drawn in blocks of the model's own batch.
+    """Images ``0 ... n - 1`` of a seed, drawn in blocks of the model's own batch.
 
     Args:
         model: on its device.
-        n: how many pictures.
+        n: how many images.
         classes: a class for all, or several that take turns; all of the model's by default.
         seed: any integer.
         settings: how to draw; the preset "best" by default.
@@ -206,9 +206,9 @@ class SamplingRequest:
     """What to draw where a side is a model.
 
     Attributes:
-        n: how many pictures.
+        n: how many images.
         seed: of the draw.
-        classes: a class for all pictures, or several that take turns; all of the model's by default.
+        classes: a class for all images, or several that take turns; all of the model's by default.
         preset: of the model.
         changes: sampler settings that differ from the preset's; None leaves the preset's.
         compiled: whether the network is compiled.
@@ -244,11 +244,11 @@ def open_image_set(
     """Open whatever can stand on a side.
 
     Args:
-        path: pictures as `open_source` reads them; a finished token cache; a model's folder, or ``model:`` and its name
+        path: images as `open_source` reads them; a finished token cache; a model's folder, or ``model:`` and its name
             or folder; a folder of saved features.
         tokenizer: name or folder of the tokenizer of a token cache or a model, where that has moved.
         device: where tokenizer and model shall live.
-        drawing: what a model draws; 50,000 pictures by its best preset by default.
+        drawing: what a model draws; 50,000 images by its best preset by default.
 
     Raises:
         UserError: there is nothing of the kind, it is unfinished or damaged, or the tokenizer is another.
@@ -297,12 +297,12 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _content_sha256(source: ImageSource) -> str:
-    """SHA-256 over the SHA-256 of every file, in order: names and sizes may stay when pictures change."""
+    """SHA-256 over the SHA-256 of every file, in order: names and sizes may stay when images change."""
     digest = hashlib.sha256()
     for index in progress(range(len(source)), total=len(source), unit="img", label="hash"):
         try:
             digest.update(hashlib.sha256(source.read(index)).digest())
         except OSError as error:
             got = f"{source.names[index]}: {error.strerror}"
-            raise UserError("picture cannot be opened", got, "check the source") from error
+            raise UserError("image cannot be opened", got, "check the source") from error
     return digest.hexdigest()

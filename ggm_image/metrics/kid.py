@@ -18,7 +18,7 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 
 
 def kernel_distance(generated: FeatureMatrix, reference: FeatureMatrix, *, seed: int = 0) -> dict[str, Any]:
-    """KID as clean-fid has it: the mean over 100 random subsets of at most 1,000 pictures of either side.
+    """KID as clean-fid has it: the mean over 100 random subsets of at most 1,000 images of either side.
 
     Args:
         generated: at least 2 rows.

@@ -13,13 +13,13 @@ from ggm_image.runtime.progress import progress
 
 
 def class_accuracy(asked: Features, *others: Features) -> float | None:
-    """Share of the pictures of ``asked`` in which the feature network sees the class that they are of.
+    """Share of the images of ``asked`` in which the feature network sees the class that they are of.
 
     The classifier's classes are taken to be in alphabetical order and named by the classes of one of the sides.
 
     Returns:
         In [0, 1]; None where the features are of no classifier, where no side has as many classes as it has, or where
-        a picture has no class.
+        an image has no class.
     """
     classes = asked.record["notes"].get("classifier_classes", 0)
     named = next((side.class_names for side in (*others, asked) if classes and len(side.class_names) == classes), [])
@@ -33,7 +33,7 @@ def class_accuracy(asked: Features, *others: Features) -> float | None:
 def per_class(
     generated: Features, reference: Features, *, frechet: bool = True, kernel: bool = True, seed: int = 0
 ) -> dict[str, dict[str, Any]] | None:
-    """Distances between the pictures of each class that both sides have.
+    """Distances between the images of each class that both sides have.
 
     Args:
         generated, reference: the sides; classes are the same where their names are.
@@ -42,10 +42,10 @@ def per_class(
 
     Returns:
         For every class ``n``, ``n_reference``, and the Fréchet distance ``value`` and the ``kid`` that were asked for,
-        None where a side has less than 2 pictures; None where no class is on both sides.
+        None where a side has less than 2 images; None where no class is on both sides.
 
     Warns:
-        UserWarning: once, where classes have no more pictures than there are features.
+        UserWarning: once, where classes have no more images than there are features.
     """
     table: dict[str, dict[str, Any]] = {}
     common = sorted(set(_present(generated)) & set(_present(reference)))

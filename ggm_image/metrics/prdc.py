@@ -1,16 +1,16 @@
-"""Precision, recall, density and coverage: are the generated pictures like real ones, and are all kinds there?
+"""Precision, recall, density and coverage: are the generated images like real ones, and are all kinds there?
 
-    precision = share of generated pictures within the k-th neighbour's distance of some real one
+    precision = share of generated images within the k-th neighbour's distance of some real one
     recall    = the same with the sides exchanged
-    density   = real balls that a generated picture lies in, on average, over k
-    coverage  = share of real balls with a generated picture in them
+    density   = real balls that a generated image lies in, on average, over k
+    coverage  = share of real balls with a generated image in them
 
 Kynkäänniemi et al., "Improved Precision and Recall Metric", arXiv 1904.06991 (closed balls, k = 3); Naeem et al.,
-"Reliable Fidelity and Diversity Metrics", arXiv 2002.09797 (open balls, k = 5). Every picture has a ball, up to
+"Reliable Fidelity and Diversity Metrics", arXiv 2002.09797 (open balls, k = 5). Every image has a ball, up to
 its k-th neighbour on its own side.
 
 Distances are taken block by block in float32 about the mean of the real features: memory does not grow with the number
-of pictures but for a few numbers each, the time does with its square.
+of images but for a few numbers each, the time does with its square.
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ from ggm_image.runtime.progress import progress
 PRECISION_K, DENSITY_K = 3, 5
 _BLOCK = 2048
 _ALIKE = 1e-6
-"""Squared distances below this share of the squared norms are rounding, or pictures that are all but the same."""
+"""Squared distances below this share of the squared norms are rounding, or images that are all but the same."""
 
 
 def prdc(generated: FeatureMatrix, reference: FeatureMatrix, *, device: str | torch.device = "cpu") -> dict[str, float]:
-    """``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density``, which is about 1 for real pictures.
+    """``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density``, which is about 1 for real images.
 
     Args:
         generated: more than 5 rows.

@@ -1,4 +1,4 @@
-"""How near one picture is to another: PSNR and SSIM on 8-bit pixels."""
+"""How near one image is to another: PSNR and SSIM on 8-bit pixels."""
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,13 @@ SSIM_SIGMA = 1.5
 def _check(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4 or len(a) == 0:
         raise UserError(
-            "pictures to compare must have one shape (n, c, h, w)",
+            "images to compare must have one shape (n, c, h, w)",
             f"got {tuple(a.shape)} and {tuple(b.shape)}",
             "resize one",
         )
     if a.dtype != torch.uint8 or b.dtype != torch.uint8:
         got = f"got {a.dtype} and {b.dtype}"
-        raise UserError("pictures to compare must be uint8", got, "convert them with to_uint8")
+        raise UserError("images to compare must be uint8", got, "convert them with to_uint8")
 
 
 def psnr_each(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -48,7 +48,7 @@ def ssim_each(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float
 
     Wang, Bovik, Sheikh, Simoncelli 2004 with their constants: a Gaussian window of 11 x 11 pixels, sigma 1.5,
     K1 = 0.01, K2 = 0.03, population variances, only where the window lies wholly inside, nothing downsampled.
-    Taken on each colour channel and averaged (the paper has grey pictures only). Where a side is shorter than
+    Taken on each colour channel and averaged (the paper has grey images only). Where a side is shorter than
     11, the window has the longest odd length that fits.
 
     Args:

@@ -1,6 +1,6 @@
 """What a tokenizer keeps of images: PSNR, SSIM, rFID, chequered patches, codebook use, and images to look at.
 
-It is the ceiling of every picture that is drawn with these codes, to be seen before any model is trained on them.
+It is the ceiling of every image that is drawn with these codes, to be seen before any model is trained on them.
 """
 
 import warnings
@@ -58,21 +58,21 @@ def report(
     extractor: Extractor | None = None,
     reference: ImageSource | None = None,
 ) -> dict[str, Any]:
-    """Compare a cache's reconstructions with the pictures that it was made from.
+    """Compare a cache's reconstructions with the images that it was made from.
 
     Writes ``report.json``, ``report.png`` (pairs of original and reconstruction) and ``worst.png`` (those of the lowest
     PSNR, worst first) into the cache's folder.
 
     Args:
-        source: the pictures that were encoded.
+        source: the images that were encoded.
         cache: their tokens.
         tokenizer: the one that made them, on ``device``.
         device: where the tokenizer is.
-        batch_size: pictures a forward pass; `fitting_batch` by default.
+        batch_size: images a forward pass; `fitting_batch` by default.
         images: at most so many rows, drawn without replacement, are decoded; codebook use is over all rows.
         seed: of that draw.
         workers: decoding threads; one a core by default.
-        extractor: features whose Fréchet distance between the pictures and their reconstructions is measured, at
+        extractor: features whose Fréchet distance between the images and their reconstructions is measured, at
             the size at which they are encoded.
         reference: other images, e.g. of the validation set. Of originals and of reconstructions, equally many, the
             Fréchet distance to them is measured too: the difference is what the tokenizer costs, free of the bias that
@@ -89,7 +89,7 @@ def report(
     manifest = cache.manifest
     batch_size = fitting_batch(device, manifest.image_size) if batch_size is None else batch_size
     generator = torch.Generator().manual_seed(seed)
-    # The first rows of a permutation, so that the picture shows a part of what is measured.
+    # The first rows of a permutation, so that the image shows a part of what is measured.
     rows = torch.randperm(len(cache), generator=generator)[:images]
     shown: list[Tensor] = []
     quality: list[Tensor] = []
@@ -204,7 +204,7 @@ def _stack(images: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def _side_by_side(images: Sequence[Tensor]) -> UInt8[Tensor, "3 h w"]:
-    """Pairs of original and reconstruction, four pairs a row; small pictures enlarged by whole pixels."""
+    """Pairs of original and reconstruction, four pairs a row; small images enlarged by whole pixels."""
     pairs = [torch.cat(list(images[k : k + 2]), dim=-1) for k in range(0, len(images), 2)]
     scale = max(1, 96 // pairs[0].shape[-2])
     large = torch.stack(pairs).repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)

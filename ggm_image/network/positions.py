@@ -16,7 +16,7 @@ class Positions(NamedTuple):
     """The tables of one grid, float32.
 
     Attributes:
-        cos: (l, 1, dh / 2), or (b, 1, k, 1, dh / 2) for each picture's own sites: cosines of the rotary angles.
+        cos: (l, 1, dh / 2), or (b, 1, k, 1, dh / 2) for each image's own sites: cosines of the rotary angles.
         sin: (l, 2, dh / 2), or (b, 1, k, 2, dh / 2): minus the sines, then the sines: what each half of a head takes
             from the other.
         waves: (l, 4 * waves) sines and cosines of the normalised coordinates.

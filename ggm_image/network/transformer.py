@@ -29,7 +29,7 @@ SITE_WAVES = 4
 """Frequencies of the absolute coordinates for each axis."""
 
 Sites = Int64[Tensor, " k"] | Int64[Tensor, "b k"]
-"""Queried sites: the same ones for the whole batch, or each picture's own."""
+"""Queried sites: the same ones for the whole batch, or each image's own."""
 
 
 def _attention_kernel(q: Tensor) -> AbstractContextManager[None]:
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 def at_sites(x: Float[Tensor, "b l d"], sites: Sites) -> Float[Tensor, "b k d"]:
-    """The rows of some sites: the same ones for the whole batch, or each picture's own."""
+    """The rows of some sites: the same ones for the whole batch, or each image's own."""
     if sites.dim() == 1:
         return x.index_select(1, sites)
     return x.gather(1, sites.unsqueeze(2).expand(-1, -1, x.shape[2]))

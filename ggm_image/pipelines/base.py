@@ -9,7 +9,7 @@ from ggm_image.sampler import Callback
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of picture ``index`` under ``seed``; different for every pair."""
+    """The generator of image ``index`` under ``seed``; different for every pair."""
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

@@ -1,10 +1,10 @@
-"""A trained model and its tokenizer: draw pictures, fill holes.
+"""A trained model and its tokenizer: draw images, fill holes.
 
     model = load_model("cifar10")
-    pictures = model.sample(16, classes="cat", seed=0)          # uint8 (16, 3, 32, 32)
+    images = model.sample(16, classes="cat", seed=0)          # uint8 (16, 3, 32, 32)
     answers = model.inpaint(image, mask, n=4)                   # four PIL images
 
-A picture depends on (seed, its index, its class, the settings) alone: every picture has a random generator
+An image depends on (seed, its index, its class, the settings) alone: every image has a random generator
 of its own, and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant.
 
 Threads may share a model: no call changes it, except `Model.to` and `Model.compile`.
@@ -157,7 +157,7 @@ class Model:
         return save_model(self.folder, folder, tokenizer=self.tokenizer_source, sha256=self.sha256)
 
     def compile(self) -> None:
-        """Compile the network: half a minute before the first picture of a shape, then faster.
+        """Compile the network: half a minute before the first image of a shape, then faster.
 
         Raises:
             UserError: torch finds no compiler here.
@@ -169,7 +169,7 @@ class Model:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything of the model that a picture depends on, for protocols and manifests."""
+        """Everything of the model that an image depends on, for protocols and manifests."""
         return {
             "model_sha256": self.sha256,
             **self.tokenizer.identity,
@@ -185,7 +185,7 @@ class Model:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of a sampled picture."""
+        """Height and width in pixels of a sampled image."""
         return self.grid[0] * self.tokenizer.downscale, self.grid[1] * self.tokenizer.downscale
 
     def label(self, name_or_index: object) -> int:
@@ -216,15 +216,15 @@ class Model:
         raise UserError("no such class", f"got {name_or_index!r}", fix)
 
     def labels(self, n: int, classes: Classes, first: int = 0) -> list[int]:
-        """One label a picture: the class given, or class k mod C for picture k where none is.
+        """One label an image: the class given, or class k mod C for image k where none is.
 
         Args:
             n: how many, at least 1.
             classes: a name or index, or a list, array or tensor of n of them.
-            first: index of the first picture.
+            first: index of the first image.
 
         Raises:
-            UserError: for an unknown class, or another number of classes than pictures.
+            UserError: for an unknown class, or another number of classes than images.
         """
         return self._labels(check_count(n, least=1, most=MAX_IMAGES), classes, first)
 
@@ -236,10 +236,10 @@ class Model:
         if isinstance(classes, str | numbers.Integral):
             return [self.label(classes)] * n
         if not isinstance(classes, Iterable):
-            raise UserError("a class is a name or an index", f"got {classes!r}", "give one, or one a picture")
+            raise UserError("a class is a name or an index", f"got {classes!r}", "give one, or one an image")
         chosen = [self.label(c) for c in classes]
         if len(chosen) != n:
-            raise UserError("classes must be one, or one a picture", f"got {len(chosen)} for {n}", "give one class")
+            raise UserError("classes must be one, or one an image", f"got {len(chosen)} for {n}", "give one class")
         return chosen
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
@@ -274,7 +274,7 @@ class Model:
             labels: (n,) the class of each, see `labels`; ``null_label`` for no class.
             seed: any integer.
             settings: how; the preset "best" by default.
-            first: index of the first picture.
+            first: index of the first image.
             known: (L,) or (n, L) the token where known, -1 where to be drawn. Rows that differ in where tokens are
                 known share no network call, so that each row is what it is alone.
             grid: rows and columns; the training grid by default.
@@ -301,7 +301,7 @@ class Model:
             groups = _same_pattern(known < 0)
         if len(groups) > 1 and callback is not None:
             got = f"{len(groups)} patterns"
-            raise UserError("a callback needs the same known sites in every picture", got, "sample them one by one")
+            raise UserError("a callback needs the same known sites in every image", got, "sample them one by one")
         for rows in (part for group in groups for part in group.split(size)):
             if not len(rows):
                 continue
@@ -364,7 +364,7 @@ class Model:
 
     @isolate
     def decode(self, tokens: Int[Tensor, "n h w"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
-        """Pictures of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
+        """Images of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
         size, cell = batch or self.kernel_batch, self.tokenizer.downscale
         images = torch.empty(len(tokens), 3, tokens.shape[1] * cell, tokens.shape[2] * cell, dtype=torch.uint8)
         for start in range(0, len(tokens), size):
@@ -411,15 +411,15 @@ class Model:
         on_progress: OnProgress | None = None,
         **changes: Any,
     ) -> Any:
-        """Draw pictures.
+        """Draw images.
 
         Args:
             n: how many; 0 gives an empty result.
             classes: a class name or index for all, one for each, or None for class k mod C.
-            seed: any integer; picture k of a seed is the same whatever n is.
+            seed: any integer; image k of a seed is the same whatever n is.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`.
-            first: index of the first picture.
+            first: index of the first image.
             output: ``pt``, ``pil``, ``np`` or ``grid``, see below.
             on_progress: called as on_progress(network calls done, network calls in total); what it raises cancels.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
@@ -527,12 +527,12 @@ class Model:
             mask: white (>= 128) where to paint, or by another convention of `ggm_image.image.mask_conventions`; None
                 for the transparent parts of ``image``.
             n: how many answers; 0 gives an empty list.
-            classes: what the picture shows, or what each answer is to show; no class by default.
+            classes: what the image shows, or what each answer is to show; no class by default.
             seed: any integer; answer k of a seed is the same whatever n is.
             preset, settings: as in `sample`.
             dilate: pixels by which the part drawn anew by the model reaches beyond the mask.
             feather: width in pixels of the blend, inside the mask.
-            extend: pixels to add around the picture.
+            extend: pixels to add around the image.
             context: known pixels to show the model on each side of the hole; a quarter of its size by default.
             fit: stretch a mask of another size.
             mask_index: paint where the mask's palette index or grey value is this.
@@ -543,11 +543,11 @@ class Model:
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
-            n pictures of the size and mode of ``image`` (larger where extended). With a mask that is black everywhere
-            they are the picture itself.
+            n images of the size and mode of ``image`` (larger where extended). With a mask that is black everywhere
+            they are the image itself.
 
         Raises:
-            UserError: for a picture or mask that does not open, or sizes that do not fit.
+            UserError: for an image or mask that does not open, or sizes that do not fit.
         """
         settings, seed = self._changed(preset, settings, changes), check_seed(seed)
         check_scales(scales)
@@ -606,22 +606,22 @@ class Model:
         classes: str | int | None = None,
         on_progress: OnProgress | None = None,
     ) -> Float[Tensor, "rows columns"]:
-        """The model's probability, token by token, that a picture's token is signal and not noise.
+        """The model's probability, token by token, that an image's token is signal and not noise.
 
         Args:
             image: as in `inpaint`. What does not fill a cell at its right and
-                lower edge is left out; a picture larger than the model's is judged in windows of the model's size,
+                lower edge is left out; an image larger than the model's is judged in windows of the model's size,
                 and the mean is taken where they overlap.
             level: share in (0, 1) of the tokens that are expected to be signal.
             block: sites judged in one network call.
-            classes: what the picture shows; no class by default.
+            classes: what the image shows; no class by default.
             on_progress: called as on_progress(windows done, windows in total); what it raises cancels.
 
         Returns:
             (rows, columns) probabilities on the CPU; `ggm_image.image.visualize.heat_map` draws them.
 
         Raises:
-            UserError: for a picture that does not open or is smaller than a cell, an unknown class, or a level out of
+            UserError: for an image that does not open or is smaller than a cell, an unknown class, or a level out of
                 range.
         """
         pixels, cell = open_rgb(image), self.tokenizer.downscale
@@ -680,7 +680,7 @@ class Model:
 
     @isolate
     def encode(self, pixels: UInt8[Tensor, "n 3 h w"] | Iterable[ImageLike]) -> Int[Tensor, "n rows columns"]:
-        """Tokens of pictures, on the CPU; one picture a pass, in float32, so that they depend on that picture alone.
+        """Tokens of images, on the CPU; one image a pass, in float32, so that they depend on that image alone.
 
         Args:
             pixels: uint8 (n, 3, h, w), or what `ggm_image.image.inputs.pixel_batch` takes; h and w are multiples of a
@@ -693,7 +693,7 @@ class Model:
         return torch.cat([torch.empty(0, *(side // cell for side in pixels.shape[2:]), dtype=torch.int64), *tokens])
 
     def manifest(self, n: int, *, classes: Classes, seed: int, settings: Settings) -> dict[str, Any]:
-        """Everything that is needed to draw the same pictures again."""
+        """Everything that is needed to draw the same images again."""
         labels = self.labels(n, classes)
         return {
             "model": self.name,

@@ -158,7 +158,7 @@ def find_model(name_or_path: str | Path) -> NetworkFolder:
     """
     path = Path(name_or_path)
     shipped = {folder.name: folder for folder in shipped_models()}
-    # A folder of pictures called cifar10 must not hide the model of that name.
+    # A folder of images called cifar10 must not hide the model of that name.
     if path.is_dir() and ((path / CONFIG).is_file() or str(name_or_path) not in shipped):
         return NetworkFolder.read(path)
     if str(name_or_path) in shipped:

@@ -1,9 +1,9 @@
-"""A folder of drawn pictures, filled by one process or by many that have nothing in common but the folder.
+"""A folder of drawn images, filled by one process or by many that have nothing in common but the folder.
 
 ``000000.png ...`` and, once all of them are there, ``manifest.json``. Until then the same manifest is called
-``manifest.partial``: it says what the pictures are of, so that nothing is mixed. Every picture depends on its number
+``manifest.partial``: it says what the images are of, so that nothing is mixed. Every image depends on its number
 alone and every file is whole or not there. That is why whoever is killed is started again with the same command, two
-processes with the same share do no harm, and whoever finds all pictures ends the folder.
+processes with the same share do no harm, and whoever finds all images ends the folder.
 """
 
 import json
@@ -35,8 +35,8 @@ class Sampled:
     """What a process has done for a folder.
 
     Attributes:
-        drawn: pictures that it drew.
-        missing: pictures that are not there yet, which are other processes' to draw; 0 where the folder is whole.
+        drawn: images that it drew.
+        missing: images that are not there yet, which are other processes' to draw; 0 where the folder is whole.
     """
 
     drawn: int
@@ -55,15 +55,15 @@ def sample_to_folder(
     callback: Callback | None = None,
     overwrite: bool = False,
 ) -> Sampled:
-    """Draw this process's share of pictures ``0 ... n - 1`` of a seed into a folder, as far as they are not there.
+    """Draw this process's share of images ``0 ... n - 1`` of a seed into a folder, as far as they are not there.
 
-    Process r of w takes the batches r, r + w, r + 2 w ... of the model's own size: a picture meets the same kernels,
+    Process r of w takes the batches r, r + w, r + 2 w ... of the model's own size: an image meets the same kernels,
     at the same place in its batch, however many processes there are.
 
     Args:
         model: on its device.
-        out: the folder; it may hold pictures of the same request, or of the same with a smaller ``n``.
-        n: how many pictures the folder will hold.
+        out: the folder; it may hold images of the same request, or of the same with a smaller ``n``.
+        n: how many images the folder will hold.
         classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
             by default.
         seed: any integer.
@@ -73,7 +73,7 @@ def sample_to_folder(
         overwrite: replace other images; for one process.
 
     Raises:
-        UserError: the folder holds other pictures.
+        UserError: the folder holds other images.
     """
     rank, processes = share
     asked = [classes] if isinstance(classes, str | int) else classes
@@ -104,7 +104,7 @@ class SampleFolder:
 
     Attributes:
         path: where it is.
-        manifest: all that its pictures depend on, with their number ``count`` and ``classes``, a name each or None.
+        manifest: all that its images depend on, with their number ``count`` and ``classes``, a name each or None.
     """
 
     path: Path
@@ -143,19 +143,19 @@ class SampleFolder:
         """Make the folder this request's; True if it holds all of it already.
 
         Raises:
-            UserError: it holds other pictures.
+            UserError: it holds other images.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        # First the pictures, then the manifest, which is written before them: another process may be about to begin.
+        # First the images, then the manifest, which is written before them: another process may be about to begin.
         images = any(number_of(name) is not None for name in os.listdir(self.path))
         begun = self._read(PARTIAL)
         before = begun or self._read(MANIFEST)
         if before is None and images:
             fix = "choose another folder, or add --overwrite"
-            raise UserError("folder holds pictures and no manifest", self.path, fix)
+            raise UserError("folder holds images and no manifest", self.path, fix)
         if before is not None and (difference := _difference(before, self.manifest)):
             fix = "choose another folder, or add --overwrite"
-            raise UserError("folder holds other pictures", f"{self.path}: {difference}", fix)
+            raise UserError("folder holds other images", f"{self.path}: {difference}", fix)
         if before != self.manifest:
             write_together(self.path / PARTIAL, lambda path: write_json(path, self.manifest))
         elif begun is None:
@@ -163,12 +163,12 @@ class SampleFolder:
                 remove_temporaries(self.path)
                 return True
             _rename(self.path / MANIFEST, self.path / PARTIAL)
-        if self._read(MANIFEST) not in (None, self.manifest):  # of fewer pictures
+        if self._read(MANIFEST) not in (None, self.manifest):  # of fewer images
             (self.path / MANIFEST).unlink(missing_ok=True)
         return False
 
     def holds(self, k: int) -> bool:
-        """Whether picture ``k`` is there, and whole by its own checksums."""
+        """Whether image ``k`` is there, and whole by its own checksums."""
         try:
             with Image.open(self.path / numbered(k)) as image:
                 image.verify()
@@ -177,11 +177,11 @@ class SampleFolder:
         return True
 
     def write(self, k: int, image: Image.Image) -> None:
-        """Write picture ``k``."""
+        """Write image ``k``."""
         write_together(self.path / numbered(k), lambda path: path.write_bytes(marked_png(image, COMMAND)))
 
     def finish(self) -> int:
-        """How many pictures are not there yet; if none, the folder is given its manifest.
+        """How many images are not there yet; if none, the folder is given its manifest.
 
         Raises:
             UserError: somebody has begun another request in the same folder.
@@ -192,7 +192,7 @@ class SampleFolder:
             _rename(self.path / PARTIAL, self.path / MANIFEST)
         if self._read(MANIFEST) != self.manifest:
             fix = "give each request a folder of its own"
-            raise UserError("another process is filling the folder with other pictures", self.path, fix)
+            raise UserError("another process is filling the folder with other images", self.path, fix)
         # Whatever is written now is there already.
         remove_temporaries(self.path)
         return 0

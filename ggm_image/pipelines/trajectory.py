@@ -1,4 +1,4 @@
-"""The denoising as an animation: what every picture of the first batch looks like after each step."""
+"""The denoising as an animation: what every image of the first batch looks like after each step."""
 
 import io
 from pathlib import Path

@@ -19,9 +19,9 @@ def guided(denoiser: Denoiser, weight: float, null_label: int, *, power: float =
 
         w = 1 + (weight - 1) m^power,   m = the mean level of the row's sites
 
-    With power 0 the weight is the same throughout. With a larger one it grows while the picture comes to be: what
+    With power 0 the weight is the same throughout. With a larger one it grows while the image comes to be: what
     is placed first, and decides the view, is drawn from the class as it is, and the rest is made to fit it. Muse
-    (arXiv 2301.00704) lets it grow linearly with the step; here it is the share of the picture that is there.
+    (arXiv 2301.00704) lets it grow linearly with the step; here it is the share of the image that is there.
 
     w = 1 is the denoiser itself and 0 the unconditional one, a call each; any other doubles the batch.
     `null_label` is the class id that stands for "no class".

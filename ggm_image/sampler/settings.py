@@ -37,7 +37,7 @@ def check_seed(seed: object) -> int:
     return int(seed)
 
 
-def check_count(count: Any, what: str = "the number of pictures", *, least: int = 0, most: int = 1 << 62) -> int:
+def check_count(count: Any, what: str = "the number of images", *, least: int = 0, most: int = 1 << 62) -> int:
     """A count as an int.
 
     Raises:
@@ -69,7 +69,7 @@ class Settings:
         curve: level curve of "schedule": sqrt, cosine, linear.
         site_order: which sites share a block: bayer, halton, random.
         guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
-        guidance_power: how the weight grows from 1 while the picture comes to be, see `sampler.guided`; with 0 it is
+        guidance_power: how the weight grows from 1 while the image comes to be, see `sampler.guided`; with 0 it is
             the same throughout.
         temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
         revise_share: of a block, drawn anew in a revision call of "signal".

@@ -1,8 +1,8 @@
-"""Signal map: the model's own probability, token by token, that a picture's token is signal.
+"""Signal map: the model's own probability, token by token, that an image's token is signal.
 
 Legend: `b` batch, `l` sites of the grid, `k` queried sites, `v` codes.
 
-The classifier of arXiv 2405.17035 judges a token just drawn; here it judges the tokens of a finished picture. Suppose
+The classifier of arXiv 2405.17035 judges a token just drawn; here it judges the tokens of a finished image. Suppose
 that each token is the clean one with probability `level` and a draw from the noise pi otherwise. Given all other
 tokens,
 

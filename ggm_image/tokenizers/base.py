@@ -21,7 +21,7 @@ class Tokenizer(nn.Module):
         name: the folder's name, written into every token cache.
         sha256: what its tokens are known by: SHA-256 of the weights file, 64 hexadecimal digits ("" when never saved).
         decoder_sha256: SHA-256 of the weights file of one whose decoder was trained apart, "" for any other: its tokens
-            are those of the tokenizer called ``sha256``, the pictures it makes of them are not.
+            are those of the tokenizer called ``sha256``, the images it makes of them are not.
         codebook_size: V.
         downscale: pixels along one side of a cell.
         image_size: pixels along one side of the square images that it was trained on.
@@ -38,7 +38,7 @@ class Tokenizer(nn.Module):
 
     @property
     def identity(self) -> dict[str, str]:
-        """Everything that a decoded picture depends on beside its tokens, for protocols and manifests."""
+        """Everything that a decoded image depends on beside its tokens, for protocols and manifests."""
         own = {"decoder_sha256": self.decoder_sha256} if self.decoder_sha256 else {}
         return {"tokenizer_sha256": self.sha256, **own}
 

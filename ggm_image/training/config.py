@@ -62,9 +62,9 @@ class DataConfig:
     """Where held-out tokens come from.
 
     Attributes:
-        val: a token cache of held-out pictures, of the same tokenizer; if empty, ``holdout`` pictures of the training
+        val: a token cache of held-out images, of the same tokenizer; if empty, ``holdout`` images of the training
             cache, chosen by ``train.seed``, are never trained on.
-        holdout: number of pictures; at most a tenth of the cache is taken. 0 trains on everything.
+        holdout: number of images; at most a tenth of the cache is taken. 0 trains on everything.
     """
 
     val: str = ""
@@ -111,7 +111,7 @@ class TrainConfig:
         max_minutes: wall-clock minutes of training over all resumptions, or null; compiling does not count. The
             learning rate falls by the larger of the two shares that are done, so a run that is cut by time still ends
             at its lowest rate.
-        batch_size: pictures in a step, of all processes together.
+        batch_size: images in a step, of all processes together.
         accumulate: pieces that each process works through one after the other, for less memory.
         activation_checkpointing: compute the blocks again in the backward pass instead of keeping what they need.
         strategy: of several processes: ddp (each holds everything), fsdp (weights, gradients, optimizer and average are
@@ -127,7 +127,7 @@ class TrainConfig:
         betas: of AdamW.
         clip: largest norm of the gradient.
         ema_decay: of the moving average of the weights, min(ema_decay, (1 + step) / (10 + step)).
-        class_dropout: share of pictures trained without their class, for guidance.
+        class_dropout: share of images trained without their class, for guidance.
         precision: bf16-mixed, 32-true, or auto: bf16-mixed where the device has bf16 in hardware, else 32-true.
         compile: whether to compile the blocks and the loss with torch.compile, which takes a minute or two that do not
             count as training time: true, false, or auto, see `compilation.compile_pays`.
@@ -135,7 +135,7 @@ class TrainConfig:
         seed: of initial weights, data order and noise.
         log_every: steps between lines of log.csv.
         validate_every: steps between held-out measurements; 0 for the end alone.
-        validate_pictures: how many held-out pictures at most.
+        validate_pictures: how many held-out images at most.
         sample_every: steps between sample grids; 0 for none.
         checkpoint_minutes: minutes between checkpoints.
         weights_dtype: of the exported weights, bfloat16 or float32.

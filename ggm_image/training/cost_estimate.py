@@ -51,7 +51,7 @@ class CostEstimate:
         sent_bytes: what a process sends in a step.
         step_seconds: at the machine's rate.
         steps: optimizer steps until the run ends, by ``train.steps`` or by time.
-        batch_size: pictures in a step.
+        batch_size: images in a step.
         processes: how many.
         precision: of the matrix products, see `precision.choose_precision`.
     """
@@ -134,7 +134,7 @@ def activation_bytes(config: GeneratorConfig, rows: int | None = None) -> int:
 
     Args:
         config: the run.
-        rows: pictures at a time; ``train.batch_size`` by default.
+        rows: images at a time; ``train.batch_size`` by default.
     """
     rows = config.train.batch_size if rows is None else rows
     kept = _of_rows(config, rows)
@@ -153,7 +153,7 @@ def _of_rows(config: GeneratorConfig, rows: int) -> int:
 
 
 def _kept(config: GeneratorConfig, rows: int) -> int:
-    """Bytes kept for ``rows`` pictures; tensors that share their memory count once, and the weights do not."""
+    """Bytes kept for ``rows`` images; tensors that share their memory count once, and the weights do not."""
     sites = config.network.grid[0] * config.network.grid[1]
     kept: dict[int, int] = {}
 
@@ -223,7 +223,7 @@ def lines(cost: CostEstimate) -> list[str]:
     return [
         f"parameters   {cost.parameters / 1e6:,.1f} million",
         f"a step       {cost.step_flops / 1e12:,.3g} TFLOP, about {digits(cost.step_seconds)} s, "
-        f"{cost.batch_size / cost.step_seconds:,.3g} pictures/s"
+        f"{cost.batch_size / cost.step_seconds:,.3g} images/s"
         + f"; each of {cost.processes} processes sends {cost.sent_bytes / 1e9:,.3g} GB"
         * several,
         f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB{' a process' * several}: "

@@ -45,7 +45,7 @@ def _check_tokenizer(config: GeneratorConfig, manifest: Manifest, where: Path) -
             raise UserError(
                 f"{where} must hold tokens of the tokenizer {config.tokenizer.name or wanted}",
                 f"{name} {found}, the config says {wanted}",
-                "encode the pictures with that tokenizer, or change tokenizer in the config",
+                "encode the images with that tokenizer, or change tokenizer in the config",
             )
 
 
@@ -114,7 +114,7 @@ def load_tokens(
         say: receives a line where classes cannot be matched by name.
 
     Raises:
-        UserError: too few pictures, or a held-out cache of another tokenizer, or with other classes.
+        UserError: too few images, or a held-out cache of another tokenizer, or with other classes.
     """
     names = cache.manifest.class_names
     whole = _token_set(cache, names, names, say)
@@ -130,9 +130,9 @@ def load_tokens(
     images = cache.manifest.items // copies
     held = torch.zeros(images, dtype=torch.bool)
     held[torch.randperm(images, generator=shuffle)[: min(config.data.holdout, images // 10)]] = True
-    held_rows = held[item % images]  # a picture and its mirrored copy are kept apart together
+    held_rows = held[item % images]  # an image and its mirrored copy are kept apart together
     if bool(held_rows.all()):
-        raise UserError("token cache must hold pictures", cache.folder, "encode at least one")
+        raise UserError("token cache must hold images", cache.folder, "encode at least one")
     return whole.subset((~held_rows).nonzero()[:, 0]), whole.subset(held_rows.nonzero()[:limit, 0])
 
 
@@ -140,9 +140,7 @@ def _token_set(cache: TokenCache, names: Sequence[str], wanted: Sequence[str], s
     cache.verify()
     tokens, labels = cache.load()
     if len(labels) and int(labels.max()) >= len(names):
-        raise UserError(
-            f"labels must lie in [0, {len(names)})", f"max {int(labels.max())}", "encode the pictures again"
-        )
+        raise UserError(f"labels must lie in [0, {len(names)})", f"max {int(labels.max())}", "encode the images again")
     return TokenSet(tokens.flatten(1), labels_by_name(labels, names, wanted, str(cache.folder), say))
 
 

@@ -1,4 +1,4 @@
-"""What a run measures as it goes: held-out likelihood, and a grid of pictures."""
+"""What a run measures as it goes: held-out likelihood, and a grid of images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def val_nll(
         val_set: clean tokens.
         noise: distribution over the codes, (v,).
         seed: of noise and sites.
-        batch_size: pictures a forward pass.
+        batch_size: images a forward pass.
         figures: which; ``nll`` comes along where all are asked for.
     """
     device, v = noise.device, network.config.codebook_size
@@ -113,20 +113,20 @@ def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
     """
     tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=device)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
-        what = f"{manifest.tokenizer_name} here is not the one the pictures were encoded with"
+        what = f"{manifest.tokenizer_name} here is not the one the images were encoded with"
         raise UserError(what, tokenizer.sha256[:12], "encode them again")
     return tokenizer
 
 
 def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, pictures: int = 16) -> str:
-    """Draw a few pictures, one class after the other, and write them as one PNG.
+    """Draw a few images, one class after the other, and write them as one PNG.
 
     Args:
         network: in evaluation mode.
         manifest: of the token cache; names the tokenizer.
         path: of the PNG.
         seed: the same noise every time, so that grids of a run can be compared.
-        pictures: how many.
+        images: how many.
 
     Returns:
         Why nothing was drawn, or an empty string: a run does not end for the lack of a tokenizer.

@@ -63,7 +63,7 @@ def trained_network(start: str, wanted: NetworkConfig, manifest: Manifest) -> tu
             "start must be a model of the tokenizer of the tokens",
             f"{start} is of {model.tokenizer_name} ({model.tokenizer_sha256[:12]}), the tokens of "
             f"{manifest.tokenizer_name} ({manifest.tokenizer_sha256[:12]})",
-            f"encode the pictures with --tokenizer {model.tokenizer_source or model.tokenizer_name}",
+            f"encode the images with --tokenizer {model.tokenizer_source or model.tokenizer_name}",
         )
     for field in fields(NetworkConfig):
         theirs, ours = getattr(model.network, field.name), getattr(wanted, field.name)

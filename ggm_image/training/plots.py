@@ -1,4 +1,4 @@
-"""Training curves of a run, from its ``log.csv``: one picture, one panel a quantity."""
+"""Training curves of a run, from its ``log.csv``: one image, one panel a quantity."""
 
 import contextlib
 import csv
@@ -72,7 +72,7 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
         out: a .png file; ``curves.png`` in the run's folder by default.
 
     Returns:
-        The picture's path.
+        The image's path.
 
     Raises:
         UserError: as `read_log`, or matplotlib is not installed.
@@ -99,7 +99,7 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
 
 
 def plot_at_the_end(folder: str | os.PathLike[str]) -> None:
-    """`plot_run`, where it can be had: a run does not fail for want of a picture."""
+    """`plot_run`, where it can be had: a run does not fail for want of an image."""
     with contextlib.suppress(UserError, OSError):
         plot_run(folder)
 

@@ -44,7 +44,7 @@ def train_generator(
         data: folder of a token cache.
         out: folder of the run: config.yaml, log.csv, checkpoint.pt (or checkpoint/), samples/, model/.
         overrides: ``key=value``.
-        val: token cache of held-out pictures; takes the place of ``data.val``.
+        val: token cache of held-out images; takes the place of ``data.val``.
         resume: go on from the last checkpoint in ``out``; "auto" starts where there is none.
         device: auto, cpu, cuda, cuda:1, mps.
         devices: processes on this machine; those that torchrun or srun has started, or one.

@@ -497,7 +497,7 @@ class GeneratorTrainer:
                 self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
 
     def _sample(self) -> None:
-        """A grid of 16 pictures, if the tokenizer is at hand; training never fails for the lack of one."""
+        """A grid of 16 images, if the tokenizer is at hand; training never fails for the lack of one."""
         if not (self.context.is_main_process or self.context.sharded):
             network = None
         else:

@@ -64,7 +64,7 @@ def test_encode_report_decode(class_folder: Path, tmp_path: Path, capsys: pytest
     assert run("encode", class_folder, cache, "--tokenizer", "mean", "--report", "--device", "cpu") == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "12 pictures as 2 x 2 tokens, 3 classes" in captured.out
+    assert "12 images as 2 x 2 tokens, 3 classes" in captured.out
     assert "PSNR" in captured.out
     assert "perplexity" in captured.out
     assert "chequered cells 0.000% (originals 0.000%), images 0.0% (originals 0.0%)" in captured.out
@@ -93,7 +93,7 @@ def test_images_that_changed_and_labels_by_key(tmp_path: Path, capsys: pytest.Ca
     options = ["--tokenizer", "mean", "--label-key", ".txt"]
     assert run("encode", tar, cache, *options) == 0
     captured = capsys.readouterr()
-    assert "3 pictures as 2 x 2 tokens, 1 classes" in captured.out
+    assert "3 images as 2 x 2 tokens, 1 classes" in captured.out
     assert "labels from the .txt files, the first is 'owl'" in captured.err
     assert "left out 1 file or folder of the operating system (e.g. ._0.png)" in captured.err
     assert run("encode", tar, cache, "--label-key", ".txt", "--verify") == 0
@@ -159,12 +159,12 @@ def test_report_with_features(class_folder: Path, tmp_path: Path, capsys: pytest
 def test_bad_sources(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.png").write_text("no picture")
-    (tmp_path / "file.txt").write_text("no picture")
+    (tmp_path / "text" / "a.png").write_text("no image")
+    (tmp_path / "file.txt").write_text("no image")
     out = tmp_path / "out"
     for name, wanted in [
         ("nowhere", "does not exist"),
-        ("empty", "no pictures found"),
+        ("empty", "no images found"),
         ("text", "a.png"),
         ("text/a.png", "a.png"),
         ("file.txt", "file.txt"),
@@ -194,14 +194,14 @@ def test_shares_of_a_webdataset_and_their_proof(
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert run("encode", pattern, cache, *options) == 0
-    assert "15 pictures as 2 x 2 tokens, 3 classes" in capsys.readouterr().out
+    assert "15 images as 2 x 2 tokens, 3 classes" in capsys.readouterr().out
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     assert run("encode", f"pipe:cat {pattern}", whole, *options, "--classes", 3) == 0
     capsys.readouterr()
     for arguments in ([pattern, cache], [cache], [f"pipe:cat {pattern}", whole, *options]):
         assert run("encode", *arguments, "--verify") == 0
-        assert "15 pictures in 5 shards: every SHA-256" in capsys.readouterr().out
+        assert "15 images in 5 shards: every SHA-256" in capsys.readouterr().out
     assert run("encode", cache, "--verify", "--json") == 0
     assert json.loads(capsys.readouterr().out)["distinct"] == "keys"
     data = bytearray((cache / "tokens-00003.safetensors").read_bytes())

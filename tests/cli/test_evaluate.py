@@ -61,7 +61,7 @@ def test_lines_for_people(sides: tuple[Path, Path], features: Path, capsys: pyte
         "class accuracy",
         "pictures",
     ]
-    assert lines[4:6] == ["class accuracy     100.0% (reference 100.0%)", "pictures           12 against 9"]
+    assert lines[4:6] == ["class accuracy     100.0% (reference 100.0%)", "images           12 against 9"]
     assert lines[6] == ""
     assert [line.split()[:3] for line in lines[7:]] == [
         ["class", "n", "reference"],
@@ -205,9 +205,9 @@ def test_interrupted(
 
 BAD = {
     "missing": (["{tmp}/missing", "{b}"], "does not exist"),
-    "no pictures": (["{tmp}/empty", "{b}"], "no pictures found"),
-    "one file": (["{tmp}/text.png", "{b}"], "at least 2 pictures (generated: 1"),
-    "one picture": (["{tmp}/one", "{b}"], "at least 2 pictures (generated: 1"),
+    "no images": (["{tmp}/empty", "{b}"], "no images found"),
+    "one file": (["{tmp}/text.png", "{b}"], "at least 2 images (generated: 1"),
+    "one image": (["{tmp}/one", "{b}"], "at least 2 images (generated: 1"),
     "one side": (["{b}"], "two sides are compared (got {b})"),
     "no side": ([], "two sides are compared (got nothing)"),
     "three sides": (["{b}", "{b}", "{b}"], "two sides are compared"),
@@ -239,7 +239,7 @@ def test_bad_input(
 ) -> None:
     """One line, exit code 2, nothing left behind."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     paint(tmp_path / "one", ["red"])
     before = sorted(tmp_path.rglob("*"))
     arguments, message = BAD[name]

@@ -266,7 +266,7 @@ def test_inpaint_refuses(
     model: Path, picture: Path, mask: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text.png"
-    text.write_text("no picture")
+    text.write_text("no image")
     small = tmp_path / "small.png"
     Image.new("L", (8, 8), 255).save(small)
     out = ("--model", model, "--out", tmp_path / "out.png")
@@ -368,7 +368,7 @@ def test_signal_map(model: Path, picture: Path, tmp_path: Path, capsys: pytest.C
 def test_signal_refuses(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd, text = tmp_path / "odd.png", tmp_path / "text.png"
     Image.new("RGB", (3, 16)).save(odd)
-    text.write_text("no picture")
+    text.write_text("no image")
     out = ("--model", model, "--out", tmp_path / "map.png")
     assert "at least 4 pixels" in refused(capsys, run("signal", odd, *out))
     assert "text.png" in refused(capsys, run("signal", text, *out))

@@ -48,7 +48,7 @@ def test_changed_text_and_files_of_others(folder: Path, tmp_path: Path, capsys: 
         (("encode", folder, tokens, "--verify"), "text is not what was encoded"),
         (("encode", folder, tokens, "--tokenizer", "bytes"), "another request"),
         (("decode", tokens, tmp_path / "mine.txt"), "was not written by this command"),
-        (("decode", tokens, folder), "was not written by this command"),
+        (("decode", tokens, folder), "must be a new or an empty folder"),
     ]:
         assert run(*command) == 2
         captured = capsys.readouterr()

@@ -93,7 +93,7 @@ def test_convert_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     told = capsys.readouterr().out
     assert "unit, family diffusers, 512 codes" in told
     assert load_tokenizer(tmp_path / "out").name == "unit"
-    assert "was not written by this command" in refused(capsys, run("convert", folder, tmp_path / "out"))
+    assert "must be a new or an empty folder" in refused(capsys, run("convert", folder, tmp_path / "out"))
     assert "need a file or a folder" in refused(
         capsys, run("convert", "cifar10-f4", tmp_path / "b", "--pixels", "0..1")
     )

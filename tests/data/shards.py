@@ -11,7 +11,7 @@ from tests.conftest import draw_picture
 
 
 def png(seed: int) -> bytes:
-    """The file of one picture of 8 x 8 pixels."""
+    """The file of one image of 8 x 8 pixels."""
     file = io.BytesIO()
     Image.fromarray(draw_picture(seed)).save(file, format="PNG")
     return file.getvalue()
@@ -29,7 +29,7 @@ def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w") -> Path:
 
 
 def samples(start: int, stop: int, classes: int = 3) -> dict[str, bytes]:
-    """Files of the samples ``start ... stop``: picture k and the class k modulo ``classes``."""
+    """Files of the samples ``start ... stop``: image k and the class k modulo ``classes``."""
     files = {}
     for k in range(start, stop):
         files[f"{k:06d}.png"] = png(k)

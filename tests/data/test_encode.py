@@ -1,4 +1,4 @@
-"""Pictures to tokens and back with a tokenizer whose every code is known beforehand."""
+"""Images to tokens and back with a tokenizer whose every code is known beforehand."""
 
 import json
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_a_finished_cache_is_not_encoded_again(class_folder: Path, tmp_path: Pat
 
 def test_a_bad_picture_stops_before_anything_is_written(class_folder: Path, tmp_path: Path) -> None:
     (class_folder / "bee" / "2.png").write_text("text")
-    with pytest.raises(UserError, match=r"bee/2\.png: not a picture .*--skip-bad"):
+    with pytest.raises(UserError, match=r"bee/2\.png: not an image .*--skip-bad"):
         encode(class_folder, tmp_path / "new", MeanTokenizer())
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError):
@@ -160,7 +160,7 @@ def test_skip_bad_leaves_out_and_names(class_folder: Path, tmp_path: Path) -> No
 def test_nothing_but_bad_pictures_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.png").write_text("text")
-    with pytest.raises(UserError, match="none of the pictures"):
+    with pytest.raises(UserError, match="none of the images"):
         encode(tmp_path / "src", tmp_path / "out", MeanTokenizer(), skip_bad=True)
     assert not (tmp_path / "out").exists()
 

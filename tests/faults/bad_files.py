@@ -174,7 +174,7 @@ def _conversions(w: World) -> Iterator[Case]:
             "a pickled number": pickle.dumps(5),
             "a pickled list": pickle.dumps([1]),
             "a program": b"\x7fELF" + bytes(600),
-            "a picture": (w.root / "picture.png").read_bytes(),
+            "an image": (w.root / "picture.png").read_bytes(),
             "JSON": b"{}",
             "a pickle of 5,000 marks": b"\x80\x02" + b"(" * 5000 + b".",
             "a pickle that never ends": b"\x80\x02" + b"N0" * 9,

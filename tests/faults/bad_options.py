@@ -157,7 +157,7 @@ def _masks(w: World) -> Iterator[Case]:
         )
     for mode in ("RGBA", "LA", "P", "RGB"):
         yield Case(
-            f"a picture of mode {mode} without a mask",
+            f"an image of mode {mode} without a mask",
             lambda f, m=mode: ["inpaint", str(saved(f, picture(m))), "--out", str(f / "o.png"),  # type: ignore[misc]
                                "--model", w.path("model"), "--device", "cpu"],
         )  # fmt: skip
@@ -165,14 +165,14 @@ def _masks(w: World) -> Iterator[Case]:
         side = picture("RGB", max(height, width)).crop((0, 0, width, height))
         for command in ("signal", "inpaint"):
             yield Case(
-                f"{command} of a picture of {width} x {height}",
+                f"{command} of an image of {width} x {height}",
                 lambda f, s=side, c=command: (
                     w.signal(saved(f, s), f / "o.png")  # type: ignore[misc]
                     if c == "signal"
                     else w.inpaint(f / "o.png", "--fit", image=saved(f, s))
                 ),
             )
-    yield Case("the picture is its own mask", lambda f: w.inpaint(f / "out.png", mask=w.root / "picture.png"), REFUSED)
+    yield Case("the image is its own mask", lambda f: w.inpaint(f / "out.png", mask=w.root / "picture.png"), REFUSED)
 
 
 def _outputs(w: World) -> Iterator[Case]:
@@ -204,16 +204,16 @@ def _outputs(w: World) -> Iterator[Case]:
         "a file called .png": lambda f: file(f / "out.png"),
         "a folder called .png": lambda f: filled(f / "out.png"),
         "a place below a file": lambda f: file(f / "a") / "out",
-        "a picture below a file": lambda f: file(f / "a") / "out.png",
+        "an image below a file": lambda f: file(f / "a") / "out.png",
         "a name that is too long": lambda f: f / ("a" * 300),
-        "a picture whose name is too long": lambda f: f / ("a" * 300 + ".png"),
+        "an image whose name is too long": lambda f: f / ("a" * 300 + ".png"),
         "a name just short enough": lambda f: f / ("a" * 240),
-        "a picture's name just short enough": lambda f: f / ("a" * 250 + ".png"),
+        "an image's name just short enough": lambda f: f / ("a" * 250 + ".png"),
         "a link to itself": lambda f: ring(f / "out"),
-        "a picture that is a link to itself": lambda f: ring(f / "out.png"),
+        "an image that is a link to itself": lambda f: ring(f / "out.png"),
         "a link to nowhere": lambda f: hollow(f / "out"),
         "a pipe": lambda f: pipe(f / "out"),
-        "a picture that is a pipe": lambda f: pipe(f / "out.png"),
+        "an image that is a pipe": lambda f: pipe(f / "out.png"),
         "a suffix alone": lambda f: f / ".png",
         "another suffix": lambda f: f / "out.jpg",
         "a device": lambda f: Path("/dev/null"),

@@ -1,4 +1,4 @@
-"""Pictures of every format and mode that Pillow writes, cut and changed ones, and small files that promise much."""
+"""Images of every format and mode that Pillow writes, cut and changed ones, and small files that promise much."""
 
 import io
 import struct
@@ -32,7 +32,7 @@ def picture(mode: str, side: int = 16) -> Image.Image:
 
 
 def saved(mode: str, kind: str) -> bytes:
-    """A picture's file; empty where Pillow does not write such ones."""
+    """An image's file; empty where Pillow does not write such ones."""
     buffer = io.BytesIO()
     try:
         if mode == "PA":
@@ -63,7 +63,7 @@ def _file(data: bytes, name: str) -> Callable[[Path], Path]:
 
 
 class Readers:
-    """The commands that read a picture, one after the other."""
+    """The commands that read an image, one after the other."""
 
     def __init__(self, world: World) -> None:
         self.world, self.turn = world, 0
@@ -80,7 +80,7 @@ class Readers:
         }
 
     def case(self, what: str, data: bytes, name: str, command: str = "", allowed: frozenset[int] = EITHER) -> Case:
-        """A picture for one command: the named one, or the next in turn."""
+        """An image for one command: the named one, or the next in turn."""
         commands = self.each()
         command = command or list(commands)[self.turn % len(commands)]
         self.turn += 1
@@ -91,8 +91,8 @@ def cases(world: World) -> dict[str, list[Case]]:
     readers = Readers(world)
     return {
         "formats": _formats(readers),
-        "cut pictures": _cut(readers),
-        "changed pictures": _changed(readers),
+        "cut images": _cut(readers),
+        "changed images": _changed(readers),
         "bombs": _bombs(readers),
     }
 
@@ -230,7 +230,7 @@ def _promising() -> dict[str, tuple[str, bytes]]:
         "JPEG of 4 pixels": ("jpg", _of_side("JPEG", 2)),
         "SVG": ("png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
         "HTML": ("jpg", b"<!doctype html><title>404</title>"),
-        "text": ("png", b"not a picture\n"),
+        "text": ("png", b"not an image\n"),
         "zeros": ("png", bytes(4096)),
     }  # fmt: skip
 

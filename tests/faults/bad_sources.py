@@ -23,7 +23,7 @@ NAMES = {
     "a percent sign": "a%sb{0}",
     "a dollar": "a${oc.env:HOME}b",
     "an accent": "é",
-    "a picture sign": "🐱",
+    "an image sign": "🐱",
     "text that turns round": "a\u202egnp.exe",
     "bytes that are no UTF-8": os.fsdecode(b"a\xff\xfeb"),
     "200 letters": "a" * 200,
@@ -50,9 +50,9 @@ def cases(world: World) -> dict[str, list[Case]]:
 def _names(w: World) -> Iterator[Case]:
     for what, name in NAMES.items():
         uses: dict[str, Callable[[Path, str], list[str]]] = {
-            "a picture": lambda f, n: w.encode(_write(f / f"in/{n}.png").parent, f / "out"),
-            "a picture that is none": lambda f, n: w.encode(_write(f / f"in/{n}.png", b"x").parent, f / "out"),
-            "such a picture, left out": lambda f, n: w.encode(
+            "an image": lambda f, n: w.encode(_write(f / f"in/{n}.png").parent, f / "out"),
+            "an image that is none": lambda f, n: w.encode(_write(f / f"in/{n}.png", b"x").parent, f / "out"),
+            "such an image, left out": lambda f, n: w.encode(
                 _write(_write(f / f"in/{n}.png", b"x").with_name("b.png")).parent, f / "out", "--skip-bad", "--json"
             ),
             "a class": lambda f, n: w.encode(_write(f / f"in/{n}/a.png").parents[1], f / "out", "--report"),
@@ -60,10 +60,10 @@ def _names(w: World) -> Iterator[Case]:
             "a source that is not there": lambda f, n: w.encode(f / n, f / "out"),
             "a token cache to be made": lambda f, n: w.encode(w.root / "pictures", f / n),
             "a folder to be drawn into": lambda f, n: w.sample(f / n, "--json"),
-            "a picture to be drawn": lambda f, n: w.sample(f / f"{n}.png"),
+            "an image to be drawn": lambda f, n: w.sample(f / f"{n}.png"),
             "a run": lambda f, n: w.train(f / n),
-            "a picture to be painted": lambda f, n: w.inpaint(f / "out", image=_write(f / f"{n}.png")),
-            "a picture in a figure": lambda f, n: w.fid(_write(f / f"in/{n}.png", b"x").parent),
+            "an image to be painted": lambda f, n: w.inpaint(f / "out", image=_write(f / f"{n}.png")),
+            "an image in a figure": lambda f, n: w.fid(_write(f / f"in/{n}.png", b"x").parent),
             "a class in a figure": lambda f, n: w.fid(
                 _write(_write(f / f"in/{n}/0.png").with_name("1.png")).parents[1], "--json"
             ),
@@ -122,20 +122,20 @@ def _special(w: World) -> Iterator[Case]:
             return copied(w.root / name, f / name, file, make)
 
         places: dict[str, Callable[[Path], list[str]]] = {
-            "a picture of a source": lambda f, put=put: w.encode(
+            "an image of a source": lambda f, put=put: w.encode(
                 put(_write(f / "in/b.png").with_name("a.png")).parent, f / "out"
             ),
-            "a picture to be left out": lambda f, put=put: w.encode(
+            "an image to be left out": lambda f, put=put: w.encode(
                 put(_write(f / "in/b.png").with_name("a.png")).parent, f / "out", "--skip-bad"
             ),
-            "a picture to train on": lambda f, put=put: w.train_tokenizer(
+            "an image to train on": lambda f, put=put: w.train_tokenizer(
                 f / "run", data=put(_write(f / "in/b.png").with_name("a.png")).parent
             ),
-            "a picture in a figure": lambda f, put=put: w.fid(put(_write(f / "in/b.png").with_name("a.png")).parent),
-            "a source of pictures": lambda f, put=put: w.encode(put(f / "in.png"), f / "out"),
+            "an image in a figure": lambda f, put=put: w.fid(put(_write(f / "in/b.png").with_name("a.png")).parent),
+            "a source of images": lambda f, put=put: w.encode(put(f / "in.png"), f / "out"),
             "an archive": lambda f, put=put: w.encode(put(f / "in.tar"), f / "out"),
             "a shard of archives": lambda f, put=put: w.encode(put(f / "in/a.tar").parent, f / "out"),
-            "a picture to be judged": lambda f, put=put: w.signal(put(f / "a.png"), f / "out.png"),
+            "an image to be judged": lambda f, put=put: w.signal(put(f / "a.png"), f / "out.png"),
             "a mask": lambda f, put=put: w.inpaint(f / "out.png", mask=put(f / "a.png")),
             "a config": lambda f, put=put: w.train(f / "run", config=put(f / "c.yaml")),
             "a tokenizer's config": lambda f, put=put: w.train_tokenizer(f / "run", config=put(f / "c.yaml")),
@@ -199,20 +199,18 @@ def _folders(w: World) -> Iterator[Case]:
         return f / "in"
 
     yield Case("an empty folder", lambda f: w.encode(put(f), f / "out"), REFUSED)
-    yield Case("hidden pictures alone", lambda f: w.encode(put(f, ".a.png", ".b/c.png"), f / "out"), REFUSED)
+    yield Case("hidden images alone", lambda f: w.encode(put(f, ".a.png", ".b/c.png"), f / "out"), REFUSED)
     yield Case("texts alone", lambda f: w.encode(put(f, "a.txt", "b.csv"), f / "out"), REFUSED)
-    yield Case(
-        "pictures in and out of class folders", lambda f: w.encode(put(f, "a.png", "b/c.png"), f / "out"), REFUSED
-    )
+    yield Case("images in and out of class folders", lambda f: w.encode(put(f, "a.png", "b/c.png"), f / "out"), REFUSED)
     yield Case("a thousand classes", lambda f: w.encode(put(f, *(f"{k}/a.png" for k in range(300))), f / "out"), DONE)
     yield Case("an empty class", lambda f: w.encode((put(f, "a/1.png") / "b").mkdir() or f / "in", f / "out"), DONE)
     yield Case("3,000 empty files", many, REFUSED)
-    yield Case("a picture 60 folders deep", deep, DONE)
+    yield Case("an image 60 folders deep", deep, DONE)
     yield Case("folders in a ring", rings, DONE)
-    yield Case("a link to a picture elsewhere", outside, DONE)
+    yield Case("a link to an image elsewhere", outside, DONE)
     yield Case("a folder within a suffix", lambda f: w.encode(put(f, "a.png/b.png"), f / "out"), DONE)
-    yield Case("one picture of many sizes", lambda f: w.encode(put(f, "a.PNG"), f / "out", "--image-size", "16"), DONE)
-    yield Case("one picture in a figure", lambda f: w.fid(put(f, "a.png")), REFUSED)
+    yield Case("one image of many sizes", lambda f: w.encode(put(f, "a.PNG"), f / "out", "--image-size", "16"), DONE)
+    yield Case("one image in a figure", lambda f: w.fid(put(f, "a.png")), REFUSED)
     yield Case("a source that is the output", lambda f: w.encode(put(f, "a.png"), f / "in"), REFUSED)
     yield Case("a source inside the output", lambda f: w.encode(put(f, "b/a.png") / "b", f / "in"), REFUSED)
     yield Case("an output inside the source", lambda f: w.encode(put(f, "b/a.png"), f / "in/out"), DONE)
@@ -224,7 +222,7 @@ def _folders(w: World) -> Iterator[Case]:
         "shards": '{"shards": 1}',
     }.items():  # fmt: skip
         yield Case(
-            f"drawn pictures whose manifest is {what}",
+            f"drawn images whose manifest is {what}",
             lambda f, text=text: w.fid(  # type: ignore[misc]
                 _write(put(f, "a.png", "b.png") / "manifest.json", text.encode()).parent
             ),
@@ -269,7 +267,7 @@ def _archives() -> dict[str, tuple[str, bytes, frozenset[int]]]:
         "in order": ("a.tar", good, DONE),
         "cut after a header": ("a.tar", good[:512], REFUSED),
         "cut in a header": ("a.tar", good[:300], REFUSED),
-        "cut in a picture": ("a.tar", good[:900], REFUSED),
+        "cut in an image": ("a.tar", good[:900], REFUSED),
         "cut before its end": ("a.tar", good[: 2 * (512 + 512 * -(-len(PNG) // 512))], DONE),
         "with a changed sum": ("a.tar", good[:148] + b"0000000" + good[155:], REFUSED),
         "with a changed second sum": ("a.tar", _spoilt_second(good), REFUSED),
@@ -278,7 +276,7 @@ def _archives() -> dict[str, tuple[str, bytes, frozenset[int]]]:
         "of no bytes": ("a.tar", b"", REFUSED),
         "of zeros": ("a.tar", bytes(10240), REFUSED),
         "that is a zip": ("a.tar", b"PK\x03\x04" + bytes(600), REFUSED),
-        "that is a picture": ("a.tar", PNG, REFUSED),
+        "that is an image": ("a.tar", PNG, REFUSED),
         "within an archive": ("a.tar", _tar(("b.tar", good)), REFUSED),
         "that is packed but is not called so": ("a.tar", zipped, DONE),
         "that is not packed but is called so": ("a.tar.gz", good, DONE),
@@ -301,7 +299,7 @@ def _archives() -> dict[str, tuple[str, bytes, frozenset[int]]]:
         "with a hard link to itself": ("a.tar", _tar(_member("a.png", hard, "a.png")), REFUSED),
         "with a device": ("a.tar", _tar(_member("a.png", tarfile.CHRTYPE)), REFUSED),
         "with a pipe": ("a.tar", _tar(_member("a.png", tarfile.FIFOTYPE)), REFUSED),
-        "with a folder called picture": ("a.tar", _tar(_member("a.png", tarfile.DIRTYPE)), REFUSED),
+        "with a folder called image": ("a.tar", _tar(_member("a.png", tarfile.DIRTYPE)), REFUSED),
         "with an unknown kind of member": ("a.tar", _with_field(one, 156, b"Z"), EITHER),
         "with a sparse member": ("a.tar", _with_field(one, 156, sparse), EITHER),
         "with a sparse member of 2^60 bytes": (

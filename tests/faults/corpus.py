@@ -90,7 +90,7 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Pictures in classes, a model with its tokenizer, tokens, features, a run's log, configs."""
+    """Images in classes, a model with its tokenizer, tokens, features, a run's log, configs."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog", "ship"):
         (root / "pictures" / name).mkdir(parents=True)
@@ -234,7 +234,7 @@ def cases(world: World) -> dict[str, list[Case]]:
 
 
 THEMES = (
-    "formats", "cut pictures", "changed pictures", "bombs", "names", "special files", "folders", "tars", "yaml",
+    "formats", "cut images", "changed images", "bombs", "names", "special files", "folders", "tars", "yaml",
     "overrides", "model configs", "tokenizer configs", "options", "classes", "masks", "weights", "shards",
     "manifests", "features", "conversions", "logs", "outputs",
 )  # fmt: skip

@@ -29,7 +29,7 @@ SHARES = ("0/2", "1/2", "1/2")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 def shares(kills: int, seed: int) -> None:
     rng = random.Random(seed)
-    extract_features.CHUNK = 32  # many parts of few pictures
+    extract_features.CHUNK = 32  # many parts of few images
     with TemporaryDirectory() as folder:
         root = Path(folder)
         commands = prepare(root)
@@ -81,7 +81,7 @@ def _assert_finished(out: Path) -> None:
     """A folder with a manifest, and features with a record, have all that these speak of."""
     for path in out.rglob("manifest.json"):
         missing = json.loads(path.read_text())["count"] - len(list(path.parent.glob("*.png")))
-        assert not missing, f"{path} is there and {missing} pictures are not"
+        assert not missing, f"{path} is there and {missing} images are not"
     for path in out.rglob("features.json"):
         rows = json.loads(path.read_text())["rows"]
         assert len(np.load(path.with_name("features.npy"), mmap_mode="r")) == rows

@@ -58,7 +58,7 @@ class Command:
 
 
 def prepare(root: Path) -> dict[str, Command]:
-    """Pictures, a model with its tokenizer, tokens and features in ``root``; the commands over them."""
+    """Images, a model with its tokenizer, tokens and features in ``root``; the commands over them."""
     torch.set_num_threads(1)  # a fork does not take a pool of threads along
     rng = np.random.default_rng(0)
     for name in ("cat", "dog", "ship"):

@@ -205,7 +205,7 @@ def test_shares_of_an_encoding_are_the_whole(
 
 
 class Drawer(Model):
-    """Draws black pictures and says which."""
+    """Draws black images and says which."""
 
     def __init__(self, batch: int) -> None:
         self.kernel_batch, self.drawn = batch, list[int]()
@@ -240,7 +240,7 @@ def test_shares_of_a_folder_are_the_whole(
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two whole shards of a stream's kind and one of three pictures, one of them skipped."""
+    """Two whole shards of a stream's kind and one of three images, one of them skipped."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
     writer = TokenCacheWriter(folder, request(items=7, shard_size=4))
     writer.write(torch.arange(24).view(4, 2, 3), torch.tensor([0, 1, 0, 1]))
@@ -491,7 +491,7 @@ def test_any_sizes_of_a_stored_tensor(
 @examples(60)
 @given(data=st.data(), cell=st.integers(1, 4), aligned=st.booleans())
 def test_windows_cover_every_hole(data: st.DataObject, cell: int, aligned: bool) -> None:
-    """Seen to fail with a window too few, and with one that leaves the picture."""
+    """Seen to fail with a window too few, and with one that leaves the image."""
     native = tuple(cell * data.draw(st.integers(1, 5)) for _ in range(2))
     step = cell if aligned else 1
     shape = tuple(data.draw(st.integers(1, 12)) * step for _ in range(2))

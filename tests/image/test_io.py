@@ -1,4 +1,4 @@
-"""One picture in, 8-bit RGB out: every mode, every breakage."""
+"""One image in, 8-bit RGB out: every mode, every breakage."""
 
 import io
 import struct
@@ -233,7 +233,7 @@ def test_deep_colour_is_rounded_in_its_own_mode_too() -> None:
 
 
 def test_exif_that_cannot_be_read_turns_nothing() -> None:
-    """Seen to fail: Pillow reads it when the file is opened, and again, with an error, in a copy of the picture."""
+    """Seen to fail: Pillow reads it when the file is opened, and again, with an error, in a copy of the image."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(buffer, "JPEG")
     data = buffer.getvalue()
@@ -262,7 +262,7 @@ def broken_files() -> dict[str, bytes]:
     jpeg, png = packed(Image.fromarray(gradient()), "JPEG"), packed(Image.effect_noise((40, 40), 90))
     return {
         "empty.png": b"",
-        "text.png": b"I am no picture\n",
+        "text.png": b"I am no image\n",
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "end.jpg": jpeg[:-30],
         "cut.png": png[: len(png) // 2],
@@ -292,7 +292,7 @@ def test_a_damaged_png_does_not_end_the_process(depth: int, place: int) -> None:
     data = bytearray(packed(image))
     assert data[24] == depth
     data[place] ^= 8
-    with pytest.raises(UserError, match="picture cannot be read"):
+    with pytest.raises(UserError, match="image cannot be read"):
         load_image(data)
 
 

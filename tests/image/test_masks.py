@@ -25,7 +25,7 @@ def square(height=SIDE, width=SIDE, top=5, left=9, size=13):
 
 
 def picture(mode, height=SIDE, width=SIDE):
-    """A picture of random pixels in any mode; a paletted one uses all of its palette."""
+    """An image of random pixels in any mode; a paletted one uses all of its palette."""
     if mode == "I;16":
         return Image.fromarray(pixels(height, width, high=65536, dtype=np.uint16))
     if mode == "1":
@@ -106,7 +106,7 @@ def test_the_hole_is_filled_from_outside():
 def test_known_pixels_are_the_inputs_bit_for_bit(mode, feather, tmp_path):
     """Through load_mask, composite and a PNG file, alpha and 16 bits included.
 
-    Seen to fail with the blend taken over the whole picture (rounding), with feathering outside the hole, and
+    Seen to fail with the blend taken over the whole image (rounding), with feathering outside the hole, and
     with alpha set to 255 everywhere.
     """
     source = picture(mode)
@@ -124,7 +124,7 @@ def test_known_pixels_are_the_inputs_bit_for_bit(mode, feather, tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
 def test_the_hole_shows_what_was_drawn(mode):
-    """Opaque, and on the scale of the mode. Seen to fail with 8-bit values written into a 16-bit picture."""
+    """Opaque, and on the scale of the mode. Seen to fail with 8-bit values written into a 16-bit image."""
     mask = square()
     result = composite(picture(mode), drawn(), mask)
     if mode == "I;16":
@@ -135,7 +135,7 @@ def test_the_hole_shows_what_was_drawn(mode):
 
 
 def test_feather_fades_inside_the_hole_alone():
-    """White on black: the share of the drawn picture by distance to the nearest known pixel, in quarters."""
+    """White on black: the share of the drawn image by distance to the nearest known pixel, in quarters."""
     mask = square(top=8, left=8, size=16)
     black, white = Image.new("RGB", (SIDE, SIDE)), Image.new("RGB", (SIDE, SIDE), "white")
     row = np.asarray(composite(black, white, mask, feather=3))[16, :, 0]
@@ -236,7 +236,7 @@ def test_a_larger_mask_or_an_extension_paints_beyond_the_picture(mode):
     """Seen to fail with rows and columns of the place exchanged."""
     small = to_storable_mode(picture(mode, 12, 20))
     mask = np.ones((30, 40), dtype=bool)
-    mask[4:16, 15:35] = False  # here lies the picture
+    mask[4:16, 15:35] = False  # here lies the image
     for loaded, hole in (
         load_mask(small, mask),
         load_mask(small, np.zeros((12, 20), bool), extend_by=Extension(left=15, top=4, right=5, bottom=14)),
@@ -249,7 +249,7 @@ def test_a_larger_mask_or_an_extension_paints_beyond_the_picture(mode):
 
 def test_bad_masks_are_refused(tmp_path):
     rgb = picture("RGB")
-    with pytest.raises(UserError, match="picture 32 x 32, mask 16 x 8"):
+    with pytest.raises(UserError, match="image 32 x 32, mask 16 x 8"):
         load_mask(rgb, np.ones((8, 16), bool))
     with pytest.raises(UserError, match="a mask is needed.*mode RGB"):
         load_mask(rgb)
@@ -259,13 +259,13 @@ def test_bad_masks_are_refused(tmp_path):
         load_mask(rgb, np.full((SIDE, SIDE), 1.5))
     with pytest.raises(UserError, match="mask cannot be opened.*nothere.png"):
         load_mask(rgb, tmp_path / "nothere.png")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"picture cannot be read.*text\.png"):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"image cannot be read.*text\.png"):
         load_mask(tmp_path / "text.png", np.ones((SIDE, SIDE), bool))
     frames = [Image.new("L", rgb.size, grey) for grey in (0, 255)]
     for name in ("moving.gif", "moving.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        with pytest.raises(UserError, match=f"mask must be a single picture.*{name}: 2 frames"):
+        with pytest.raises(UserError, match=f"mask must be a single image.*{name}: 2 frames"):
             load_mask(rgb, tmp_path / name)
     whole = (tmp_path / "moving.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 3])
@@ -276,7 +276,7 @@ def test_bad_masks_are_refused(tmp_path):
 
 
 def test_bad_composites_are_refused():
-    with pytest.raises(UserError, match="picture 32 x 32, drawn 16 x 32, mask 32 x 32"):
+    with pytest.raises(UserError, match="image 32 x 32, drawn 16 x 32, mask 32 x 32"):
         composite(picture("RGB"), drawn(32, 16), square())
     with pytest.raises(UserError, match="at least 0 pixels"):
         composite(picture("RGB"), drawn(), square(), feather=-1)

@@ -50,7 +50,7 @@ def test_every_config_says_what_it_is() -> None:
         assert config.what, config.name
         assert config.hardware, config.name
         assert "\n" not in config.what + config.size + config.hardware
-    assert found["imagenet256"].size == "312 million parameters, 454 GFLOP a picture and training step"
+    assert found["imagenet256"].size == "312 million parameters, 454 GFLOP an image and training step"
     assert found["cifar10"].size.startswith("4.0 million parameters")
     assert found["cifar10"].tried
     assert not found["imagenet256"].tried

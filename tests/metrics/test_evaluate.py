@@ -84,7 +84,7 @@ def test_few_pictures(tmp_path, features):
     paint(tmp_path / "a", ["red"])
     paint(tmp_path / "b", CHANNELS)
     extractor = load_extractor(str(features))
-    with pytest.raises(UserError, match="at least 2 pictures .generated: 1"):
+    with pytest.raises(UserError, match="at least 2 images .generated: 1"):
         evaluate(tmp_path / "a", tmp_path / "b", extractor)
     report = evaluate(tmp_path / "b", tmp_path / "b", extractor)
     assert len(report["warnings"]) == 3

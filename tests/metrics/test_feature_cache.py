@@ -286,7 +286,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="record of saved features cannot be read"):
         open_features(tmp_path)
     extractor = means_extractor(lambda x: x.float().mean(dim=(2, 3)).where(x[:, :1, 0, 0] > 100, float("nan")))
-    with pytest.raises(UserError, match="must be finite .*picture 1 of noise, 1 of a batch of 4"):
+    with pytest.raises(UserError, match="must be finite .*image 1 of noise, 1 of a batch of 4"):
         extract_features.extract_features(NoiseImages(N), extractor, batch_size=4)
     with pytest.raises(UserError, match="batch size"):
         extract_features.extract_features(NoiseImages(N), means_extractor(), batch_size=0)

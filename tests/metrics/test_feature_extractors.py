@@ -47,7 +47,7 @@ def images(*sizes, seed=0):
 
 
 def test_torchscript_file(tmp_path):
-    """Pictures of several sizes keep their order. Seen to fail with rows in the order of the groups."""
+    """Images of several sizes keep their order. Seen to fail with rows in the order of the groups."""
     path = script(Means(), tmp_path / "means.pt")
     extractor = load_extractor(path)
     batch = images((5, 4), (2, 2), (5, 4), (1, 1), (2, 2))

@@ -93,7 +93,7 @@ def test_few_rows_are_their_own_factor():
 
 
 def test_constant_features():
-    """All pictures alike: only the means count."""
+    """All images alike: only the means count."""
     a, b = FeatureStatistics.of(np.ones((5, 3))), FeatureStatistics.of(np.zeros((5, 3)))
     assert frechet_distance(a, b) == pytest.approx(3)
 

@@ -1,4 +1,4 @@
-"""What stands on a side: the same pictures give the same features, from wherever they come."""
+"""What stands on a side: the same images give the same features, from wherever they come."""
 
 import json
 import tarfile
@@ -77,9 +77,9 @@ def test_token_cache(class_folder: Path, tmp_path: Path, mean_tokenizer: MeanTok
 
 @pytest.mark.parametrize("batch_size", [3, 16, 64])
 def test_model(batch_size: int, model: Model, tmp_path: Path) -> None:
-    """As the pictures that it saves, in blocks that fit no batch.
+    """As the images that it saves, in blocks that fit no batch.
 
-    Seen to fail when every block starts at the seed's first picture.
+    Seen to fail when every block starts at the seed's first image.
     """
     side = SampledSet(model, 37, seed=4, settings=FAST)
     for k, image in enumerate(model.sample(37, seed=4, settings=FAST)):
@@ -93,12 +93,12 @@ def test_model_of_one_class(model: Model) -> None:
     assert dogs.labels == [1] * 6
     assert dogs.identity()["class"] == "dog"
     every = features_of(SampledSet(model, 6, seed=4, settings=FAST))
-    # Picture 1 of the seed is a dog on both sides.
+    # Image 1 of the seed is a dog on both sides.
     assert (features_of(dogs) == every).all(axis=1).tolist() == [False, True, False, False, True, False]
 
 
 def test_classes_of_a_flat_folder(tmp_path: Path) -> None:
-    """What `ggm-image sample` wrote beside its pictures is what was asked for."""
+    """What `ggm-image sample` wrote beside its images is what was asked for."""
     paint(tmp_path, ["red", "green", "red"], classes=False)
     assert open_image_set(tmp_path).class_names == []
     (tmp_path / "manifest.json").write_text(json.dumps({"classes": ["red", "green", "red"]}))
@@ -140,7 +140,7 @@ def test_classes_of_files_that_are_not_numbered(tmp_path: Path) -> None:
 
 
 def test_model_of_classes_that_take_turns(model: Model) -> None:
-    """Class k mod 2 for picture k, in blocks too. Seen to fail with turns counted from each block's first."""
+    """Class k mod 2 for image k, in blocks too. Seen to fail with turns counted from each block's first."""
     side = SampledSet(model, 37, classes=["ship", "cat"], seed=4, settings=FAST)
     assert side.labels == [(2, 0)[k % 2] for k in range(37)]
     assert side.identity()["class"] == ["ship", "cat"]
@@ -151,7 +151,7 @@ def test_model_of_classes_that_take_turns(model: Model) -> None:
 
 
 def test_what_pictures_depend_on(class_folder: Path, tmp_path: Path, mean_tokenizer: MeanTokenizer) -> None:
-    """Two pictures that change names: each file is of the same size and names as before.
+    """Two images that change names: each file is of the same size and names as before.
 
     Seen to fail with the fingerprint of the names alone.
     """

@@ -1,4 +1,4 @@
-"""Class by class: the figures of the pictures of that class, and nothing else."""
+"""Class by class: the figures of the images of that class, and nothing else."""
 
 import warnings
 
@@ -20,7 +20,7 @@ def sides(n: int, m: int, d: int = 3):
 
 @pytest.mark.parametrize(("n", "m", "d"), [(60, 90, 3), (60, 90, 40), (10, 300, 40)])
 def test_figures_of_each_class(n: int, m: int, d: int) -> None:
-    """By name, whatever the labels on the two sides; with few and with many pictures for the features.
+    """By name, whatever the labels on the two sides; with few and with many images for the features.
 
     Seen to fail with the label of one side used on the other.
     """
@@ -50,7 +50,7 @@ def test_one_warning_for_all_classes() -> None:
 
 
 def test_classes_that_cannot_be_compared() -> None:
-    """A single picture has no covariance; sides without a class in common have no table."""
+    """A single image has no covariance; sides without a class in common have no table."""
     rows = np.eye(4, 3)
     one = features_of(rows, [0, 1, 1, 1], ["ant", "bee"])
     with pytest.warns(UserWarning, match="2 of 2 classes"):

@@ -57,7 +57,7 @@ def test_sets_far_apart() -> None:
 
 
 def test_copies_are_at_no_distance() -> None:
-    """Exactly, in many dimensions, where the norms cancel; and pictures that differ are as far apart as they are.
+    """Exactly, in many dimensions, where the norms cancel; and images that differ are as far apart as they are.
 
     Seen to fail without the rounding of small distances to zero.
     """

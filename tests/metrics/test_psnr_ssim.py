@@ -29,14 +29,14 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_ssim_closed_forms() -> None:
     assert float(ssim(noise(2, 3, 20, 20), noise(2, 3, 20, 20))) == pytest.approx(1.0)
-    # Flat pictures: only the luminance term is left.
+    # Flat images: only the luminance term is left.
     assert float(ssim(flat(100), flat(150))) == pytest.approx((2 * 100 * 150 + C1) / (100**2 + 150**2 + C1))
     x = noise(1, 1, 16, 16)
     assert float(ssim(x, 255 - x)) < 0
 
 
 def definition(x: torch.Tensor, y: torch.Tensor, length: int) -> float:
-    """Wang et al. 2004, equation by equation, on two grey pictures (h, w)."""
+    """Wang et al. 2004, equation by equation, on two grey images (h, w)."""
     r = length // 2
     weights = {(i, j): math.exp(-(i * i + j * j) / (2 * 1.5**2)) for i in range(-r, r + 1) for j in range(-r, r + 1)}
     total = sum(weights.values())

@@ -34,7 +34,7 @@ def test_codebook_use() -> None:
     )
 
 
-# Seen to fail with rows taken for source items: after a skipped picture, originals and tokens no longer matched.
+# Seen to fail with rows taken for source items: after a skipped image, originals and tokens no longer matched.
 def test_report_compares_each_row_with_its_own_picture(class_folder: Path, tmp_path: Path) -> None:
     (class_folder / "ant" / "1.png").write_text("text")
     source, tokenizer = open_source(class_folder), MeanTokenizer()

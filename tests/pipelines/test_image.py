@@ -1,4 +1,4 @@
-"""A model from its folder: the same pictures however they are asked for, and holes filled without a trace elsewhere."""
+"""A model from its folder: the same images however they are asked for, and holes filled without a trace elsewhere."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ FAST = Settings(order="signal", sweeps=1, block=4)
     ],
 )
 def test_picture_depends_on_its_seed_and_index_alone(model: Model, settings: Settings) -> None:
-    # seen to fail with the seed's own generator for every picture
+    # seen to fail with the seed's own generator for every image
     n = model.kernel_batch + 3
     whole = model.sample_tokens(model.labels(n, "cat"), seed=5, settings=settings)
     assert torch.equal(model.sample_tokens(model.labels(2, "cat"), seed=5, settings=settings), whole[:2])
@@ -115,7 +115,7 @@ def test_guidance_that_grows_leaves_the_first_call_alone(model: Model) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
 def test_inpaint_changes_no_known_pixel(model: Model, mode: str) -> None:
-    # seen to fail when the decoded picture was returned without compositing
+    # seen to fail when the decoded image was returned without compositing
     rng = np.random.default_rng(0)
     if mode == "I;16":
         image = Image.fromarray(rng.integers(0, 65536, (16, 24), dtype=np.uint16))
@@ -133,7 +133,7 @@ def test_inpaint_changes_no_known_pixel(model: Model, mode: str) -> None:
 
 
 def test_inpaint_sees_nothing_under_the_mask(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    # seen to fail when the picture was encoded as it was
+    # seen to fail when the image was encoded as it was
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     hole = np.zeros((16, 16), dtype=bool)
@@ -356,7 +356,7 @@ def test_rows_of_one_pattern_share_their_calls(model: Model, monkeypatch: pytest
     found = model.sample_tokens([0] * 4, settings=FAST, known=known, on_batch=told.append)
     assert shapes == [model.kernel_batch] * (4 + 2)
     assert torch.equal(torch.cat(told), found[[0, 2, 1, 3]])
-    with pytest.raises(UserError, match="same known sites in every picture .2 patterns"):
+    with pytest.raises(UserError, match="same known sites in every image .2 patterns"):
         model.sample_tokens([0] * 4, settings=FAST, known=known, callback=lambda t, tokens: None)
 
 
@@ -395,7 +395,7 @@ def test_nothing_asked_for_is_nothing(model: Model) -> None:
     assert model.encode(torch.zeros(0, 3, 16, 16, dtype=torch.uint8)).shape == (0, 4, 4)
     assert model.signal_of_tokens(torch.zeros(0, 4, 4, dtype=torch.int64)).shape == (0, 4, 4)
     for n in (-1, 1.5, True, "3"):
-        with pytest.raises(UserError, match="number of pictures must be"):
+        with pytest.raises(UserError, match="number of images must be"):
             model.sample(n)  # type: ignore[call-overload]
 
 
@@ -455,7 +455,7 @@ def test_one_class_of_any_kind(model: Model) -> None:
 
 @pytest.mark.parametrize("seed", [True, 1.5, "1", None, np.float64(1)])
 def test_what_is_no_seed_is_refused(model: Model, seed: Any) -> None:
-    """Seen to fail: True and 1.5 gave pictures of seeds of their own."""
+    """Seen to fail: True and 1.5 gave images of seeds of their own."""
     image, mask = Image.new("RGB", (16, 16)), np.ones((16, 16), bool)
     for use in (
         lambda: model.sample(1, seed=seed, settings=FAST),

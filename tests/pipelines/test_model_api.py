@@ -53,7 +53,7 @@ def test_progress_counts_every_call_of_every_batch(model: Model, settings: Setti
     mask[:, 2:22] = True  # two windows
     model.inpaint(image, mask, n=model.paint_batch + 1, settings=settings, on_progress=lambda *step: told.append(step))
     total = told[0][1]
-    assert len(model.plan_windows(mask)) > 1
+    assert model.plan_inpainting(mask).calls > 1
     assert told == [(k, total) for k in range(total + 1)]
 
 

@@ -1,4 +1,4 @@
-"""A folder of drawn pictures: the same files, whoever draws them and whatever interrupts."""
+"""A folder of drawn images: the same files, whoever draws them and whatever interrupts."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def stop_before(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files(model: Model, whole: Path) -> None:
-    """Pictures by their numbers, and the manifest of them all. Seen to fail with classes counted from each batch's
+    """Images by their numbers, and the manifest of them all. Seen to fail with classes counted from each batch's
     first."""
     assert sorted(path.name for path in whole.iterdir()) == [*map(numbered, range(N)), "manifest.json"]
     manifest = json.loads((whole / "manifest.json").read_text())
@@ -68,7 +68,7 @@ def test_files(model: Model, whole: Path) -> None:
 def test_shares(processes: int, model: Model, whole: Path, tmp_path: Path) -> None:
     """The last to come ends the folder, and nobody draws what is another's.
 
-    Seen to fail with one stretch of pictures a process, which cuts batches, and with a manifest that only process 0
+    Seen to fail with one stretch of images a process, which cuts batches, and with a manifest that only process 0
     may write.
     """
     sampled = 0
@@ -99,7 +99,7 @@ def test_an_interrupted_run_is_gone_on_with(
 
 @pytest.mark.parametrize("how", ["gone", "cut", "bit"])
 def test_damage_is_mended(how: str, model: Model, whole: Path, tmp_path: Path) -> None:
-    """In a folder that was finished. Seen to fail where pictures are opened and not checked."""
+    """In a folder that was finished. Seen to fail where images are opened and not checked."""
     out = shutil.copytree(whole, tmp_path / "out")
     path = out / numbered(20)
     content = bytearray(path.read_bytes())
@@ -159,16 +159,16 @@ def test_other_pictures_are_not_mixed_in(
     if not finished:
         (out / "manifest.json").rename(out / "manifest.partial")
     before = digests(out)
-    with pytest.raises(UserError, match=f"other pictures .*{message}"):
+    with pytest.raises(UserError, match=f"other images .*{message}"):
         draw(model, out, **changes)
     assert digests(out) == before
 
 
 def test_folders_of_others(model: Model, whole: Path, tmp_path: Path) -> None:
-    """Pictures that nothing is known of, and a manifest that says nothing."""
+    """Images that nothing is known of, and a manifest that says nothing."""
     (tmp_path / "notes.txt").write_text("stays")
     shutil.copy(whole / numbered(3), tmp_path)
-    with pytest.raises(UserError, match="pictures and no manifest"):
+    with pytest.raises(UserError, match="images and no manifest"):
         draw(model, tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest cannot be read"):
@@ -180,7 +180,7 @@ def test_folders_of_others(model: Model, whole: Path, tmp_path: Path) -> None:
 
 
 def test_another_request_in_between(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty pictures are wanted while somebody begins seventy: the manifest of seventy is not published."""
+    """Twenty images are wanted while somebody begins seventy: the manifest of seventy is not published."""
     claim = SampleFolder.claim
 
     def overtaken(folder: SampleFolder) -> bool:
@@ -196,7 +196,7 @@ def test_another_request_in_between(model: Model, tmp_path: Path, monkeypatch: p
 
 
 def test_the_first_batch_can_be_watched(model: Model, whole: Path, tmp_path: Path) -> None:
-    """Also where its pictures are there."""
+    """Also where its images are there."""
     out, steps = shutil.copytree(whole, tmp_path / "out"), []
     assert draw(model, out, callback=lambda t, tokens: steps.append(t)) == Sampled(16, 0)
     assert steps == [2, 1, 0]
@@ -239,7 +239,7 @@ def test_overwrite(what: str, model: Model, whole: Path, tmp_path: Path, capsys:
     (out / "notes.txt").write_text("mine")
     Image.new("RGB", (8, 8), "red").save(out / numbered(900))
     photo = (out / numbered(900)).read_bytes()
-    with pytest.raises(UserError, match="holds other pictures|pictures and no manifest|manifest cannot be read"):
+    with pytest.raises(UserError, match="holds other images|images and no manifest|manifest cannot be read"):
         draw(model, out)
     assert draw(model, out, overwrite=True) == Sampled(N, 0)
     assert ("removed 80 images" in capsys.readouterr().err) == (what in ("other samples", "fewer", "unfinished"))

@@ -1,4 +1,4 @@
-"""The probability that a token is signal: Bayes' rule by enumeration, and the map as a picture."""
+"""The probability that a token is signal: Bayes' rule by enumeration, and the map as an image."""
 
 import numpy as np
 import pytest

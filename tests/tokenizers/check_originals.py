@@ -1,4 +1,4 @@
-"""Each tokenizer's original beside ours: drawn weights, saved as published, the same tokens and pictures.
+"""Each tokenizer's original beside ours: drawn weights, saved as published, the same tokens and images.
 
     python -m tests.tokenizers.check_originals CHECKOUTS PICTURES [--channels 32] [--number 1000]
 
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def kept(self) -> bool:
-        """Whether tokens are the same, ties aside, and pictures within the tolerance."""
+        """Whether tokens are the same, ties aside, and images within the tolerance."""
         return self.gap < NEAR_TIE and self.decoded < TOLERANCE and self.inside > 0.8 and self.used > 20
 
 
@@ -137,7 +137,7 @@ def fixtures(checkouts: Path) -> Iterator[tuple[str, int, float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", type=Path)
-    parser.add_argument("pictures", type=Path, nargs="?", help="a folder or a tar of pictures")
+    parser.add_argument("pictures", type=Path, nargs="?", help="a folder or a tar of images")
     parser.add_argument("--number", type=int, default=1000)
     parser.add_argument("--channels", type=int, default=32, help="of the first level; published are 128")
     parser.add_argument("--only", choices=ROWS)

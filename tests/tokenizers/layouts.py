@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-SIDE = 32  # pixels of the pictures
+SIDE = 32  # pixels of the images
 PICTURES = 4
 CH_MULT = [1, 2, 2]  # three levels: cells of 4 pixels
 ORIGINALS: dict[str, Any] = json.loads((Path(__file__).parent / "originals.json").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def taming_shapes(
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]], *, grey: float = 0.0) -> dict[str, Tensor]:
-    """Drawn parameters; pictures come out around ``grey``, mostly inside of their range."""
+    """Drawn parameters; images come out around ``grey``, mostly inside of their range."""
     made = {name: drawn(name, shape) for name, shape in shapes.items()}
     made["decoder.conv_out.weight"] *= 0.4
     made["decoder.conv_out.bias"] += grey

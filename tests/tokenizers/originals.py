@@ -22,7 +22,7 @@ WIDEST_LATENT = 64  # of the reduced sizes
 
 
 class Original:
-    """A publisher's module behind one interface: pictures in [-1, 1], tokens (N, H, W).
+    """A publisher's module behind one interface: images in [-1, 1], tokens (N, H, W).
 
     Args:
         module: encoder, decoder, quantize and what lies between.
@@ -308,7 +308,7 @@ def save_bin(original: Original, sizes: Sizes, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: which sizes, whose module, how it is saved, pictures of which side."""
+    """One comparison: which sizes, whose module, how it is saved, images of which side."""
 
     known: str
     build: Callable[[Sizes], Original]

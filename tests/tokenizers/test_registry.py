@@ -193,7 +193,7 @@ def test_unknown_families_and_odd_files_are_named(tmp_path: Path) -> None:
 
 
 def test_cifar10_tokens_and_reconstructions_are_pinned() -> None:
-    # the shipped pictures are our own samples; their tokens are read from their pixels
+    # the shipped images are our own samples; their tokens are read from their pixels
     tokenizer = load_tokenizer("cifar10-f4")
     source = open_source(resource_dir("assets") / "models" / "cifar10" / "samples")
     images = torch.stack([source[k] for k in range(len(source))]).float() / 127.5 - 1

@@ -126,9 +126,9 @@ def test_features_that_are_no_file_have_a_hash_too(compare: ModuleType, monkeypa
 def test_chosen_settings_are_those_of_the_least_distance(
     compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the same method, calls and pictures, round by round; the table has their figures and no others'.
+    """Of the same method, calls and images, round by round; the table has their figures and no others'.
 
-    Seen to fail with max, with the calls left out, with settings that were tuned with another number of pictures, with
+    Seen to fail with max, with the calls left out, with settings that were tuned with another number of images, with
     those that are no candidates, and with figures of all settings.
     """
     results = compare.Results(tmp_path / "results.json", {})

@@ -333,7 +333,7 @@ def test_sample_grids_are_drawn_where_the_network_is(tmp_path: Path, monkeypatch
 
 
 def test_a_tiny_set_is_learnt(run: Callable[..., Path], tmp_path: Path) -> None:
-    # Uniform is ln 16 = 2.77; the entropy of the toy pictures, class known, about 0.3. Seen to fail with the
+    # Uniform is ln 16 = 2.77; the entropy of the toy images, class known, about 0.3. Seen to fail with the
     # clean tokens of other sites as targets, and with the labels shuffled (the fully masked state then stays at 1).
     run("run", "train.steps=150", "train.validate_every=0", "train.learning_rate=3e-3", "train.log_every=50")
     last = log_of(tmp_path / "run")[-1]
@@ -559,7 +559,7 @@ def test_labels_of_two_caches() -> None:
 
 
 def test_a_held_out_picture_and_its_mirror_image_are_never_trained_on(config: Path, tmp_path: Path) -> None:
-    # Seen to fail when rows instead of pictures are held out.
+    # Seen to fail when rows instead of images are held out.
     cache = TokenCache.open(write_cache(tmp_path / "both", flip=True, noise=1.0))  # no two rows alike
     settings = load_config(GeneratorConfig, config)
     training, val_set = load_tokens(settings, cache)

@@ -104,7 +104,7 @@ def test_bad_uploads_are_refused_in_a_sentence(page: Page, tmp_path: Path) -> No
     (tmp_path / "notes.png").write_text("not an image")
     Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
     for name, message in (
-        ("notes.png", r"image cannot be read \(notes.png: not a picture"),
+        ("notes.png", r"image cannot be read \(notes.png: not an image"),
         ("large.png", r"at most 4.2 million pixels \(10000 x 10000 is 100.0 million\); resize it"),
     ):
         with pytest.raises(Refused, match=message):

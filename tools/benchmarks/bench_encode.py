@@ -33,7 +33,7 @@ def synchronize(device: str) -> None:
 
 
 def bare_cost(tokenizer: Tokenizer, batch: torch.Tensor, repeats: int, half: bool) -> tuple[float, float]:
-    """Seconds and processor seconds a picture of the forward pass alone, on floats on the device already."""
+    """Seconds and processor seconds an image of the forward pass alone, on floats on the device already."""
     device = batch.device.type
     with exact_arithmetic():
         tokenizer.encode(batch, half=half)
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--images", type=int, default=2048, help="pictures a round")
+    parser.add_argument("--images", type=int, default=2048, help="images a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, help="as `ggm-image encode` by default")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of both; bf16 is in channels-last")
@@ -66,7 +66,7 @@ def main() -> None:
     options.batch_size = options.batch_size or fitting_batch(options.device, size)
     n = min(options.images, len(whole)) // options.batch_size * options.batch_size
     if n == 0:
-        parser.error(f"SRC must hold at least one batch of {options.batch_size} pictures, got {len(whole)}")
+        parser.error(f"SRC must hold at least one batch of {options.batch_size} images, got {len(whole)}")
     source = ImageSource(whole.description, whole.names[:n], whole.labels[:n], whole.class_names, whole.read)
     bare_sizes = [int(number) for number in options.bare.split(",") if number] or [options.batch_size]
     images = [preprocess(source[k], size) for k in range(min(n, max(bare_sizes)))]

@@ -1,4 +1,4 @@
-"""Peak memory of encoding against the number of pictures: the same for all of them, where the set is a stream.
+"""Peak memory of encoding against the number of images: the same for all of them, where the set is a stream.
 
 python tools/benchmarks/bench_encode_memory.py --images 10000 200000
 

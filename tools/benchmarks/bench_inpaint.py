@@ -2,7 +2,7 @@
 
     python tools/benchmarks/bench_inpaint.py cifar10
 
-Each round draws one batch of whole pictures, and as many answers for a picture with a square hole; encoding, drawing,
+Each round draws one batch of whole images, and as many answers for an image with a square hole; encoding, drawing,
 decoding, border and all. The ratio is the median over the rounds. A quarter of the sites should cost at most 0.4.
 """
 

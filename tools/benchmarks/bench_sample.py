@@ -1,4 +1,4 @@
-"""How long a picture takes, and how much of that is the sampler's own work outside the network.
+"""How long an image takes, and how much of that is the sampler's own work outside the network.
 
     python tools/benchmarks/bench_sample.py cifar10
     python tools/benchmarks/bench_sample.py cifar10 --compile      # and the time over that of the compiled network

@@ -24,7 +24,7 @@
 `nll` is the held-out -log P(x_t at a site | rest) under the heat bath, the mean over levels 0.1 to 1; `masked` the same
 at level 1 with a quarter, half, three quarters or all of the sites masked; both in nats a token, on the config's
 `train.validate_pictures`. Seeds differ more than rows: what a row is worth is its difference from `default` on the same
-seed. FD is the Fréchet distance of `-n` pictures drawn in 16 calls: 4 sweeps of fixed blocks of
+seed. FD is the Fréchet distance of `-n` images drawn in 16 calls: 4 sweeps of fixed blocks of
 16, and most signal first (2 x 8), both at temperature 0.8. Noise of another law changes what `nll` is about: that row
 has none. Writes OUT/results.json (resumable) and OUT/ablate.md.
 """
@@ -249,7 +249,7 @@ def drawers(network: Transformer, trainer: GeneratorTrainer) -> dict[str, Callab
 
 
 def distance(context: Row, task: Row, trainer: GeneratorTrainer, draw: Callable[..., Tensor]) -> float:
-    """Fréchet distance of ``n`` pictures, classes in turn."""
+    """Fréchet distance of ``n`` images, classes in turn."""
     extractor, reference = judge(context["features"], context["reference"], context["device"])
     tokenizer = own_tokenizer(trainer.manifest, device=str(trainer.device))
     classes, found = max(1, len(trainer.manifest.class_names)), []
@@ -301,7 +301,7 @@ def table(results: Results) -> str:
 @click.option("--steps", default=600, show_default=True, help="Optimizer steps of every row.")
 @click.option("--seeds", default=3, show_default=True, help="Networks of each row.")
 @click.option("--rows", default=",".join(ROWS), help="Which, with commas; all by default.")
-@click.option("-n", "count", default=1000, show_default=True, help="Pictures for each distance.")
+@click.option("-n", "count", default=1000, show_default=True, help="Images for each distance.")
 @click.option("--processes", default=2, show_default=True, help="Tasks at a time, which share the threads; 0: here.")
 @click.option("--out", type=click.Path(path_type=Path), default="ablate", show_default=True)
 @click.option("--device", default="cpu", show_default=True)

@@ -14,8 +14,8 @@
 
 Every network trains `--minutes` on one thread of its own (of processor time, where there is no GPU). The settings of
 every sampler (`candidates`: temperature for all; block, sweeps, order, calls that revise, confidence noise, curve,
-first level where it has them) are tuned on the first seed at every number of calls: all with `--tune` pictures, the
-four best of those with `--tune-again` pictures; the best of these four is then drawn `-n` times with other random
+first level where it has them) are tuned on the first seed at every number of calls: all with `--tune` images, the
+four best of those with `--tune-again` images; the best of these four is then drawn `-n` times with other random
 numbers on every seed. No guidance. FD is the Fréchet distance to REFERENCE; `bound` is an
 upper bound on the held-out -log p, nats a token: over random orders for networks that fill masked sites, by the score
 entropy for the others. A sweep has at most one call a site, so one-sweep methods stop there. Writes OUT/results.json
@@ -91,9 +91,9 @@ TITLES = {
 TEMPERATURES = (1.0, 0.8, 0.65, 0.5)
 BATCH = 100
 FINALISTS = 4
-"""Settings of a method and a number of calls that are tuned with more pictures."""
+"""Settings of a method and a number of calls that are tuned with more images."""
 TUNING_SEED = 1_000_000
-"""Of the pictures on which settings are chosen: figures are made of others."""
+"""Of the images on which settings are chosen: figures are made of others."""
 
 
 def candidates(method: str, calls: int, sites: int) -> list[Row]:
@@ -246,7 +246,7 @@ def matrix_of(batches: list[Float64[np.ndarray, "_ d"]]) -> FeatureMatrix:
 
 
 def score(context: Row, task: Row) -> Row:
-    """Draw the pictures of one setting and score them; for a figure with precision and recall."""
+    """Draw the images of one setting and score them; for a figure with precision and recall."""
     model = loaded(str(folder_of(context, task) / "model"), context["device"], context["compiled"])
     extractor, reference = judge(context["features"], context["reference"], context["device"])
     n, found, seconds = task["n"], [], 0.0
@@ -271,7 +271,7 @@ def score(context: Row, task: Row) -> Row:
 
 
 def selected(results: Results, method: str, calls: int, sites: int, rounds: list[tuple[int, int]]) -> list[Row]:
-    """The candidates that are left after rounds of tuning: (pictures, how many of the least distances are kept)."""
+    """The candidates that are left after rounds of tuning: (images, how many of the least distances are kept)."""
     left = candidates(method, calls, sites)
     for n, kept in rounds:
         tuned = results.of(method=method, calls=calls, stage="tune", n=n)
@@ -285,7 +285,7 @@ Figures = dict[tuple[str, int], list[Row]]
 
 
 def figures(results: Results, calls: list[int], sites: int, rounds: list[tuple[int, int]], n: int) -> Figures:
-    """What the settings chosen by these rounds gave with ``n`` pictures."""
+    """What the settings chosen by these rounds gave with ``n`` images."""
     found: Figures = {}
     for method, c in itertools.product(METHODS, calls):
         for settings in selected(results, method, c, sites, rounds):
@@ -343,7 +343,7 @@ def tables(results: Results, finals: Figures, calls: list[int]) -> str:
     for m in methods:
         cells = [shown(finals[m, c][0]["task"]["settings"]) if (m, c) in finals else "" for c in calls]
         lines.append(f"| {TITLES[m]} | " + " | ".join(cells) + " |")
-    lines += ["", "| network | pictures seen | minutes | bound on -log p, nats a token |", "| --- | --- | --- | --- |"]
+    lines += ["", "| network | images seen | minutes | bound on -log p, nats a token |", "| --- | --- | --- | --- |"]
     for network in TRAINED:
         rows = results.of(stage="train", network=network)
         if rows:
@@ -401,9 +401,9 @@ def plot(finals: Figures, calls: list[int], path: Path) -> None:
 @click.option("--seeds", default=3, show_default=True, help="Networks of each kind.")
 @click.option("--calls", default="4,8,16,32,64,128,256", show_default=True, help="Network calls, with commas.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="Which, with commas.")
-@click.option("--tune", default=100, show_default=True, help="Pictures for each candidate setting.")
-@click.option("--tune-again", default=500, show_default=True, help=f"Pictures for each of the {FINALISTS} best.")
-@click.option("-n", "count", default=2000, show_default=True, help="Pictures for each figure, on each seed.")
+@click.option("--tune", default=100, show_default=True, help="Images for each candidate setting.")
+@click.option("--tune-again", default=500, show_default=True, help=f"Images for each of the {FINALISTS} best.")
+@click.option("-n", "count", default=2000, show_default=True, help="Images for each figure, on each seed.")
 @click.option("--processes", default=2, show_default=True, help="Tasks at a time, which share the threads; 0: here.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the networks for drawing.")
 @click.option("--out", type=click.Path(path_type=Path), default="compare", show_default=True)

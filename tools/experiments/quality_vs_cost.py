@@ -8,7 +8,7 @@ calls, with one and with several sweeps, in both orders. `--grid` is a YAML of l
 sweeps: [1, 2], block: [8, 16], guidance: [1, 3]}`: every combination, but for those that differ in a setting without
 effect. Passes are the network's cost: a guided call is two. Settings in bold are not dominated: none with as few passes
 is as good. Several processes share the work if each has its own points and output; `--merge A.json --merge B.json`
-then collects them. "class accuracy" is the share of pictures in which the feature network, where it is a classifier,
+then collects them. "class accuracy" is the share of images in which the feature network, where it is a classifier,
 sees the class that was asked for, both in alphabetical order.
 """
 
@@ -71,7 +71,7 @@ def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
 
 
 def passes(row: dict[str, Any]) -> int:
-    """Passes of the network for each picture: a guided call is two, unless it is a first one of weight 1."""
+    """Passes of the network for each image: a guided call is two, unless it is a first one of weight 1."""
     s = row["settings"]
     grows = s["guidance_power"] > 0
     if s["guidance"] == 1 or (s["guidance"] == 0 and not grows):
@@ -104,7 +104,7 @@ def short(settings: Settings) -> str:
 def draw_and_score(
     model: Model, settings: Settings, n: int, seed: int, extractor: Extractor, reference: FeatureStatistics
 ) -> dict[str, Any]:
-    """Draw n pictures (classes in turn) and score them; seconds are of drawing and decoding."""
+    """Draw n images (classes in turn) and score them; seconds are of drawing and decoding."""
     statistics = FeatureStatistics.empty(reference.dimension)
     right, seconds = 0, 0.0
     step = 10 * model.kernel_batch
@@ -133,7 +133,7 @@ def table(results: list[dict[str, Any]], features: str) -> str:
     """Markdown, cheapest first; what is not dominated in bold."""
     best = undominated(results)
     lines = [
-        f"| calls | passes | order | sweeps x block | other settings | pictures | FD ({features}) | class accuracy |",
+        f"| calls | passes | order | sweeps x block | other settings | images | FD ({features}) | class accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(results, key=lambda r: (r["calls"], passes(r), r["settings"]["order"], r["distance"])):
@@ -190,7 +190,7 @@ def plot(results: list[dict[str, Any]], features: str, path: Path) -> None:
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.option("--features", required=True, help="Feature network, as for `ggm-image fid`.")
 @click.option("--features-name", default=None, help="What to call it in the table.")
-@click.option("-n", "count", default=5000, show_default=True, help="Pictures for each point.")
+@click.option("-n", "count", default=5000, show_default=True, help="Images for each point.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--points", type=click.Path(path_type=Path), help="YAML list of sampler settings.")
 @click.option("--grid", type=click.Path(path_type=Path), help="YAML of lists of sampler settings.")

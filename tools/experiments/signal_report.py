@@ -3,7 +3,7 @@
     python tools/experiments/signal_report.py cifar10 tokens/val -n 1000 --out signal
 
 Damage: in each of n token grids, k random tokens are replaced by other codes, or a square of tokens by the same square
-of another picture; the AUC is that of 1 - P(signal) over all tokens of all grids, a tie counting one half.
+of another image; the AUC is that of 1 - P(signal) over all tokens of all grids, a tie counting one half.
 Calibration: tokens are noised as in training, at level 0.1 ... 0.9; P(signal) at that level is compared with what was
 left clean. The expected calibration error is the mean of |share - probability| over 15 bins, weighted by their counts.
 
@@ -75,7 +75,7 @@ def replace_tokens(
 def paste_patch(
     tokens: Int64[Tensor, "n l"], height: int, width: int, side: int, generator: torch.Generator
 ) -> tuple[Int64[Tensor, "n l"], Bool[Tensor, "n l"]]:
-    """A random square of each grid comes from the next picture; tokens that happen to agree are not damage."""
+    """A random square of each grid comes from the next image; tokens that happen to agree are not damage."""
     n = len(tokens)
     top = torch.randint(0, height - side + 1, (n, 1), generator=generator)
     left = torch.randint(0, width - side + 1, (n, 1), generator=generator)
@@ -102,7 +102,7 @@ def measure_damage(
         (f"{k} random token{'s' if k > 1 else ''}", *replace_tokens(tokens, k, codes, generator)) for k in REPLACED
     ]
     cases += [
-        (f"{s} x {s} tokens of another picture", *paste_patch(tokens, height, width, s, generator))
+        (f"{s} x {s} tokens of another image", *paste_patch(tokens, height, width, s, generator))
         for s in PATCH_SIDES
         if s <= min(height, width)
     ]

@@ -1,4 +1,4 @@
-"""The README's picture: one row for each class, pictures side by side, enlarged without smoothing.
+"""The README's image: one row for each class, images side by side, enlarged without smoothing.
 
 python tools/figures/class_grid.py cifar10 assets/cifar10.png --columns 12 --scale 2
 """
@@ -19,7 +19,7 @@ from ggm_image.pipelines.load import load_model
 @click.command(help=__doc__)
 @click.argument("model_name", metavar="MODEL")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--columns", default=12, show_default=True, help="Pictures of each class: indices 0, 1, ... of the seed.")
+@click.option("--columns", default=12, show_default=True, help="Images of each class: indices 0, 1, ... of the seed.")
 @click.option("--scale", default=2, show_default=True, help="Pixels for each pixel.")
 @click.option("--preset", default="best", show_default=True)
 @overwrite_option

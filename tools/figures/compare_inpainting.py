@@ -1,4 +1,4 @@
-"""Which way to fill holes is best? Ways to use the known tokens, and ways to hide the seam, on real pictures.
+"""Which way to fill holes is best? Ways to use the known tokens, and ways to hide the seam, on real images.
 
     python tools/figures/compare_inpainting.py cifar10 cifar10/val --features features.pt -n 1000 --out inpainting
 
@@ -11,11 +11,11 @@ Ways to use the known tokens, each with the same number of network calls:
 - `one sweep`: known tokens at level 1, masked filling in one sweep of fixed blocks;
 - `one sweep, signal`: the same, most signal first (MaskGIT's decoding).
 
-Ten pictures share a hole (`make_masks.py`); each has its true class, no guidance. FD and class accuracy are those of
-the filled pictures on the feature network, `psnr` is against the hidden original inside the hole, `feature distance`
-the mean distance of features of filled and original picture over that of two different originals.
+Ten images share a hole (`make_masks.py`); each has its true class, no guidance. FD and class accuracy are those of
+the filled images on the feature network, `psnr` is against the hidden original inside the hole, `feature distance`
+the mean distance of features of filled and original image over that of two different originals.
 
-Ways to hide the seam, on the same tokens: paste, feather, tokens of the border encoded anew from the pasted picture,
+Ways to hide the seam, on the same tokens: paste, feather, tokens of the border encoded anew from the pasted image,
 and `blend_seam`. `seam` is the mean step of grey values across the hole's border over that in the original: 1 is
 invisible. Writes OUT.json and OUT.md.
 """
@@ -52,7 +52,7 @@ from ggm_image.schedule import Schedule
 MASKS = ("centre", "half", "strokes", "scattered")
 WAYS = ("level 1, blocks", "level 1, signal", "re-noised", "one sweep", "one sweep, signal")
 SHARED = 10
-"""Pictures with the same hole: they share every network call."""
+"""Images with the same hole: they share every network call."""
 CHOSEN = "level 1, signal"
 SEAMS = ("paste", "feather 1", "feather 2", "border encoded anew", "matched border")
 
@@ -113,7 +113,7 @@ def fill(
     calls: int,
     seed: int,
 ) -> Int64[Tensor, "n rows columns"]:
-    """Token grids of filled pictures; pictures whose unknown tokens agree are drawn together."""
+    """Token grids of filled images; images whose unknown tokens agree are drawn together."""
     height, width = model.grid
     unknown = [token_mask(mask, model.tokenizer.downscale) for mask in holes]
     tokens = model.encode(torch.stack([fill_unknown(p, mask) for p, mask in zip(pixels, holes, strict=True)]))
@@ -167,7 +167,7 @@ def hide_seam(
     sampled: UInt8[Tensor, "3 h w"],
     mask: Bool[np.ndarray, "h w"],
 ) -> UInt8[Tensor, "3 h w"]:
-    """The filled picture."""
+    """The filled image."""
     cell = model.tokenizer.downscale
     if how == "matched border":
         return blend_seam(known, sampled, mask, reach=cell)
@@ -189,7 +189,7 @@ def psnr_inside(
 
 
 class Judge:
-    """Features of originals and of filled pictures."""
+    """Features of originals and of filled images."""
 
     def __init__(
         self, extractor: Extractor, reference: ImageSource, originals: UInt8[Tensor, "n 3 h w"], labels: list[int]

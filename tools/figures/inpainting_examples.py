@@ -1,4 +1,4 @@
-"""Pictures for the inpainting page, from the model's own samples: holes and answers, and signal maps of damage.
+"""Images for the inpainting page, from the model's own samples: holes and answers, and signal maps of damage.
 
     python tools/figures/inpainting_examples.py assets/models/cifar10/samples --out assets/inpainting
 
@@ -27,7 +27,7 @@ SCALE, GAP = 3, 2
 
 
 def replace_tokens(model: Model, image: Image.Image, k: int) -> Image.Image:
-    """The picture with k of its tokens replaced by random ones."""
+    """The image with k of its tokens replaced by random ones."""
     generator = torch.Generator().manual_seed(1)
     tokens = model.encode(rgb_pixels(image)[None])
     where = torch.randperm(tokens.numel(), generator=generator)[:k]
@@ -36,7 +36,7 @@ def replace_tokens(model: Model, image: Image.Image, k: int) -> Image.Image:
 
 
 def paste_patch(image: Image.Image, other: Image.Image) -> Image.Image:
-    """The picture with a part of another one in it."""
+    """The image with a part of another one in it."""
     damaged = image.copy()
     damaged.paste(other.crop((4, 16, 16, 28)), (4, 16))
     return damaged

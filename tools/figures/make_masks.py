@@ -1,11 +1,11 @@
-"""Masks for inpainting, seeded: centre, half, border, strokes, scattered, or where a folder's pictures are transparent.
+"""Masks for inpainting, seeded: centre, half, border, strokes, scattered, or where a folder's images are transparent.
 
     python tools/figures/make_masks.py masks/ --kind strokes --size 32x32 -n 100
     python tools/figures/make_masks.py masks/ --kind alpha --from stickers/
 
-White is what will be painted anew. `centre` is the middle quarter of the picture, `half` its right half, `border` all
+White is what will be painted anew. `centre` is the middle quarter of the image, `half` its right half, `border` all
 but the middle quarter (outpainting), `strokes` free-form brush strokes (after Yu et al., ICCV 2019) until a quarter is
-white, `scattered` random squares of --cell pixels, one in two; `alpha` is white where a picture is less than half
+white, `scattered` random squares of --cell pixels, one in two; `alpha` is white where an image is less than half
 opaque.
 """
 
@@ -42,7 +42,7 @@ def border(height: int, width: int, rng: np.random.Generator, cell: int) -> Mask
 
 
 def strokes(height: int, width: int, rng: np.random.Generator, cell: int) -> Mask:
-    """Strokes of a few turns each, as wide as a tenth of the picture, until a quarter is covered."""
+    """Strokes of a few turns each, as wide as a tenth of the image, until a quarter is covered."""
     sheet = Image.new("1", (width, height))
     draw, side = ImageDraw.Draw(sheet), min(height, width)
     while np.asarray(sheet).mean() < 0.25:
@@ -85,7 +85,7 @@ def make_mask(kind: str, height: int, width: int, *, seed: int, index: int, cell
 @click.option("--size", default="32x32", show_default=True, metavar="WIDTHxHEIGHT")
 @click.option("-n", "count", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--cell", type=click.IntRange(1), default=4, show_default=True, help="Pixels a side for scattered.")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of pictures, for alpha.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder of images, for alpha.")
 @overwrite_option
 @seed_option
 def main(
@@ -93,9 +93,7 @@ def main(
 ) -> None:
     if kind == "alpha":
         if source is None or not source.is_dir():
-            raise UserError(
-                "alpha needs pictures with transparent parts", f"got {source}", "give their folder by --from"
-            )
+            raise UserError("alpha needs images with transparent parts", f"got {source}", "give their folder by --from")
         files = sorted(path for path in source.iterdir() if path.is_file())
         masks = {f"{path.stem}.png": load_mask(path)[1] for path in files}
     else:

@@ -1,7 +1,7 @@
-"""Sets of pictures that are read from front to back: one part after the other, one token shard a part.
+"""Sets of images that are read from front to back: one part after the other, one token shard a part.
 
-A part is an archive or a file of a data set. How many pictures it holds is known when it has been read; nothing is
-counted, listed or held beforehand, so that a million pictures need no more memory than ten thousand.
+A part is an archive or a file of a data set. How many images it holds is known when it has been read; nothing is
+counted, listed or held beforehand, so that a million images need no more memory than ten thousand.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ KEY_BYTES = 16
 
 @dataclass
 class Sample:
-    """One picture on its way.
+    """One image on its way.
 
     Attributes:
         name: of a stream, unlike that of every other sample.
@@ -52,7 +52,7 @@ class ImageStream:
     """Parts in a fixed order, each with samples in a fixed order.
 
     Attributes:
-        description: where the pictures came from, for a manifest.
+        description: where the images came from, for a manifest.
         parts: a name for each part, unlike all others.
         class_names: of the labels; empty where they are not known beforehand.
         read: the samples of one part by its number.

@@ -2,7 +2,7 @@
 
 ``hub:NAME[@REVISION][:SPLIT][?image=COLUMN&label=COLUMN&config=NAME]``, where NAME is the Hub's or a local folder, also
 one that ``save_to_disk`` made. A file of the data set is a part; what can be divided at will is cut into parts of at
-most ``shard_size`` pictures.
+most ``shard_size`` images.
 """
 
 import functools
@@ -39,12 +39,12 @@ class _Address:
 
 
 def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -> ImageStream:
-    """Open a data set; its pictures are read later, part by part.
+    """Open a data set; its images are read later, part by part.
 
     Args:
         source: as above.
         class_names: in the order of the labels, where the data set does not name them.
-        shard_size: pictures a part, where the data set can be divided at will.
+        shard_size: images a part, where the data set can be divided at will.
 
     Raises:
         UserError: ``datasets`` is not installed, no such data set, or its columns are not clear.
@@ -143,7 +143,7 @@ def _label_column(features: Any, asked: str | None, source: str) -> str | None:
 
 def _content(cell: Any, name: str) -> bytes:
     if cell is None:
-        raise UserError("sample must have one picture", name, "mend or remove it")
+        raise UserError("sample must have one image", name, "mend or remove it")
     if cell["bytes"] is None:
         import fsspec
 

@@ -1,4 +1,4 @@
-"""Sets of pictures: class folders, flat folders, tar archives of either, and folders of tar shards.
+"""Sets of images: class folders, flat folders, tar archives of either, and folders of tar shards.
 
 The order is the same on every file system: sorted by class, then by name. Nothing of an archive is
 ever written under a name of its own: a plain tar is indexed once and read in place; a compressed one, which
@@ -52,15 +52,15 @@ _MAGIC: dict[bytes, Any] = {
 
 @dataclass
 class ImageFiles:
-    """Files of pictures with names and labels, in a fixed order; nothing is decoded here.
+    """Files of images with names and labels, in a fixed order; nothing is decoded here.
 
     Attributes:
-        description: where the pictures came from, for a manifest.
-        names: path of every picture inside the source, with forward slashes.
-        labels: class of every picture as an index into ``class_names``; -1 everywhere without classes.
+        description: where the images came from, for a manifest.
+        names: path of every image inside the source, with forward slashes.
+        labels: class of every image as an index into ``class_names``; -1 everywhere without classes.
         class_names: sorted names of the class folders; empty for a flat source.
-        read: the bytes of one picture's file by its number; safe to call from several threads.
-        state: size in bytes and modification time in ns of one picture's file, or of the archive it lies in, by its
+        read: the bytes of one image's file by its number; safe to call from several threads.
+        state: size in bytes and modification time in ns of one image's file, or of the archive it lies in, by its
             number; None where it cannot be had.
     """
 
@@ -124,7 +124,7 @@ def find_images(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
             str(path), names, labels, classes, lambda k: read_plain(path / names[k]), lambda k: _state(path / names[k])
         )
     if not path.exists():
-        raise UserError("source of pictures does not exist", path, "check the path")
+        raise UserError("source of images does not exist", path, "check the path")
     if is_image(path.name):
         return ImageFiles(str(path), [path.name], [-1], [], lambda _: read_plain(path), lambda _: _state(path))
     return find_tars([path], str(path), scratch=scratch)
@@ -190,10 +190,10 @@ def _is_empty(entry: "os.DirEntry[str]") -> bool:
 def _classify(
     images: list[PurePosixPath], where: str, left_out: LeftOut, shown: list[str] | None = None
 ) -> tuple[list[str], list[int], list[str]]:
-    """Names, labels and class names of pictures in the given order; says what was left out."""
+    """Names, labels and class names of images in the given order; says what was left out."""
     if not images:
         got = f"{where}: left out {left_out}" if left_out else where
-        raise UserError("no pictures found", got, "give a folder or tar of .jpg, .png, .webp ... files")
+        raise UserError("no images found", got, "give a folder or tar of .jpg, .png, .webp ... files")
     names = shown or [str(name) for name in images]
     at_top = [name for name in images if len(name.parts) == 1]
     if len(at_top) == len(images):
@@ -201,7 +201,7 @@ def _classify(
         return names, [-1] * len(images), []
     if at_top:
         raise UserError(
-            "pictures must lie either all in class folders or all in none",
+            "images must lie either all in class folders or all in none",
             f"{where}: {len(at_top)} outside, e.g. {at_top[0]}, {len(images) - len(at_top)} inside",
             "move one kind elsewhere",
         )
@@ -263,7 +263,7 @@ def find_tars(
 def _index_tar(
     path: Path, scratch: str | os.PathLike[str] | None, left_out: LeftOut
 ) -> tuple[dict[PurePosixPath, tuple[IO[bytes], int, int]], bool]:
-    """Where every picture of an archive lies, and whether its names start at ``./``."""
+    """Where every image of an archive lies, and whether its names start at ``./``."""
     index: dict[PurePosixPath, tuple[IO[bytes], int, int]] = {}
     everything: dict[str, tuple[IO[bytes], int, int]] = {}
     rooted = False
@@ -298,7 +298,7 @@ def _index_tar(
             fix = "unpack it and give the folder, or pack the files as a tar"
             raise UserError("zip archives cannot be read", path, fix) from error
         raise UserError(
-            "source is neither a folder, a picture nor a whole tar archive",
+            "source is neither a folder, an image nor a whole tar archive",
             f"{path}: {error}",
             "check the file",
         ) from error
@@ -326,7 +326,7 @@ def _open_plain(path: Path, scratch: str | os.PathLike[str] | None) -> IO[bytes]
 
 
 class ImageSource(ImageFiles):
-    """A set of pictures in a fixed order; ``source[k]`` decodes one."""
+    """A set of images in a fixed order; ``source[k]`` decodes one."""
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         """One image, see `open_image`; raises UserError with its name if that fails."""
@@ -338,13 +338,13 @@ class ImageSource(ImageFiles):
             return self.read(index)
         except OSError as error:
             name = self.names[index]
-            raise UserError("picture cannot be opened", f"{name}: {error.strerror}", "check the source") from error
+            raise UserError("image cannot be opened", f"{name}: {error.strerror}", "check the source") from error
 
 
 def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageSource:
-    """Open a folder of pictures, a tar archive, a folder of such archives, or one picture file.
+    """Open a folder of images, a tar archive, a folder of such archives, or one image file.
 
-    Pictures in folders below the top are of the class that the first folder names; pictures at the top
+    Images in folders below the top are of the class that the first folder names; images at the top
     itself have no class. A folder that only wraps an archive's content is no class. Hidden files and files
     with other suffixes are ignored. The order is by class, then by name, on every file system.
 
@@ -354,6 +354,6 @@ def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
             folder by default. The copy has no name and goes with the process.
 
     Raises:
-        UserError: nothing there, no picture in it, or an archive that is damaged or has unsafe names.
+        UserError: nothing there, no image in it, or an archive that is damaged or has unsafe names.
     """
     return ImageSource(**vars(find_images(path, scratch=scratch)))

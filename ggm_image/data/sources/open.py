@@ -18,14 +18,14 @@ def open_images(
     shard_size: int = 1,
     label_key: str = "",
 ) -> ImageSource | ImageStream:
-    """Open whatever pictures can be encoded from.
+    """Open whatever images can be encoded from.
 
     Args:
         source: what `ggm_image.data.sources.image_files.open_source` reads; tar shards of WebDataset, see
             `ggm_image.data.sources.webdataset`; or ``hub:`` and a data set, see `ggm_image.data.sources.hub`.
         scratch: for `open_source`.
         class_names: of a stream, in the order of its labels; empty where it has them itself.
-        shard_size: pictures a part, where a stream can be divided at will.
+        shard_size: images a part, where a stream can be divided at will.
         label_key: of WebDataset: where the class stands, see `ggm_image.data.sources.webdataset.open_webdataset`.
 
     Raises:

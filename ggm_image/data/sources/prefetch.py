@@ -1,4 +1,4 @@
-"""Pictures decoded by threads while their successors are being read."""
+"""Images decoded by threads while their successors are being read."""
 
 import os
 from collections import deque
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 def default_workers() -> int:
-    """Threads that decode pictures: one a core that this process may use, at most 16."""
+    """Threads that decode images: one a core that this process may use, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, max(2, cores))
 
@@ -27,7 +27,7 @@ def default_workers() -> int:
 def decoded(
     entries: Iterable[T], decode: Callable[[T], R], batch_size: int, *, workers: int, ahead: int
 ) -> Iterator[tuple[list[T], list[R]]]:
-    """Consecutive groups of ``entries`` with their pictures, in order.
+    """Consecutive groups of ``entries`` with their images, in order.
 
     Never more than ``ahead + 1`` groups are held, however many entries there are.
 
@@ -68,13 +68,13 @@ def decoded(
 
 
 class Prefetch:
-    """Preprocessed pictures of a source, decoded by threads some batches ahead.
+    """Preprocessed images of a source, decoded by threads some batches ahead.
 
     Args:
-        source: where the pictures come from.
+        source: where the images come from.
         image_size: side in pixels of what is returned.
         workers: number of threads.
-        flip: item ``i`` in ``[N, 2 N)`` is picture ``i - N`` mirrored.
+        flip: item ``i`` in ``[N, 2 N)`` is image ``i - N`` mirrored.
         ahead: batches decoded in advance, see `decoded`.
     """
 
@@ -97,5 +97,5 @@ class Prefetch:
         return image.flip(-1) if item >= len(self.source) else image
 
     def batches(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[DecodedImage]]]:
-        """Consecutive groups of ``items`` with their pictures, in order."""
+        """Consecutive groups of ``items`` with their images, in order."""
         return decoded(items, self.picture, batch_size, workers=self.workers, ahead=self.ahead)

@@ -87,7 +87,7 @@ def image_of(files: dict[str, bytes], where: str) -> bytes:
     """The file of a sample's only image; UserError where it has none, or several."""
     images = [suffix for suffix in files if suffix in IMAGE_NAMES]
     if len(images) != 1:
-        raise UserError("sample must have one picture", f"{where}: {', '.join(files)}", "mend or remove it")
+        raise UserError("sample must have one image", f"{where}: {', '.join(files)}", "mend or remove it")
     return files[images[0]]
 
 

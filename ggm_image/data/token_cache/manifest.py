@@ -31,16 +31,16 @@ class Manifest:
         tokenizer_sha256: SHA-256 of its weights.
         codebook_size: V; every token lies in [0, V).
         grid: rows and columns of tokens.
-        image_size: side in pixels of the pictures that were encoded; 0 for text, whose grid is 1 x length.
+        image_size: side in pixels of the images that were encoded; 0 for text, whose grid is 1 x length.
         class_names: one name a label; empty where every label is -1.
-        preprocessing: what was done to the pictures before encoding, ``flip`` included.
+        preprocessing: what was done to the images before encoding, ``flip`` included.
         source: ``path``, number of ``images`` and ``sha256`` of their names and labels; of a stream, the ``sha256`` of
             the names of its parts, and how many ``classes`` it was told, 0 where they are counted at the end.
         tokenizer_source: the name or path by which the tokenizer was loaded.
         shard_size: source items a shard.
-        items: source items in all; ``count`` is less where pictures were skipped. Of a stream, 0 until the end.
+        items: source items in all; ``count`` is less where images were skipped. Of a stream, 0 until the end.
         parts: of a stream: what is read from front to back, a shard each; shard ``parts + k`` holds the mirrored copies
-            of shard k. 0 for pictures that are read at random.
+            of shard k. 0 for images that are read at random.
         made_with: versions of the libraries that decoded and encoded.
         count: rows in the finished shards.
         complete: whether all shards are there.
@@ -158,7 +158,7 @@ class Manifest:
         return [range(start, end) for start, end in pairwise(ends)]
 
     def skipped(self) -> list[dict[str, Any]]:
-        """The pictures that could not be read: ``item``, ``name`` and ``why`` of each."""
+        """The images that could not be read: ``item``, ``name`` and ``why`` of each."""
         if not self.parts:
             return [entry for shard in self.shards for entry in shard["skipped"]]
         # What is noted of a part counts from its start: those before it were not known then.
@@ -169,7 +169,7 @@ class Manifest:
         ]
 
     def item_of_row(self) -> np.ndarray:
-        """The source item (count,) of every row: the row's own number unless pictures were skipped."""
+        """The source item (count,) of every row: the row's own number unless images were skipped."""
         end = max((items.stop for items in self.items_by_shard()), default=0)
         return np.delete(np.arange(end), [entry["item"] for entry in self.skipped()])
 

@@ -161,7 +161,7 @@ class TokenCacheWriter:
             tokens: codes in [0, codebook_size).
             labels: indices into ``class_names``, or -1.
             shard: its number; by default the first of this process that is still to be written.
-            skipped: ``item``, ``name`` and ``why`` of each picture of the shard that could not be read. Of a stream,
+            skipped: ``item``, ``name`` and ``why`` of each image of the shard that could not be read. Of a stream,
                 ``item`` counts from the start of the part.
             part: of a stream: the name of the part.
             keys: of a stream: a digest of every row's key.
@@ -238,7 +238,7 @@ class TokenCacheWriter:
         self.manifest.count = sum(entry["count"] for entry in entries)
         if self.manifest.count == 0:
             self.discard_if_empty()
-            noun = "pictures" if self.manifest.modality == "image" else "documents"
+            noun = "images" if self.manifest.modality == "image" else "documents"
             raise UserError(f"none of the {noun} can be read", self.manifest.source["path"], "check what the files are")
         if self.manifest.parts:
             self._join_parts()

@@ -2,7 +2,7 @@
 
 https://github.com/CompVis/taming-transformers, GumbelVQ in taming/models/vqgan.py and GumbelQuantize in
 taming/modules/vqvae/quantize.py. There, even in evaluation, the index is drawn with Gumbel noise; here it is the mode
-of that draw, the largest logit, so that a picture has one encoding (as DALL-E's authors use theirs, arXiv 2102.12092).
+of that draw, the largest logit, so that an image has one encoding (as DALL-E's authors use theirs, arXiv 2102.12092).
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class GumbelVQGAN(VQGAN):
         return GumbelCodebook(codes, width)
 
     def encode_indices(self, images: Float[Tensor, "n 3 h w"]) -> Int[Tensor, "n gh gw"]:
-        # Picture by picture: logits are 8192 numbers a cell, 32 MiB for one picture of 256 x 256.
+        # Image by image: logits are 8192 numbers a cell, 32 MiB for one image of 256 x 256.
         latents = self.latents(images).float()
         with torch.autocast(images.device.type, enabled=False):
             return torch.cat([self.quantize.proj(z).argmax(dim=1) for z in latents.split(1)])

@@ -50,7 +50,7 @@ class DDConfig:
         if min(self.ch, self.z_channels) < 1:
             raise ValueError(f"ch and z_channels must be positive, got {self.ch} and {self.z_channels}")
         if (self.in_channels, self.out_ch) != (3, 3):
-            raise ValueError(f"pictures have 3 channels, got in_channels {self.in_channels} and out_ch {self.out_ch}")
+            raise ValueError(f"images have 3 channels, got in_channels {self.in_channels} and out_ch {self.out_ch}")
         if self.patch_size not in (1, 2, 4) or self.resolution % self.patch_size:
             raise ValueError(
                 f"patch_size must be 1, 2 or 4 and divide the resolution, got {self.patch_size} of {self.resolution}"

@@ -61,13 +61,13 @@ class TokenizerTrain:
         steps, max_minutes, batch_size, optimizer, learning_rate, schedule, final_share, decay_fraction, warmup_steps,
             ema_decay, seed, log_every, checkpoint_minutes, precision, compile: as in `config.TrainConfig`; the
             discriminator is always trained by AdamW.
-        flip: mirror half of the pictures.
+        flip: mirror half of the images.
         codebook_decay: of the moving averages that carry the codes.
         restart_every: steps between restarts of dead codes.
         restart_until: share of the run after which no code is restarted.
         decoder_only: leave encoder and codes as they are: token caches and models made with ``start`` go on with the
             new decoder.
-        sample_every: steps between pictures of reconstructions; 0 for none.
+        sample_every: steps between images of reconstructions; 0 for none.
         weights_dtype: of the exported weights, float16 or float32.
     """
 

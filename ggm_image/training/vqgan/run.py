@@ -1,4 +1,4 @@
-"""A run of `train-tokenizer`: pictures in, a tokenizer folder out, whatever interrupts it."""
+"""A run of `train-tokenizer`: images in, a tokenizer folder out, whatever interrupts it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.cost_estimate import check_memory
 from ggm_image.training.vqgan.trainer import FROZEN, TokenizerTrainer, starting_point
 
-MEMORY_LIMIT = 4 << 30  # bytes of decoded pictures that are kept; more are decoded anew every epoch
+MEMORY_LIMIT = 4 << 30  # bytes of decoded images that are kept; more are decoded anew every epoch
 COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
            "adversarial", "adversarial_weight", "matching", "matching_weight", "discriminator",
            "learning_rate")  # fmt: skip
@@ -85,11 +85,11 @@ def train_tokenizer(
     Args:
         config_path: YAML of a `TokenizerTrainConfig`.
         data: image folder or tar.
-        out: folder of the run: config.yaml, checkpoints, log.csv, pictures, and the tokenizer in ``tokenizer/``.
+        out: folder of the run: config.yaml, checkpoints, log.csv, images, and the tokenizer in ``tokenizer/``.
         overrides: ``key=value``.
         resume: go on from the last checkpoint in ``out``.
         device: where to train.
-        workers: threads that decode pictures.
+        workers: threads that decode images.
         force: start although the run seems to need more memory than is available.
 
     Returns:
@@ -160,7 +160,7 @@ def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> To
 
 
 def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
-    """Raise UserError if the weights that stay would be rounded: some pictures would then have other tokens."""
+    """Raise UserError if the weights that stay would be rounded: some images would then have other tokens."""
     for name, value in tokenizer.state_dict().items():
         if name.startswith(FROZEN) and not torch.equal(value.to(getattr(torch, dtype)).to(value.dtype), value):
             what = "train.weights_dtype must hold the encoder's weights exactly"
@@ -264,7 +264,7 @@ def _give_up(trainer: TokenizerTrainer, out: Path) -> str:
 def _show(trainer: TokenizerTrainer, images: TrainingImages, path: Path) -> None:
     try:
         save_png(reconstructions(trainer, images), path)
-    except Exception as error:  # whatever it is, hours of training must not end for a picture
+    except Exception as error:  # whatever it is, hours of training must not end for an image
         to_stderr(f"no reconstructions: {type(error).__name__}: {printable(error)}")
 
 
@@ -276,7 +276,7 @@ def averaged(trainer: TokenizerTrainer, config: VQGANConfig) -> VQGAN:
 
 
 def reconstructions(trainer: TokenizerTrainer, images: TrainingImages) -> UInt8[Tensor, "3 h w"]:
-    """Eight pictures above what the tokenizer makes of them."""
+    """Eight images above what the tokenizer makes of them."""
     shown = images[torch.arange(min(8, images.rows))]
     model = averaged(trainer, trainer.model.config)
     painted = to_uint8(model.decode(model.encode(to_model(shown))))

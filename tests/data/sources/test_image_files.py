@@ -1,4 +1,4 @@
-"""Order, names and classes of a set of pictures, whatever it is packed in."""
+"""Order, names and classes of a set of images, whatever it is packed in."""
 
 import bz2
 import gzip
@@ -27,10 +27,10 @@ def same_pictures(a: ImageSource, b: ImageSource) -> bool:
 
 # Seen to fail with os.walk's own order (the fixture makes the folders in another one).
 def test_class_folders(class_folder: Path) -> None:
-    (class_folder / "bee" / "notes.txt").write_text("no picture")
-    (class_folder / "bee" / ".hidden.png").write_text("no picture")
+    (class_folder / "bee" / "notes.txt").write_text("no image")
+    (class_folder / "bee" / ".hidden.png").write_text("no image")
     (class_folder / ".git").mkdir()
-    (class_folder / ".git" / "x.png").write_text("no picture")
+    (class_folder / ".git" / "x.png").write_text("no image")
     source = open_source(class_folder)
     assert (source.names, source.labels, source.class_names) == (NAMES, LABELS, ["ant", "bee", "cow"])
 
@@ -150,7 +150,7 @@ def test_what_is_left_out_is_counted_by_reason(
 
 def test_nothing_but_other_formats_says_which(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no pictures found .*1 \.heic file \(convert to JPEG or PNG; e\.g\. a\.heic"):
+    with pytest.raises(UserError, match=r"no images found .*1 \.heic file \(convert to JPEG or PNG; e\.g\. a\.heic"):
         open_source(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_links_in_circles_end(class_folder: Path) -> None:
     assert len(open_source(class_folder)) == 12
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty folder", "text", "no pictures", "mixed", "empty file"])
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "text", "no images", "mixed", "empty file"])
 def test_no_source(class_folder: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "src"
     if kind == "empty folder":
@@ -196,7 +196,7 @@ def test_no_source(class_folder: Path, tmp_path: Path, kind: str) -> None:
         path.write_text("hello " * 1000)
     elif kind == "empty file":
         path.touch()
-    elif kind == "no pictures":
+    elif kind == "no images":
         path.mkdir()
         (path / "a.txt").touch()
     elif kind == "mixed":
@@ -204,11 +204,11 @@ def test_no_source(class_folder: Path, tmp_path: Path, kind: str) -> None:
         (path / "stray.png").write_bytes((path / "ant" / "0.png").read_bytes())
     wanted = {
         "missing": "does not exist",
-        "empty folder": "no pictures found",
-        "no pictures": "no pictures found",
+        "empty folder": "no images found",
+        "no images": "no images found",
         "mixed": r"1 outside, e\.g\. stray\.png, 12 inside",
     }
-    with pytest.raises(UserError, match=wanted.get(kind, "whole tar archive|no pictures found")):
+    with pytest.raises(UserError, match=wanted.get(kind, "whole tar archive|no images found")):
         open_source(path)
 
 

@@ -60,7 +60,7 @@ def test_an_error_of_the_reader_comes_out_after_what_was_read(ahead: int) -> Non
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("error", [MemoryError, SystemExit])
 def test_a_thread_that_dies_ends_the_work_and_leaves_no_other(ahead: int, error: type[BaseException]) -> None:
-    """Never a hang, and never a group without the pictures that the thread had."""
+    """Never a hang, and never a group without the images that the thread had."""
 
     def dying(entry: int) -> torch.Tensor | UserError:
         if entry == 7:

@@ -78,13 +78,13 @@ def test_classes_that_do_not_exist(tmp_path: Path, cls: bytes, classes: tuple[st
 @pytest.mark.parametrize(
     ("files", "wanted"),
     [
-        ({"b.cls": b"1"}, r"one picture .*a\.tar: b: cls"),
-        ({"b.cls": b"1", "b.png": png(0), "b.jpg": png(0)}, "one picture"),
-        ({"b.v2.png": png(0)}, r"one picture .*v2\.png"),
-        ({"b.seg.png": png(0), "b.cls": b"1"}, r"one picture .*b: seg\.png, cls"),
+        ({"b.cls": b"1"}, r"one image .*a\.tar: b: cls"),
+        ({"b.cls": b"1", "b.png": png(0), "b.jpg": png(0)}, "one image"),
+        ({"b.v2.png": png(0)}, r"one image .*v2\.png"),
+        ({"b.seg.png": png(0), "b.cls": b"1"}, r"one image .*b: seg\.png, cls"),
         ({"b.png": png(0)}, "either all have a class or none .*b has none"),
         ({"b.png": png(0), "b.json": b"{"}, "no JSON"),
-        ({"b.png": b"text", "b.cls": b"1"}, r"a\.tar: b: not a picture"),
+        ({"b.png": b"text", "b.cls": b"1"}, r"a\.tar: b: not an image"),
     ],
 )
 def test_bad_samples_say_so_when_they_are_decoded(tmp_path: Path, files: dict[str, bytes], wanted: str) -> None:

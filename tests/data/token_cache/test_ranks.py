@@ -27,7 +27,7 @@ from tests.data.token_cache.test_token_cache import LABELS, TOKENS, fill, reques
 
 @pytest.fixture(params=["folder", "shards"])
 def source(request: pytest.FixtureRequest, class_folder: Path, tmp_path: Path) -> str:
-    """12 pictures at random or 15 in five archives."""
+    """12 images at random or 15 in five archives."""
     return str(class_folder) if request.param == "folder" else write_shards(tmp_path / "shards")
 
 
@@ -82,7 +82,7 @@ def test_skipped_samples_are_numbered_through(tmp_path: Path) -> None:
     files = samples(3, 6)
     files["000004.png"] = b"text"
     write_tar(tmp_path / "shards" / "001.tar", files)
-    with pytest.raises(UserError, match=r"001\.tar: 000004: not a picture .*--skip-bad; the finished shards are kept"):
+    with pytest.raises(UserError, match=r"001\.tar: 000004: not an image .*--skip-bad; the finished shards are kept"):
         run(pattern, tmp_path / "cache")
     assert run(pattern, tmp_path / "cache", (0, 2), skip_bad=True, flip=False) is None
     cache = run(pattern, tmp_path / "cache", (1, 2), skip_bad=True)

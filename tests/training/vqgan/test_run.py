@@ -146,7 +146,7 @@ def test_a_run_without_a_compiler(
 
 
 def test_a_decoder_trained_alone_leaves_the_tokens(config: Path, class_folder: Path, tmp_path: Path) -> None:
-    """Caches and models go on with it, and statistics of the pictures that the other decoder made are not its own.
+    """Caches and models go on with it, and statistics of the images that the other decoder made are not its own.
 
     Seen to fail with the codebook's moving average, with a trained quant_conv, and without the decoder in the identity.
     """
