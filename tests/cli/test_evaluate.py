@@ -59,9 +59,9 @@ def test_lines_for_people(sides: tuple[Path, Path], features: Path, capsys: pyte
         "precision, recall",
         "density, coverage",
         "class accuracy",
-        "pictures",
+        "images",
     ]
-    assert lines[4:6] == ["class accuracy     100.0% (reference 100.0%)", "images           12 against 9"]
+    assert lines[4:6] == ["class accuracy     100.0% (reference 100.0%)", "images             12 against 9"]
     assert lines[6] == ""
     assert [line.split()[:3] for line in lines[7:]] == [
         ["class", "n", "reference"],

