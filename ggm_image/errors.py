@@ -4,11 +4,11 @@ LONGEST = 600
 """Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
 
 
-def printable(text: object) -> str:
+def printable(text: object, longest: int = LONGEST) -> str:
     """Text on one line and without control characters, which could write over a terminal; cut where it is very long."""
     line = " ".join(str(text).split())
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST - 80]} ... {line[-60:]}"
+    if len(line) > longest:
+        line = f"{line[: longest - 80]} ... {line[-60:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ggm_image.errors import printable
+from ggm_image.errors import LONGEST, printable
 
 
 def say(line: str, *, every_process: bool = False) -> None:
@@ -20,7 +20,7 @@ def say(line: str, *, every_process: bool = False) -> None:
     """
     if _usable(sys.stderr) and (every_process or os.environ.get("RANK", "0") == "0"):
         with contextlib.suppress(OSError, ValueError):
-            print(printable(line), file=sys.stderr, flush=True)
+            print(printable(line, longest=4 * LONGEST), file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: Any) -> bool:

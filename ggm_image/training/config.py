@@ -13,6 +13,7 @@ from ggm_image.io.config_schema import check, check_choice, check_numbers
 from ggm_image.network import NetworkConfig
 from ggm_image.objective import LOSSES
 from ggm_image.runtime.precision import PRECISIONS
+from ggm_image.sampler.settings import Settings
 from ggm_image.training.optim import OPTIMIZERS, SCHEDULES
 
 
@@ -223,6 +224,12 @@ class GeneratorConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     presets: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # a model whose presets cannot be read would be found out after hours, when it is loaded
+        for name, entries in self.presets.items():
+            check(isinstance(entries, dict), f"presets.{name} must hold sampler settings", entries)
+            Settings.of(entries)
 
 
 def digits(value: float) -> str:

@@ -118,3 +118,17 @@ def test_shipped_configs_leave_precision_and_compilation_to_the_machine(path: Pa
     schema: type = TokenizerTrainConfig if path.stem.startswith("tokenizer") else GeneratorConfig
     train = load_config(schema, path).train
     assert (train.precision, train.compile) == ("auto", "auto")
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("presets={fast: 1000}", "presets.fast must hold sampler settings"),
+        ("presets={fast: {sweps: 2}}", "unknown sampler setting .*sweps.*did you mean 'sweeps'"),
+        ("presets={fast: {block: 0}}", "block"),
+    ],
+)
+def test_presets_are_checked_before_the_training(override: str, match: str) -> None:
+    """Seen to fail when a preset was first read by the model that came out of the run."""
+    with pytest.raises(UserError, match=match):
+        load_config(GeneratorConfig, "cifar10", [override])
