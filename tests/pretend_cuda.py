@@ -94,7 +94,9 @@ _active: Log | None = None
 def pretend_cuda() -> Iterator[Log]:
     """Pretend that the machine has one CUDA device; tensors made inside must not be used outside."""
     global _active
-    torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
+    if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        pytest.skip("this version of torch cannot pretend to have a device")
+    torch._C._ensureCUDADeviceGuardSet()
     make_tensor, log = torch.tensor, Log()
 
     def tensor(data: Any, *args: Any, device: Any = None, **options: Any) -> torch.Tensor:
