@@ -91,10 +91,7 @@ class TextModel:
         Raises:
             UserError: for an unknown preset or a value out of range.
         """
-        if preset not in self.presets:
-            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
-        entries = asdict(self.presets[preset]) | {k: v for k, v in changes.items() if v is not None}
-        return Settings.of(entries)
+        return Settings.of_preset(self.presets, preset, changes)
 
     @isolate
     def sample(

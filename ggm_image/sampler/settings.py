@@ -3,7 +3,8 @@
 import difflib
 import math
 import numbers
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ggm_image.errors import UserError
@@ -123,6 +124,17 @@ class Settings:
                 near = difflib.get_close_matches(name, names, n=1) or names
                 raise UserError("unknown sampler setting", f"got {name!r}", f"did you mean {near[0]!r}?")
         return Settings(**entries)
+
+    @staticmethod
+    def of_preset(presets: Mapping[str, "Settings"], preset: str, changes: Mapping[str, Any]) -> "Settings":
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
+        if preset not in presets:
+            raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(presets)}")
+        return Settings.of(asdict(presets[preset]) | {k: v for k, v in changes.items() if v is not None})
 
     def calls(self, sites: int) -> int:
         """Network calls for a grid with so many unknown sites (guidance doubles the cost of each)."""
