@@ -43,7 +43,8 @@ from ggm_image.runtime.streams import say
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Copies of every image to add, each shifted by a few pixels.",
+    metavar="N",
+    help="Add N copies of every image, each shifted by a few pixels: more data for many epochs.",
 )
 @click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read.")
 @click.option(

@@ -141,7 +141,7 @@ def test_rows_are_those_of_images_shifted_by_hand(source: str, tmp_path: Path, f
     assert torch.equal(plain.tokens(range(len(plain))), cache.tokens(range(len(plain))))
 
 
-# Seen to fail with "shifts" stored where it is 0, and with mirrored copies after the shifted ones.
+# Seen to fail with "shifts" stored where it is 0, and with all rows mirrored.
 @pytest.mark.parametrize(
     ("kind", "flip", "golden"),
     [
@@ -158,13 +158,12 @@ def test_a_cache_without_shifts_is_what_it_was_before_there_were_any(
     assert digest_of_cache(tmp_path / "cache") == golden
 
 
-@pytest.mark.parametrize("stop", [7, 20])
-def test_an_interrupted_run_and_two_processes_give_the_same_files(source: str, tmp_path: Path, stop: int) -> None:
-    options = {"flip": True, "shifts": 2}
+def test_an_interrupted_run_and_two_processes_give_the_same_files(source: str, tmp_path: Path) -> None:
+    options = {"flip": True, "shifts": 1}
     whole = run(source, tmp_path / "whole", **options)
     assert whole is not None
     with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path / "cut", Interrupted(stop), **options)
+        run(source, tmp_path / "cut", Interrupted(17), **options)
     run(source, tmp_path / "cut", **options)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert run(source, tmp_path / "shared", share=(1, 2), **options) is None
