@@ -49,7 +49,8 @@ ORIGINAL = Copy()
 
 def most_shifts(size: int) -> int:
     """How many distinct offsets of at most ``max(1, round(size / 16))`` pixels images of ``size`` pixels have."""
-    most = max(0, min(max(1, round(size / 16)), size - 1))
+    size = min(max(1, size), 1 << 12)  # more than enough for MOST_SHIFTS; a damaged manifest has any number
+    most = min(max(1, round(size / 16)), size - 1)
     return min(MOST_SHIFTS, (2 * most + 1) ** 2 - 1)
 
 

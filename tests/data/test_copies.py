@@ -203,7 +203,7 @@ def test_impossible_numbers_of_shifts_end_before_anything_is_written(
 
 def test_images_too_small_to_shift() -> None:
     assert [most_shifts(size) for size in (0, 1, 2, 3)] == [0, 0, 8, 8]
-    assert most_shifts(10**9) == 1 << 16
+    assert [most_shifts(size) for size in (-(10**400), 10**400)] == [0, 1 << 16]
     with pytest.raises(UserError, match=r"\[0, 0\] for images of 1 pixels"):
         check_shifts(1, 1)
 
