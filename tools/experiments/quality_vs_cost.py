@@ -54,20 +54,30 @@ def default_points(sites: int) -> list[Settings]:
     return points
 
 
-def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
-    """All settings of a grid, each once; what has no effect on a setting is left at its default."""
-    default, found = asdict(Settings()), []
+def every_combination(grid: dict[str, list[Any]], base: Settings | None = None) -> list[Settings]:
+    """``base``, the default settings if None, with all combinations of a grid, each once; see `canonical`."""
+    entries, found = asdict(base or Settings()), []
     for values in itertools.product(*grid.values()):
-        settings = Settings.of(dict(zip(grid, values, strict=True)))
-        idle = list(find_sampler(settings.order).unused)
-        if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
-            idle += ["curve", "revise_share"]
-        settings = replace(settings, **{name: default[name] for name in idle})
-        if settings.sweeps == 1 and settings.first_block:
-            settings = replace(settings, block=settings.first_block, first_block=None)
+        settings = canonical(Settings.of(entries | dict(zip(grid, values, strict=True))))
         if settings not in found:
             found.append(settings)
     return found
+
+
+def canonical(settings: Settings) -> Settings:
+    """The same sampler with every entry at its default that has no effect on it."""
+    default = asdict(Settings())
+    idle = list(find_sampler(settings.order).unused)
+    if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
+        idle += ["curve", "revise_share"]
+    if settings.guidance == 1:
+        idle += ["guidance_power"]
+    if settings.order == "signal" and settings.first_order != "signal":
+        idle += ["confidence_noise"]
+    settings = replace(settings, **{name: default[name] for name in idle})
+    if settings.sweeps == 1 and settings.first_block:
+        settings = replace(settings, block=settings.first_block, first_block=None)
+    return settings
 
 
 def passes(row: dict[str, Any]) -> int:
