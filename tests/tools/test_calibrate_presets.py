@@ -17,9 +17,12 @@ from PIL import Image
 from ggm_image.errors import UserError
 from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
 from ggm_image.metrics.prdc import prdc
+from ggm_image.pipelines import image
+from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.settings import Settings
 from tests.features import Means, matrix_of, means_extractor
 from tests.models import tiny_model_folder
+from tests.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -71,6 +74,35 @@ def test_distance_of_fewer_images_than_features(tool: ModuleType) -> None:
     with pytest.warns(UserWarning, match="singular"):
         expected = frechet_distance(*statistics)
     assert network.distance(few) == pytest.approx(expected, rel=1e-5)
+
+
+def test_on_a_device_the_figures_are_the_same(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And devices are not mixed. Seen to fail with the reference's features left on the host."""
+    folder = tiny_model_folder(tmp_path)
+    monkeypatch.setattr(image, "native_bf16", lambda device: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    pixels, labels = noise(30, 0)
+    pixels = pixels.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    def rows(device: str) -> list[dict[str, Any]]:
+        model = load_model(folder, device=device)
+        extractor = replace(means_extractor(), device=model.device, prepare_batch=lambda images: images)
+        networks = [tool.FeatureNetwork(extractor, tool.Images(pixels, labels, ["cat", "dog", "ship"]))]
+        results = tool.Results(tmp_path / f"{device}.json", {})
+        work = tool.Calibration(model, networks, results, n=7, seed=0, batch=16)
+        work.warm_up(Settings(block=8))
+        settings = work.measure(Settings(block=8, guidance=2.0))
+        bound = work.bound("reconstructions", "train", tool.Images(pixels, labels, ["cat", "dog", "ship"]))
+        return [settings, bound]
+
+    expected = rows("cpu")
+    with pretend_cuda() as log:
+        found = rows("cuda")
+    assert not log.mixed
+    assert [row["figures"] for row in found] == [row["figures"] for row in expected]
+    assert {row["device"] for row in found} == {"a GPU"}
 
 
 def row(settings: Settings, distance: float, recall: float = 1.0) -> dict[str, Any]:
