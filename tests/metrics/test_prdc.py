@@ -45,7 +45,6 @@ def test_agrees_with_the_definition(block: int, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tensors_and_one_reference_for_several_sides() -> None:
-    """Seen to fail with the balls of an earlier generated side."""
     first, reference = sets(60, 45)
     neighbours = RealNeighbours(torch.from_numpy(reference))
     for generated in (first, first[:30] * 0.5):

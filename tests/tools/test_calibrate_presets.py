@@ -45,7 +45,7 @@ def noise(n: int, seed: int, classes: int = 3) -> tuple[torch.Tensor, np.ndarray
 
 
 def test_figures_are_those_of_the_metrics(tool: ModuleType) -> None:
-    """Whatever the parts. Seen to fail with the biased covariance and with the labels of a part alone."""
+    """Whatever the parts. Seen to fail with the biased covariance."""
     pixels, labels = noise(40, 0)
     names = ["blue", "green", "red"]
     reference = tool.Images(pixels, labels, names)
@@ -106,7 +106,8 @@ def test_on_a_device_the_figures_are_the_same(
 
 
 def row(settings: Settings, distance: float, recall: float = 1.0) -> dict[str, Any]:
-    return {"task": {"settings": asdict(settings)}, "figures": [{"distance": distance, "recall": recall}]}
+    found = {"distance": distance, "recall": recall}
+    return {"task": {"settings": asdict(settings)}, "passes": settings.calls(16), "figures": [found]}
 
 
 def test_search_varies_one_option_at_a_time(tool: ModuleType) -> None:
@@ -134,10 +135,12 @@ def test_search_varies_one_option_at_a_time(tool: ModuleType) -> None:
 
 
 def test_the_best_has_the_recall(tool: ModuleType) -> None:
-    """Or the highest there is."""
+    """Or the highest there is; and it costs no more than allowed."""
     rows = [row(Settings(), distance, recall) for distance, recall in ((1.0, 0.2), (3.0, 0.4), (2.0, 0.3))]
     best = [min(rows, key=tool.Goal(least).key)["figures"][0]["distance"] for least in (0.0, 0.3, 0.35, 0.9)]
     assert best == [1.0, 2.0, 3.0, 3.0]
+    costs = [row(Settings(block=block), float(block)) for block in (16, 2, 1)]
+    assert [min(costs, key=tool.Goal(0.0, most).key)["passes"] for most in (None, 1, 8, 16)] == [16, 1, 8, 16]
 
 
 def test_grids_of_the_command_line_and_of_files(tool: ModuleType, tmp_path: Path) -> None:

@@ -87,13 +87,17 @@ def parse_grid(entries: Sequence[str]) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Goal:
-    """What makes a row the best: the smallest distance by the first features with at least this recall."""
+    """What makes a row the best: the smallest distance by the first features, with at least this recall and at most
+    so many passes."""
 
     min_recall: float = 0.0
+    max_passes: int | None = None
 
     def key(self, row: Row) -> tuple[int, float]:
-        """Smaller is better; rows below the recall come last, those of the highest recall first."""
+        """Smaller is better; below the recall the highest recall comes first, and above the passes the fewest."""
         first = row["figures"][0]
+        if self.max_passes is not None and row["passes"] > self.max_passes:
+            return 2, row["passes"]
         return (0, first["distance"]) if first["recall"] >= self.min_recall else (1, -first["recall"])
 
 
@@ -422,7 +426,7 @@ def main(
         "seed": seed,
         "device": model.device.type,
     }
-    goal = Goal(min_recall)
+    goal = Goal(min_recall, max_passes)
     work = Calibration(
         model,
         networks,
@@ -441,15 +445,23 @@ def main(
     click.echo(above, nl=False)
     if model.device.type == "cuda":
         work.warm_up(start)
-    rows = measure_all(work, start, values, goal, search, lambda row: click.echo(setting_line(row)))
+    head = f"{len(images)} reference images, seed {seed}, {work.device}, {batch} images in a call."
+    rows: list[Row] = []
+
+    def show(row: Row) -> None:
+        rows.append(row)
+        click.echo(setting_line(row))
+        write_text(f"{out}.md", f"{head}\n\n{above}{table(titles, rows, goal)}")
+
+    measure_all(work, start, values, goal, search, show)
     if not rows:
         raise UserError("no settings were measured", f"{max_minutes} minutes", "give more --max-minutes")
-    text = f"{len(images)} reference images, seed {seed}, {work.device}.\n\n{above}{table(titles, rows, goal)}"
-    write_text(f"{out}.md", text)
     best = min(rows, key=goal.key)
     click.echo(f"best of {len(rows)}: {setting_line(best)}")
-    if best["figures"][0]["recall"] < min_recall:
+    if goal.key(best)[0] == 1:
         say(f"note: no row has a recall of {min_recall:g}: the best is the one of the highest recall")
+    if goal.key(best)[0] == 2:
+        say(f"note: no row has at most {max_passes} passes: the best is the one of the fewest")
     if write is not None:
         click.echo(preset_line(write, Settings.of(best["task"]["settings"])))
 
@@ -461,8 +473,8 @@ def measure_all(
     goal: Goal,
     budget: int | None,
     show: Callable[[Row], None],
-) -> list[Row]:
-    """The rows of the preset and of the grid or the search, as far as time allows; each is shown when it is there."""
+) -> None:
+    """Measure the preset and the grid or the search, as far as time allows; ``show`` is called with every row."""
 
     def measured(settings: Settings) -> Row | None:
         row = work.measure(settings)
@@ -473,18 +485,15 @@ def measure_all(
         return row
 
     if budget is not None:
-        return coordinate_search(start, grid, measured, goal, budget, work.fits)
+        coordinate_search(start, grid, measured, goal, budget, work.fits)
+        return
     others = [settings for settings in every_combination(grid, start) if settings != start]
     wanted = [start, *filter(work.fits, others)]
     if left_out := 1 + len(others) - len(wanted):
         say(f"note: left out {left_out} settings of more than {work.max_passes} passes")
-    rows = []
     for settings in wanted:
-        row = measured(settings)
-        if row is None:
-            break
-        rows.append(row)
-    return rows
+        if measured(settings) is None:
+            return
 
 
 def open_images(
