@@ -223,6 +223,11 @@ def test_a_run_resumes_and_writes_the_winner(
     assert "**-1.000**" in Path("calibration.md").read_text()
     assert tool.run(tool.main, [*command, "--seed", "1"]) == 2
     assert "another protocol" in capsys.readouterr().err
+    for content, message in (("{", "cannot be read"), ('{"protocol": {}, "results": []}', "of another kind")):
+        Path("calibration.json").write_text(content)
+        assert tool.run(tool.main, command) == 2
+        assert message in capsys.readouterr().err
+        assert Path("calibration.json").read_text() == content
 
 
 def test_packed_images_are_the_images(

@@ -13,7 +13,6 @@ sees the class that was asked for, both in alphabetical order.
 """
 
 import itertools
-import json
 import platform
 import time
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from experiments import read_results
 from omegaconf import OmegaConf
 
 import ggm_image
@@ -242,14 +242,14 @@ def main(
         "seed": seed,
     }
     path = Path(f"{out}.json")
-    saved = json.loads(path.read_text()) if path.exists() else {"protocol": protocol, "results": []}
+    saved = read_results(path, "results") if path.exists() else {"protocol": protocol, "results": []}
     if saved["protocol"] != protocol:
         raise UserError(f"{path} was made by another protocol", saved["protocol"], "give another --out")
     saved["versions"] = {"ggm_image": ggm_image.__version__, "torch": torch.__version__}
     saved["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}"
     results = saved["results"]
     for other in merge:
-        part = json.loads(other.read_text())
+        part = read_results(other, "results")
         if part["protocol"] != protocol:
             raise UserError(f"{other} was made by another protocol", part["protocol"], "leave it out")
         results += [row for row in part["results"] if row not in results]
