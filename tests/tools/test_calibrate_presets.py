@@ -26,7 +26,7 @@ from tests.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 TOOLS = Path(__file__).parents[2] / "tools"
-NAMES = ("calibrate_presets", "image_figures", "experiments", "quality_vs_cost")
+NAMES = ("calibrate_presets", "image_figures", "preset_search", "preset_tables", "experiments", "quality_vs_cost")
 
 
 @pytest.fixture

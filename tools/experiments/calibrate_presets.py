@@ -23,7 +23,7 @@ where there are enough images, on another reference.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,10 @@ import numpy as np
 import torch
 from experiments import Results
 from image_figures import FeatureNetwork, Images, equal_share, figures, load_images
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from quality_vs_cost import canonical, every_combination, passes, short
+from preset_search import Goal, Row, coordinate_search, parse_grid
+from preset_tables import bounds_table, preset_line, setting_line, table
+from quality_vs_cost import canonical, every_combination, passes
 from torch import Tensor
-from yaml import YAMLError
 
 from ggm_image.cli.main import run
 from ggm_image.data.encode import encode_batch
@@ -51,103 +50,9 @@ from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.streams import say
 from ggm_image.sampler.settings import Settings
 
-Row = dict[str, Any]
 SOURCES = ("train", "held-out", "reference")
 DECODED_PIXELS = 1 << 20
 """Pixels that are decoded in one pass."""
-
-
-def parse_grid(entries: Sequence[str]) -> dict[str, list[Any]]:
-    """``NAME=VALUE,VALUE`` entries and YAML files of lists to lists of sampler settings, in the order given.
-
-    Raises:
-        UserError: an entry is neither, is empty, or names no setting.
-    """
-    grid: dict[str, list[Any]] = {}
-    for entry in entries:
-        name, equals, values = entry.partition("=")
-        fix = "write e.g. guidance=4,6,8, or name a YAML file of lists"
-        try:
-            if equals:
-                found: Any = OmegaConf.to_container(OmegaConf.create(f"{name}: [{values}]"))
-            elif Path(entry).is_file():
-                found = OmegaConf.to_container(OmegaConf.load(entry))
-            else:
-                raise UserError("a grid is NAME=VALUE,VALUE or a file", repr(entry), fix)
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise UserError("grid cannot be read", repr(entry), fix) from error
-        if not isinstance(found, dict) or not all(isinstance(v, list) and v for v in found.values()):
-            raise UserError("a grid needs a list of values for each setting", repr(entry), fix)
-        grid |= {str(key): value for key, value in found.items()}
-    for name, values in grid.items():
-        for value in values:
-            Settings.of({name: value})
-    return grid
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What makes a row the best: the smallest distance by the first features, with at least this recall and at most
-    so many passes."""
-
-    min_recall: float = 0.0
-    max_passes: int | None = None
-
-    def key(self, row: Row) -> tuple[int, float]:
-        """Smaller is better; below the recall the highest recall comes first, and above the passes the fewest."""
-        first = row["figures"][0]
-        if self.max_passes is not None and row["passes"] > self.max_passes:
-            return 2, row["passes"]
-        return (0, first["distance"]) if first["recall"] >= self.min_recall else (1, -first["recall"])
-
-
-def coordinate_search(
-    start: Settings,
-    grid: dict[str, list[Any]],
-    measure: Callable[[Settings], Row | None],
-    goal: Goal,
-    budget: int,
-    fits: Callable[[Settings], bool] = lambda settings: True,
-) -> list[Row]:
-    """Vary one option at a time over its list, keep the best, and go on with the next, until a round changes nothing.
-
-    Args:
-        start: the first settings.
-        grid: the values of each option, in the order in which they are varied.
-        measure: the row of settings; None stops the search.
-        goal: which row is the best.
-        budget: at most so many rows.
-        fits: whether settings may be measured; the start always is.
-
-    Returns:
-        All rows, in the order of measurement.
-    """
-    rows: dict[Settings, Row] = {}
-
-    def tried(settings: Settings) -> bool:
-        """Whether the search goes on."""
-        settings = canonical(settings)
-        if settings in rows or (rows and not fits(settings)):
-            return True
-        row = measure(settings) if len(rows) < budget else None
-        if row is not None:
-            rows[settings] = row
-        return row is not None
-
-    def best() -> Settings:
-        return min(rows, key=lambda settings: goal.key(rows[settings]))
-
-    if not tried(start):
-        return []
-    before = None
-    while before != best():
-        before = best()
-        for name, values in grid.items():
-            centre = best()
-            for value in values:
-                if not tried(replace(centre, **{name: value})):
-                    return list(rows.values())
-    return list(rows.values())
 
 
 class Calibration:
@@ -269,72 +174,6 @@ def default_batch(model: Model) -> int:
     if model.device.type != "cuda":
         return model.kernel_batch
     return max(model.kernel_batch, min(1000, 64_000 // (model.grid[0] * model.grid[1])))
-
-
-def preset_line(name: str, settings: Settings) -> str:
-    """The preset as a line of YAML below ``presets:``; what has its default value is left out."""
-    default, entries = asdict(Settings()), asdict(settings)
-    shown = {k: v for k, v in entries.items() if v != default[k] or k in ("order", "sweeps", "block")}
-    first = {k: shown.pop(k) for k in ("order", "first_order", "site_order") if k in shown}
-    return f"  {name}: {{{', '.join(f'{k}: {v}' for k, v in (first | shown).items())}}}"
-
-
-def cells(found: Sequence[Row]) -> list[str]:
-    """The figures of a row, network by network."""
-    texts = []
-    for one in found:
-        texts.append(f"{one['distance']:.3f}")
-        texts.append(f"{one['precision']:.2f}, {one['recall']:.2f}")
-        texts.append(f"{one['density']:.2f}, {one['coverage']:.2f}")
-        texts.append("" if one["class_accuracy"] is None else f"{100 * one['class_accuracy']:.1f}%")
-    return texts
-
-
-def line(entries: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, entries))} |"
-
-
-def heading(titles: Sequence[str], first: Sequence[str]) -> str:
-    names = [*first]
-    for title in titles:
-        names += [title, "precision, recall", "density, coverage", "class accuracy"]
-    return f"{line(names)}\n{line(['---'] * len(names))}"
-
-
-def setting_line(row: Row, *, best: bool = False) -> str:
-    settings = Settings.of(row["task"]["settings"])
-    texts = cells(row["figures"])
-    if best:
-        texts[0] = f"**{texts[0]}**"
-    cost = [row["passes"], settings.order, f"{settings.sweeps} x {settings.block}", short(settings), row["task"]["n"]]
-    return line([*cost, *texts, f"{1000 * row['seconds_per_image']:.3g}"])
-
-
-def table(titles: Sequence[str], rows: Sequence[Row], goal: Goal) -> str:
-    """Markdown, the best first and in bold."""
-    first = ["passes", "order", "sweeps x block", "other settings", "images"]
-    head, rule = heading(titles, first).splitlines()
-    ordered = sorted(rows, key=goal.key)
-    lines = [setting_line(row, best=k == 0) for k, row in enumerate(ordered)]
-    return "\n".join([f"{head} ms per image |", f"{rule} --- |", *lines]) + "\n"
-
-
-def bounds_table(titles: Sequence[str], bounds: Sequence[Row]) -> str:
-    """Markdown of the bounds; and by how much the distances of reconstructions exceed those of as many real images."""
-    if not bounds:
-        return ""
-    names = {"train": "training images", "held-out": "held-out images", "reference": "the reference images"}
-    lines = [heading(titles, ["bound", "images"])]
-    for row in bounds:
-        task = row["task"]
-        kind = "real" if task["bound"] == "real" else "reconstructions of"
-        lines.append(line([f"{kind} {names[task['of']]}", task["n"], *cells(row["figures"])]))
-    real, decoded = ([row for row in bounds if row["task"]["bound"] == kind] for kind in ("real", "reconstructions"))
-    if real and decoded and real[0]["task"]["n"] == decoded[0]["task"]["n"]:
-        pairs = zip(titles, decoded[0]["figures"], real[0]["figures"], strict=True)
-        excess = ", ".join(f"{title} {d['distance'] - r['distance']:+.3f}" for title, d, r in pairs)
-        lines += ["", f"Reconstructions exceed as many real images by: {excess}."]
-    return "\n".join(lines) + "\n\n"
 
 
 @click.command(help=__doc__.replace("\n\n    python", "\n\n\b\n    python"))
