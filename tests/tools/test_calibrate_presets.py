@@ -240,6 +240,9 @@ def test_packed_images_are_the_images(
     for name, count in (("val", None), ("train", 6)):
         packed = Path("packed") / f"{'reference' if name == 'val' else name}.npz"
         assert tool.load_images(packed, 16).sha256() == tool.load_images(Path(name), 16, count).sha256()
+    assert tool.run(tool.main, [*base, "--train-images", "nowhere", "--real", "0", "--reconstructions", "0"]) == 0
+    assert "bound" not in Path("calibration.md").read_text()
+    Path("calibration.json").unlink()
     with pytest.raises(UserError, match="packed images must be"):
         tool.load_images(Path("packed/train.npz"), 32)
     held = ["--reference-count", "21", "--reconstructions-of", "held-out", "--search", "1"]

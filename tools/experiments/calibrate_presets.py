@@ -242,6 +242,7 @@ def main(
     if height != width:
         raise UserError("the model's images must be square", f"{width} x {height}", "use a square model")
     most = max(counts.values()) if source else 0
+    source = source if most else None
     images, others = open_images(reference, train_images, source, width, reference_count, most)
     if pack is not None:
         pack_images(pack, images, others, source)
