@@ -21,7 +21,7 @@ from ggm_image.pipelines import image
 from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.settings import Settings
 from tests.features import Means, matrix_of, means_extractor
-from tests.models import tiny_model_folder
+from tests.models import tiny_model_folder, tiny_text_model_folder
 from tests.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
@@ -172,6 +172,28 @@ def test_a_preset_line_is_the_preset(tool: ModuleType) -> None:
         assert Settings.of(read["presets"]["fast"]) == settings
     line = tool.preset_line("fast", Settings(first_order="halton", sweeps=2, block=16, guidance=8.0))
     assert line == "  fast: {order: signal, first_order: halton, sweeps: 2, block: 16, guidance: 8.0}"
+
+
+def test_errors_before_anything_is_measured(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = str(tiny_model_folder(tmp_path))
+    rest = [str(tmp_path), "--features", "x.pt", "--device", "cpu"]
+    for wrong, message in (
+        ([str(tiny_text_model_folder(tmp_path)), *rest], "text"),
+        ([model, *rest, "-n", "5"], "-n must be more than 5"),
+        ([model, *rest, "--grid", "guidence=2"], "did you mean 'guidance'?"),
+        ([model, *rest, "--preset", "slow"], "no such preset"),
+        ([model, *rest, "--reconstructions-of", "train"], "add --train-images"),
+        ([model, *rest, "--reconstructions-of", "held-out"], "add --reference-count"),
+    ):
+        assert tool.run(tool.main, wrong) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert message in error
+    assert not list(tmp_path.glob("calibration*"))
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ from ggm_image.metrics.feature_extractors import load_extractor
 from ggm_image.metrics.prdc import DENSITY_K
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
+from ggm_image.pipelines.model_folder import find_model
 from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.streams import say
 from ggm_image.sampler.settings import Settings
@@ -231,6 +232,7 @@ def main(
     if count <= DENSITY_K:
         raise UserError(f"-n must be more than {DENSITY_K}", count, "use some thousands")
     values = parse_grid([*grid, *more])
+    find_model(model_name).check_modality("image")
     model = load_model(model_name, device=str(choose_device(device)), compiled=compiled)
     start = canonical(model.settings(preset))
     source = reconstructions_of or ("train" if train_images else None)
