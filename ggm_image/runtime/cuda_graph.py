@@ -112,9 +112,7 @@ class CudaRecorder:
                 current.wait_stream(self._stream)
                 graph = torch.cuda.CUDAGraph()
                 # thread_local: other threads may allocate and wait meanwhile
-                with torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-                ):
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     output = compute()
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails leaves the side stream in place
