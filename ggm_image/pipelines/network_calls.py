@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -43,6 +44,8 @@ class NetworkCalls:
         graphs = self.graphs
         if graphs is None or not isinstance(network, Transformer) or not graphs.applies_to(tokens.device):
             return network(tokens, levels, sites, labels, grid)
+        if torch.is_autocast_enabled("cuda") and network.site.weight.dtype == torch.float32:
+            return network(tokens, levels, sites, labels, grid)  # autocast caches the weights that it converts
         return graphs(
             partial(network.features, grid=grid),
             (tokens, levels, sites, labels),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -97,7 +97,7 @@ class CudaRecorder:
 
     def record(self, compute: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], object]]:
         """Warm up on the side stream, then capture there."""
-        with _recording, torch.cuda.device(device), _uncached_autocast():
+        with _recording, torch.cuda.device(device):
             if self._stream is None or self._stream.device != device:
                 self._stream, self._pool = torch.cuda.Stream(device), None
             if self._pool is None:
@@ -124,17 +124,6 @@ class CudaRecorder:
         with contextlib.suppress(RuntimeError):
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _uncached_autocast() -> Iterator[None]:
-    """Autocast without its cache of converted weights, which would lie in the graph's memory."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
 
 
 @dataclass
@@ -202,7 +191,8 @@ class CudaGraphs:
         """``read(function(*inputs))``.
 
         Args:
-            function: what is recorded. It must depend on ``inputs``, ``setting`` and ``sources`` alone.
+            function: what is recorded. It must depend on ``inputs``, ``setting`` and ``sources`` alone. Autocast must
+                find nothing in it to convert and cache: the cache does not outlive the recording.
             inputs: tensors on one device, the first not None; their shapes and types tell graphs apart.
             read: called with the output, which the next replay overwrites; it must return another tensor.
             setting: what else tells graphs apart.
@@ -240,7 +230,8 @@ class CudaGraphs:
             return None
         self._calls += 1
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        key = (device, autocast, setting, *(None if x is None else (x.shape, x.dtype) for x in inputs))
+        modes = torch.is_inference_mode_enabled(), autocast  # its tensors must not be written to outside
+        key = (device, modes, setting, *(None if x is None else (x.shape, x.dtype) for x in inputs))
         try:
             if sources != self._sources:
                 self.clear()
@@ -286,8 +277,7 @@ class CudaGraphs:
     def _recorded(
         self, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], device: torch.device
     ) -> _Graph:
-        with torch.inference_mode(False):  # later calls may be outside it, and must be able to write
-            buffers = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device) for x in inputs)
+        buffers = tuple(None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device) for x in inputs)
         self._recorder.follow(device)
         _fill(buffers, inputs)  # before the warm-up: tokens and sites are indices
         output, replay = self._recorder.record(lambda: function(*buffers), device)

@@ -114,6 +114,16 @@ def test_replaced_weights_are_seen_and_written_ones_too() -> None:
     assert len(graphs) == 0
 
 
+@torch.no_grad()
+def test_weights_that_autocast_would_convert_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, (calls, graphs) = tiny_network(), recorded()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+        for dtype, recordings in ((torch.float32, 0), (torch.bfloat16, 1)):
+            calls(network.to(dtype), *question(0), (4, 4))
+            assert graphs.recordings == recordings
+
+
 def test_anything_else_than_a_network_is_called_plainly() -> None:
     calls, graphs = recorded()
 
@@ -182,8 +192,8 @@ def count_calls(model: Any) -> list[int]:
 def use(model: Any) -> Iterator[Tensor]:
     """What a model can do with its network, on small inputs."""
     if not isinstance(model, Model):
-        for preset in ("fast", "exact"):
-            yield texts(model.sample(2, seed=1, preset=preset))
+        for name in ("schedule", "signal"):
+            yield texts(model.sample(2, seed=1, settings=SETTINGS[name]))
         yield texts(model.infill("a____b", n=2, preset="fast"))
         yield texts(model.sample(1, length=40, preset="fast"))  # windows
         yield model.signal(b"glauber dynamics and more", block=3)
