@@ -110,13 +110,29 @@ class CudaRecorder:
                     for _ in range(WARM_UP):
                         compute()
                 current.wait_stream(self._stream)
-                graph = torch.cuda.CUDAGraph()
+                graph, inference = torch.cuda.CUDAGraph(), torch.is_inference_mode_enabled()
+                # what a capture adds to torch's generator must not be inference tensors: others' captures write to it.
                 # thread_local: other threads may allocate and wait meanwhile
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                with (
+                    torch.inference_mode(False),
+                    torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+                    torch.inference_mode(inference),
+                    torch.no_grad(),
+                ):
                     output = compute()
+            except BaseException:
+                self._abandon(device)
+                raise
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails leaves the side stream in place
         return output, graph.replay
+
+    def _abandon(self, device: torch.device) -> None:
+        """End what a failed capture began: until torch 2.12 the allocator still waits for it, and frees no memory."""
+        with contextlib.suppress(Exception):  # mostly there is nothing left to end
+            torch._C._cuda_endAllocateToPool(device.index, self._pool)
+            torch._C._cuda_releasePool(device.index, self._pool)
+        self._pool = None
 
     def release(self) -> None:
         """The next graph gets a new pool: torch does not take one again whose graphs are all gone."""

@@ -4,6 +4,8 @@ import contextlib
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -341,6 +343,7 @@ class FakeCuda:
 
         @contextlib.contextmanager
         def capture(graph: Graph, *, pool: int, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+            assert not torch.is_inference_mode_enabled()
             log(f"capture into {pool}, {capture_error_mode}")
             fake.current, before = stream, fake.current
             yield
@@ -363,6 +366,8 @@ class FakeCuda:
             "graph_pool_handle": lambda: next(pools),
         }.items():
             patch.setattr(torch.cuda, name, value)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            patch.setattr(torch._C, name, lambda device, pool, name=name: log(f"{name} {device} {pool}"))
 
 
 def test_the_recorder_warms_up_and_captures_on_a_side_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +375,8 @@ def test_the_recorder_warms_up_and_captures_on_a_side_stream(monkeypatch: pytest
 
     def compute() -> Tensor:
         cuda.events.append(f"compute on {cuda.current.name}")
+        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
         return torch.ones(1)
 
     warmed = ["side waits for main", *["compute on side"] * 2, "main waits for side"]
@@ -377,18 +384,21 @@ def test_the_recorder_warms_up_and_captures_on_a_side_stream(monkeypatch: pytest
         cuda.events.clear()
         if pool:
             recorder.release()
-        output, replay = recorder.record(compute, device)
+        with torch.inference_mode():
+            output, replay = recorder.record(compute, device)
+            assert torch.is_inference_mode_enabled()
         assert output.item() == 1
         replay()
         assert cuda.events == [*warmed, f"capture into {pool}, thread_local", "compute on side", "replay"]
         assert cuda.current is cuda.main
 
 
-def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_that_fails_leaves_the_stream_and_the_allocator_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch, broken=True)  # seen to fail without `set_stream`
     with pytest.raises(RuntimeError, match="capture invalidated"):
         CudaRecorder().record(lambda: torch.ones(1), torch.device("cuda", 0))
     assert cuda.current is cuda.main
+    assert cuda.events[-2:] == ["_cuda_endAllocateToPool 0 0", "_cuda_releasePool 0 0"]
     assert not cuda_graph._recording.locked()
 
 
@@ -420,7 +430,7 @@ def test_room_is_a_quarter_of_the_device(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_real_recorder_replays() -> None:
     graphs = CudaGraphs(capacity=2)
-    weight = torch.randn(64, 64, device="cuda")
+    weight = torch.randn(64, 64).cuda()
     for k in range(5):
         for side in (8, 16):
             x = torch.full((side, 64), float(k), device="cuda")
@@ -437,13 +447,23 @@ def test_a_real_recorder_replays() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_real_recording_that_waits_falls_back(capfd: pytest.CaptureFixture[str]) -> None:
-    graphs, before = CudaGraphs(at_once=True), torch.cuda.current_stream()
-    x = torch.ones(4, device="cuda")
-    for _ in range(2):
-        with torch.no_grad():
-            found = graphs(lambda x: x + float(x.sum()), (x,), read=torch.clone)
-        assert found.tolist() == [5.0] * 4
-    assert graphs.failed
-    assert torch.cuda.current_stream() == before
-    assert capfd.readouterr().err.count("note: no CUDA graphs") == 1
+def test_a_real_recording_that_waits_falls_back() -> None:
+    """In a process of its own: a failed capture may leave traces in torch."""
+    result = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "True", "[5.0,5.0]"] * 2
+    assert result.stderr.count("note: no CUDA graphs from here on") == 1
+
+
+WAITING = """
+import torch
+from ggm_image.runtime.cuda_graph import CudaGraphs
+
+graphs, before = CudaGraphs(at_once=True), torch.cuda.current_stream()
+x = torch.full((2,), 2.0, device="cuda")
+for _ in range(2):
+    with torch.inference_mode():
+        found = graphs(lambda x: x - 1 + float(x.sum()), (x,), read=torch.clone)
+    torch.cuda.empty_cache()
+    print(graphs.failed, torch.cuda.current_stream() == before, str(found.tolist()).replace(" ", ""))
+"""
