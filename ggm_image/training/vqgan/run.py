@@ -61,7 +61,7 @@ class TrainingImages:
         return torch.stack(decoded)
 
     def __getitem__(self, rows: Tensor) -> UInt8[Tensor, "n 3 size size"]:
-        if self._kept is not None and self._kept.device == self.device:
+        if self._kept is not None and self._kept.device.type == self.device.type:
             return self._kept[move_together([rows], self.device)[0]]
         found = self._kept[rows] if self._kept is not None else self._decode(rows)
         if self.device.type == "cuda":
