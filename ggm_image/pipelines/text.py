@@ -29,10 +29,10 @@ from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
-from ggm_image.sampler import sample, sample_signal, truncated
+from ggm_image.sampler import truncated
+from ggm_image.sampler.registry import find_sampler
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
-from ggm_image.schedule import Schedule
 from ggm_image.tokenizers.text import ByteTokenizer
 
 MAX_TEXTS = 1_000_000
@@ -211,33 +211,9 @@ class TextModel:
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        unknown = int((known[0] < 0).sum())
+        sampler = find_sampler(settings.order).load()
         with torch.inference_mode(), self._autocast():
-            if settings.order == "schedule":
-                schedule = Schedule.round_robin(
-                    1,
-                    width,
-                    sweeps=settings.sweeps,
-                    block=min(settings.block, width),
-                    order=settings.site_order,  # type: ignore[arg-type]
-                    curve=settings.curve,  # type: ignore[arg-type]
-                    generator=torch.Generator().manual_seed(0),
-                )
-                tokens = sample(denoiser, schedule, size, **common)
-            else:
-                tokens = sample_signal(
-                    denoiser,
-                    size,
-                    height=1,
-                    width=width,
-                    calls=max(1, settings.first_calls(unknown)),
-                    revise_calls=settings.later_calls(unknown),
-                    revise_share=settings.revise_share,
-                    block=min(settings.block, width),
-                    confidence_noise=settings.confidence_noise,
-                    first_order=settings.first_order,
-                    **common,
-                )
+            tokens: Tensor = sampler(denoiser, settings, size, height=1, width=width, **common)
         return tokens[:m].cpu()
 
     def _denoiser(self, width: int) -> Callable[..., Tensor]:
