@@ -258,7 +258,7 @@ class Model:
         seed: int = 0,
         settings: Settings | None = None,
         first: int = 0,
-        known: Int[Tensor, "*n l"] | None = None,
+        known: Int[Tensor, "*n l"] | np.ndarray | Sequence[Any] | None = None,
         grid: tuple[int, int] | None = None,
         callback: Callback | None = None,
         on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
@@ -360,7 +360,7 @@ class Model:
         return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
 
     @isolate
-    def decode(self, tokens: Int[Tensor, "n h w"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
+    def decode(self, tokens: Int[Tensor, "n gh gw"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
         """Images of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
         size, cell = batch or self.kernel_batch, self.tokenizer.downscale
         images = torch.empty(len(tokens), 3, tokens.shape[1] * cell, tokens.shape[2] * cell, dtype=torch.uint8)
@@ -676,7 +676,9 @@ class Model:
         return result
 
     @isolate
-    def encode(self, pixels: UInt8[Tensor, "n 3 h w"] | Iterable[ImageLike]) -> Int[Tensor, "n rows columns"]:
+    def encode(
+        self, pixels: UInt8[Tensor, "n 3 h w"] | ImageLike | Iterable[ImageLike]
+    ) -> Int[Tensor, "n rows columns"]:
         """Tokens of images, on the CPU; one image a pass, in float32, so that they depend on that image alone.
 
         Args:
