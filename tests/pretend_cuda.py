@@ -13,14 +13,15 @@ The log counts, by operation and line of code:
 - ``waits``: the host waits for the device: `.item()`, `bool(tensor)`, `.cpu()`, nonzero, boolean indices (`.tolist()`
   of a pretended tensor raises an error);
 - ``copies``: from host to device, index tensors on the host included;
-- ``launches``: operations that are no view; a real device launches at least one kernel for each.
+- ``launches``: operations that are no view; a real device launches at least one kernel for each;
+- ``recordings`` of CUDA graphs, and what in them ``breaks_capture`` on a real device: waits and copies from the host.
 
 The dispatch keys are CUDA's, so that autocast's rules are too. Kernels, memory and time are not pretended.
 """
 
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ggm_image.runtime import cuda_graph
 
 CUDA = torch.device("cuda", 0)
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
@@ -44,9 +47,11 @@ class Log:
     waits: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
+    recordings: Counter[str] = field(default_factory=Counter)
+    breaks_capture: Counter[str] = field(default_factory=Counter)
 
     def clear(self) -> None:
-        for counter in (self.mixed, self.waits, self.copies, self.launches):
+        for counter in vars(self).values():
             counter.clear()
 
 
@@ -69,6 +74,9 @@ class PretendTensor(torch.Tensor):
         made.inner = inner
         return made  # type: ignore[no-any-return]
 
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({tuple(self.shape)}, {self.dtype})"
 
@@ -85,6 +93,29 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {}, self.log)
+
+
+class PretendRecorder:
+    """A `ggm_image.runtime.cuda_graph.Recorder`: a replay computes again from the same buffers into the same place."""
+
+    def takes(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
+    def has_room(self, device: torch.device) -> bool:
+        return True
+
+    def follow(self, device: torch.device) -> None: ...
+
+    def release(self) -> None: ...
+
+    def record(self, compute: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Any]:
+        assert _active is not None, "recorded outside `pretend_cuda`"
+        compute()
+        before = _active.waits.copy(), _active.copies.copy()
+        output = compute()
+        _active.breaks_capture += (_active.waits - before[0]) + (_active.copies - before[1])
+        _active.recordings[_line()] += 1
+        return output, lambda: output.copy_(compute())
 
 
 _active: Log | None = None
@@ -115,6 +146,7 @@ def pretend_cuda() -> Iterator[Log]:
             "synchronize": lambda *_: None,
         }.items():
             patch.setattr(torch.cuda, name, value)
+        patch.setattr(cuda_graph, "CudaRecorder", PretendRecorder)
         patch.setattr(torch, "tensor", tensor)
         patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad())  # it skips __torch_dispatch__'s keys
         overwrite = torch.__future__.get_overwrite_module_params_on_conversion()

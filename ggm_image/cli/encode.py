@@ -52,6 +52,14 @@ def batch_size_option(help: str) -> Callable[[F], F]:
     tokenizer_option("Known name, folder or checkpoint."),
     click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's by default."),
     click.option("--flip", is_flag=True, help="Add every image mirrored: first all originals, then all mirrored."),
+    click.option(
+        "--shifts",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Add N copies of every image, each shifted by a few pixels: more data for many epochs.",
+    ),
     click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number."),
     click.option(
         "--label-key",
@@ -118,6 +126,7 @@ def encode(
     text_key: str | None,
     image_size: int | None,
     flip: bool,
+    shifts: int,
     skip_bad: bool,
     wants_report: bool,
     report_images: int,
@@ -223,6 +232,7 @@ def encode(
         tokenizer,
         image_size=image_size,
         flip=flip,
+        shifts=shifts,
         skip_bad=skip_bad,
         batch_size=batch_size,
         shard_size=shard_size,
@@ -243,7 +253,7 @@ def encode(
             click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
         return
     manifest = cache.manifest
-    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.items // manifest.copies]
+    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.images]
     for entry in skipped:
         click.echo(f"skipped: {entry['why']}", err=True)
     summary: dict[str, Any] = {

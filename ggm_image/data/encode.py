@@ -1,9 +1,9 @@
 """Images to a token cache."""
 
-import copy
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from ggm_image.data.copies import ORIGINAL, Copy, check_shifts, copies_of, order_of
 from ggm_image.data.reduction import say_reduction, some_sizes
 from ggm_image.data.sources.base import KEY_BYTES, ImageStream, Sample
 from ggm_image.data.sources.image_files import ImageSource
@@ -71,6 +72,7 @@ def encode(
     *,
     image_size: int | None = None,
     flip: bool = False,
+    shifts: int = 0,
     skip_bad: bool = False,
     batch_size: int | None = None,
     device: str | torch.device = "cpu",
@@ -86,8 +88,8 @@ def encode(
     Run again after an interruption, the same call resumes after the finished shards. First it checks that the images
     of these are still what was encoded: by size and modification time, and where these differ by content.
 
-    Rows are in the source's order; with ``flip`` all originals come first, then all mirrored copies. The files do not
-    depend on the number of processes.
+    Rows are in the source's order; with ``flip`` all originals come first, then all mirrored copies, and with
+    ``shifts`` the same follows for each shift. The files do not depend on the number of processes.
 
     Args:
         source: whatever `open_images` reads.
@@ -95,6 +97,7 @@ def encode(
         tokenizer: on ``device`` already.
         image_size: side in pixels of the square that is encoded; the tokenizer's own by default.
         flip: add the mirrored copy of every image.
+        shifts: shifted copies to add of every image, and of every mirrored one; see `ggm_image.data.copies`.
         skip_bad: leave out images that cannot be read; they are named in the manifest.
         batch_size: images a forward pass; `fitting_batch` by default.
         device: where the tokenizer is.
@@ -112,10 +115,11 @@ def encode(
 
     Raises:
         UserError: no images, an image that cannot be read, an image size that the tokenizer cannot
-            encode, images that have changed since they were encoded, or a folder that holds something else. Nothing
-            that was there before is changed.
+            encode, more shifts than there are offsets, images that have changed since they were encoded, or a folder
+            that holds something else. Nothing that was there before is changed.
     """
     size = check_image_size(tokenizer, image_size)
+    check_shifts(shifts, size)
     batch_size = fitting_batch(device, size) if batch_size is None else batch_size
     if batch_size < 1:
         raise UserError("batch size must be at least 1", batch_size, "use 64")
@@ -126,10 +130,10 @@ def encode(
         source = open_images(str(source), scratch=nearest_folder(out), shard_size=shard_size)
     if isinstance(source, ImageSource) and (out / "manifest.json").is_file():
         source.order_classes(Manifest.read(out).class_names)  # earlier versions put "10" before "2"
-    manifest = _request(source, tokenizer, size, flip, shard_size, tokenizer_source)
+    manifest = _request(source, tokenizer, size, flip, shifts, shard_size, tokenizer_source)
     if precision != "fp32":
         manifest.preprocessing["precision"] = precision
-        tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)  # the caller's stays as it is
+        tokenizer = deepcopy(tokenizer).to(memory_format=torch.channels_last)  # the caller's stays as it is
     if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
         discard_cache(out)
     writer = TokenCacheWriter(out, manifest, share)
@@ -184,9 +188,11 @@ class _ShardEncoder:
         size, batches = self.writer.manifest.image_size, None
         if isinstance(source, ImageStream):
             part, samples = source.parts[unit], source.read(unit)
+            copies = self.writer.manifest.copies  # a part is read once, for all of its shards
         else:
             items = self.writer.manifest.items_of(unit)
-            part, samples = None, _samples(source, items)
+            part, samples = None, _samples(source, items, self.writer.manifest.copies)
+            copies = (ORIGINAL,)  # the samples say themselves which copies they are
             batches = -(-len(items) // self.batch_size)
         skipped: list[dict[str, Any]] = []
         labels: list[int] = []
@@ -216,13 +222,13 @@ class _ShardEncoder:
                 else:
                     raise self._stop(image) from image
             if good:
-                for copies, flipped in zip(rows, (False, True), strict=False):
-                    images = [image.flip(-1) for image in good] if flipped else good
+                for found, copy in zip(rows, copies, strict=True):
+                    images = [copy.apply(image) for image in good]
                     tokens = encode_batch(self.tokenizer, images, self.batch_size, self.device, half=self.half)
-                    copies.append(tokens.to(torch.int32))  # half of what a shard takes
-        for shard, copies in zip(shards, rows, strict=True):
+                    found.append(tokens.to(torch.int32))  # half of what a shard takes
+        for shard, found in zip(shards, rows, strict=True):
             self.writer.write(
-                torch.cat(copies) if copies else torch.zeros(0, *self.writer.manifest.grid, dtype=torch.int32),
+                torch.cat(found) if found else torch.zeros(0, *self.writer.manifest.grid, dtype=torch.int32),
                 torch.tensor(labels, dtype=torch.int64),
                 shard=shard,
                 skipped=skipped,
@@ -231,7 +237,7 @@ class _ShardEncoder:
                 digests=stacked(digests),
                 state=state,
             )
-            copies.clear()
+            found.clear()
 
     def _stop(self, error: UserError) -> UserError:
         fix = f"{error.fix}, or leave such images out with --skip-bad"
@@ -240,12 +246,12 @@ class _ShardEncoder:
         return UserError(error.what, error.got, fix)
 
 
-def _samples(source: ImageSource, items: range) -> Iterator[Sample]:
-    """The items of a set that is read at random; those past its end are the mirrored copies."""
+def _samples(source: ImageSource, items: range, copies: Sequence[Copy]) -> Iterator[Sample]:
+    """The items of a set that is read at random: all images as the first copy, then all as the next."""
     for item in items:
-        index = item % len(source)
+        copy, index = divmod(item, len(source))
         content = functools.partial(source.content, index)
-        yield Sample(source.names[index], source.labels[index], content, is_flipped=item >= len(source))
+        yield Sample(source.names[index], source.labels[index], content, copy=copies[copy])
 
 
 def _encodable(sample: Sample, size: int) -> _Encodable:
@@ -257,8 +263,7 @@ def _encodable(sample: Sample, size: int) -> _Encodable:
     except UserError as error:
         return _Encodable(error, found)
     original = int(image.shape[2]), int(image.shape[1])
-    image = preprocess(image, size)
-    return _Encodable(image.flip(-1) if sample.is_flipped else image, found, original)
+    return _Encodable(sample.copy.apply(preprocess(image, size)), found, original)
 
 
 def check_image_size(tokenizer: Tokenizer, image_size: int | None) -> int:
@@ -281,16 +286,22 @@ def nearest_folder(path: Path) -> Path:
 
 
 def _request(
-    source: ImageSource | ImageStream, tokenizer: Tokenizer, size: int, flip: bool, shard_size: int, found: str
+    source: ImageSource | ImageStream,
+    tokenizer: Tokenizer,
+    size: int,
+    flip: bool,
+    shifts: int,
+    shard_size: int,
+    found: str,
 ) -> Manifest:
     cells = size // tokenizer.downscale
     if isinstance(source, ImageStream):
         order, items, parts = "by part, then as it comes", 0, len(source.parts)
         facts: dict[str, Any] = {"parts": parts, "classes": len(source.class_names)}
     else:
-        order, items, parts = "by class, then by name", len(source) * (2 if flip else 1), 0
+        order, items, parts = "by class, then by name", len(source) * len(copies_of(flip, shifts)), 0
         facts = {"images": len(source)}
-    order = "all originals, then all mirrored copies" if flip else order
+    made = {"size": size, "flip": flip, **({"shifts": shifts} if shifts else {})}
     return Manifest(
         tokenizer_name=tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
@@ -299,7 +310,7 @@ def _request(
         grid=(cells, cells),
         image_size=size,
         class_names=source.class_names,
-        preprocessing={**PREPROCESSING, "size": size, "flip": flip, "order": order},
+        preprocessing={**PREPROCESSING, **made, "order": order_of(flip, shifts) or order},
         source={"path": source.description, **facts, "sha256": source.fingerprint()},
         items=items,
         shard_size=shard_size,

@@ -45,13 +45,19 @@ def load_extractor(weights: str | os.PathLike[str] | None, device: torch.device)
         resize=f"bicubic, antialiased, float, {SIDE} x {SIDE}",
         device=device,
         prepare=prepare,
+        prepare_batch=prepare_batch,
         network=features,
     )
 
 
 def prepare(image: UInt8[Tensor, "3 _ _"]) -> Float[Tensor, "3 128 128"]:
     """One image, uint8, as the network's input: float in [-1, 1] of 128 x 128 pixels, whatever its aspect ratio."""
-    pixels = image[None].float()
+    return prepare_batch(image[None])[0]
+
+
+def prepare_batch(images: UInt8[Tensor, "n 3 _ _"]) -> Float[Tensor, "n 3 128 128"]:
+    """As `prepare`, for images of one size, on their device."""
+    pixels = images.float()
     if pixels.shape[2:] != (SIDE, SIDE):
         pixels = F.interpolate(pixels, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True)
-    return pixels[0].clamp(0, 255) / 127.5 - 1
+    return pixels.clamp(0, 255) / 127.5 - 1

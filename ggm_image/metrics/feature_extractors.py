@@ -55,6 +55,8 @@ class Extractor:
         prepare: one image, uint8 (3, h, w), to the network's input, on the CPU; safe to call from threads.
         network: a batch of such inputs to features (n, d).
         logits: the same inputs to class scores, where the network is a classifier that offers them.
+        prepare_batch: as ``prepare`` for a batch of images of one size, uint8 (n, 3, h, w), on their device; None where
+            there is no such way.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Extractor:
     prepare: Callable[[Tensor], Tensor]
     network: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor] | None = None
+    prepare_batch: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, images: Sequence[UInt8[Tensor, "3 _ _"]] | Tensor) -> Float64[np.ndarray, "n d"]:
         """Features of a batch of images, which may differ in size.
@@ -165,6 +168,7 @@ def _torchscript(path: Path, device: torch.device) -> Extractor:
         resize="inside the network",
         device=device,
         prepare=lambda image: image,
+        prepare_batch=lambda images: images,
         network=network,
         logits=network.logits if hasattr(network, "logits") else None,
     )

@@ -28,7 +28,9 @@ _ALIKE = 1e-6
 """Squared distances below this share of the squared norms are rounding, or images that are all but the same."""
 
 
-def prdc(generated: FeatureMatrix, reference: FeatureMatrix, *, device: str | torch.device = "cpu") -> dict[str, float]:
+def prdc(
+    generated: FeatureMatrix | Tensor, reference: FeatureMatrix | Tensor, *, device: str | torch.device = "cpu"
+) -> dict[str, float]:
     """``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density``, which is about 1 for real images.
 
     Args:
@@ -36,49 +38,62 @@ def prdc(generated: FeatureMatrix, reference: FeatureMatrix, *, device: str | to
         reference: the same.
         device: where distances are computed.
     """
-    blocks = _Blocks(reference, torch.device(device))
-    real_closed, real_open = blocks.radii(reference, [PRECISION_K, DENSITY_K], "reference")
-    (drawn_closed,) = blocks.radii(generated, [PRECISION_K], "generated")
-    recalled = torch.zeros(len(reference), dtype=torch.bool, device=blocks.device)
-    covered = recalled.clone()
-    precise = inside = 0
-    for mine in progress(_parts(generated), total=len(_parts(generated)), unit="block", label="precision"):
-        rows = blocks.load(generated, mine)
-        near = torch.zeros(len(rows), dtype=torch.bool, device=blocks.device)
-        for theirs in _parts(reference):
-            squared = _squared_distances(rows, blocks.load(reference, theirs))
-            near |= (squared <= real_closed[theirs]).any(dim=1)
-            recalled[theirs] |= (squared <= drawn_closed[mine, None]).any(dim=0)
-            within = squared < real_open[theirs]
-            covered[theirs] |= within.any(dim=0)
-            inside += int(within.sum())
-        precise += int(near.sum())
-    return {
-        "precision": precise / len(generated),
-        "recall": float(recalled.double().mean()),
-        "density": inside / (DENSITY_K * len(generated)),
-        "coverage": float(covered.double().mean()),
-    }
+    return RealNeighbours(reference, device=device).figures(generated)
 
 
-class _Blocks:
-    """Rows of features on a device, about the mean of ``reference``."""
+class RealNeighbours:
+    """The reference side of `prdc`: its balls are computed once for any number of generated sides.
 
-    def __init__(self, reference: FeatureMatrix, device: torch.device) -> None:
-        self.device = device
-        self.centre = sum(reference[part].sum(axis=0) for part in reference.slices()) / len(reference)
+    Args:
+        reference: more than 5 rows; a tensor stays on its device, which should be ``device``.
+        device: where distances are computed.
+    """
 
-    def load(self, matrix: FeatureMatrix, part: slice) -> Float[Tensor, "m d"]:
-        return torch.from_numpy((matrix[part] - self.centre).astype(np.float32)).to(self.device)
+    def __init__(self, reference: FeatureMatrix | Tensor, *, device: str | torch.device = "cpu") -> None:
+        self.device, self.reference = torch.device(device), reference
+        if isinstance(reference, Tensor):
+            self.centre: np.ndarray | Tensor = reference.mean(dim=0)
+        else:
+            self.centre = sum(reference[part].sum(axis=0) for part in reference.slices()) / len(reference)
+        self._closed, self._open = self._radii(reference, [PRECISION_K, DENSITY_K], "reference")
 
-    def radii(self, matrix: FeatureMatrix, ks: list[int], label: str) -> list[Float[Tensor, " n"]]:
+    def figures(self, generated: FeatureMatrix | Tensor) -> dict[str, float]:
+        """What `prdc` returns for these generated rows (n, d), n > 5."""
+        (drawn_closed,) = self._radii(generated, [PRECISION_K], "generated")
+        recalled = torch.zeros(len(self.reference), dtype=torch.bool, device=self.device)
+        covered = recalled.clone()
+        precise = inside = 0
+        for mine in progress(_parts(generated), total=len(_parts(generated)), unit="block", label="precision"):
+            rows = self._load(generated, mine)
+            near = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+            for theirs in _parts(self.reference):
+                squared = _squared_distances(rows, self._load(self.reference, theirs))
+                near |= (squared <= self._closed[theirs]).any(dim=1)
+                recalled[theirs] |= (squared <= drawn_closed[mine, None]).any(dim=0)
+                within = squared < self._open[theirs]
+                covered[theirs] |= within.any(dim=0)
+                inside += int(within.sum())
+            precise += int(near.sum())
+        return {
+            "precision": precise / len(generated),
+            "recall": recalled.sum().item() / len(recalled),
+            "density": inside / (DENSITY_K * len(generated)),
+            "coverage": covered.sum().item() / len(covered),
+        }
+
+    def _load(self, matrix: FeatureMatrix | Tensor, part: slice) -> Float[Tensor, "m d"]:
+        """Rows about the mean of the reference, in float32."""
+        rows = matrix[part] - self.centre
+        return (rows if isinstance(rows, Tensor) else torch.from_numpy(rows)).to(self.device, torch.float32)
+
+    def _radii(self, matrix: FeatureMatrix | Tensor, ks: list[int], label: str) -> list[Float[Tensor, " n"]]:
         """Squared distance of every row to its k-th neighbour in ``matrix``, for each k."""
         found = [torch.empty(len(matrix), device=self.device) for _ in ks]
         for mine in progress(_parts(matrix), total=len(_parts(matrix)), unit="block", label=f"{label} neighbours"):
-            rows = self.load(matrix, mine)
+            rows = self._load(matrix, mine)
             nearest = torch.empty(len(rows), 0, device=self.device)
             for theirs in _parts(matrix):
-                squared = _squared_distances(rows, self.load(matrix, theirs))
+                squared = _squared_distances(rows, self._load(matrix, theirs))
                 count = min(max(ks) + 1, squared.shape[1])
                 candidates = torch.cat([nearest, squared.topk(count, largest=False).values], dim=1)
                 count = min(max(ks) + 1, candidates.shape[1])
@@ -88,7 +103,7 @@ class _Blocks:
         return found
 
 
-def _parts(matrix: FeatureMatrix) -> list[slice]:
+def _parts(matrix: FeatureMatrix | Tensor) -> list[slice]:
     return [slice(start, min(start + _BLOCK, len(matrix))) for start in range(0, len(matrix), _BLOCK)]
 
 

@@ -103,8 +103,7 @@ def report(
         batches = others.batches(range(len(reference)), batch_size)
         for _, pictures in progress(batches, total=total, unit="batch", label="reference"):
             distance.update_reference(_stack(pictures))
-    flip = bool(manifest.preprocessing.get("flip"))
-    prefetch = Prefetch(source, manifest.image_size, workers=workers, flip=flip)
+    prefetch = Prefetch(source, manifest.image_size, workers=workers, copies=manifest.copies)
     items = manifest.item_of_row()[rows.numpy()].tolist()
     batches = prefetch.batches(items, batch_size)
     done = 0

@@ -276,6 +276,11 @@ class Transformer(nn.Module):
         """What the network is told of the levels: 0 at masked sites."""
         return levels.masked_fill(tokens == self.config.codebook_size, 0.0)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile_blocks` was called."""
+        return self._compiled
+
     def compile_blocks(self) -> None:
         """Compile the embedding and the blocks (one graph serves all but the last); the results stay the same.
 

@@ -43,8 +43,10 @@ from ggm_image.pipelines.call_counter import CallCounter, OnProgress
 from ggm_image.pipelines.inpaint import TAU, Inpainter
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.pipelines.model_weights import load_network
+from ggm_image.pipelines.network_calls import NetworkCalls
 from ggm_image.pipelines.save import save_model
 from ggm_image.runtime.compile import cannot_compile
+from ggm_image.runtime.cuda_graph import check_cuda_graphs
 from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
@@ -86,6 +88,7 @@ class Model:
         device: str | torch.device,
         *,
         tokenizer_source: str | Path | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
         self.folder, self.name, self.sha256 = folder, folder.name, sha256
         self.class_names: list[str] = list(folder.class_names)
@@ -94,9 +97,11 @@ class Model:
         self.grid = (folder.network.grid[0], folder.network.grid[1])
         self.compiled = False
         self.tokenizer_source = tokenizer_source or folder.tokenizer
+        self._cuda_graphs, self._calls = cuda_graphs, NetworkCalls(cuda_graphs)
         self._place(torch.device(device))
 
     def _place(self, device: torch.device) -> None:
+        self._calls.clear()  # its graphs hold memory of the device and addresses of the weights
         self.device = device
         self.half = native_bf16(device)
         self.tokenizer = self.tokenizer.to(device)
@@ -132,6 +137,7 @@ class Model:
             UserError: there is no such device, or the weights are needed again and have changed on disk.
         """
         chosen = choose_device(device)
+        check_cuda_graphs(self._cuda_graphs, chosen)
         if self.compiled and (why := cannot_compile(chosen.type)):
             raise UserError("a compiled model cannot run there", why, "load it again without compiling")
         if self.half and not native_bf16(chosen):
@@ -352,7 +358,7 @@ class Model:
 
     def _denoiser(self, height: int, width: int) -> Callable[..., Tensor]:
         def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
-            return self.network(tokens, levels, sites, labels, (height, width))
+            return self._calls(self.network, tokens, levels, sites, labels, (height, width))
 
         return denoiser
 

@@ -26,6 +26,7 @@ from ggm_image.errors import UserError
 from ggm_image.network import Transformer
 from ggm_image.pipelines.base import image_generator, pad_batch, seed_of_window
 from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.pipelines.network_calls import NetworkCalls
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
@@ -66,12 +67,15 @@ class TextModel:
         sha256: str,
         tokenizer: ByteTokenizer,
         device: str | torch.device,
+        *,
+        cuda_graphs: bool | None = None,
     ) -> None:
         self.name, self.sha256, self.tokenizer = folder.name, sha256, tokenizer
         self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
         self.device = torch.device(device)
         self.half = native_bf16(self.device)
         self.network = network.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self._calls = NetworkCalls(cuda_graphs)
         self.length = folder.network.grid[1]
         self.kernel_batch = TEXT_BATCH.get(self.device.type, 8)
 
@@ -222,12 +226,12 @@ class TextModel:
 
         def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
             if width == self.length:
-                return self.network(tokens, levels, sites, labels, (1, width))
+                return self._calls(self.network, tokens, levels, sites, labels, (1, width))
             row = tokens.new_full((len(tokens), self.length), self.tokenizer.codebook_size)
             row[:, before : before + width] = tokens
             around = levels.new_zeros(len(tokens), self.length)
             around[:, before : before + width] = levels
-            return self.network(row, around, sites + before, labels, (1, self.length))
+            return self._calls(self.network, row, around, sites + before, labels, (1, self.length))
 
         return denoiser
 

@@ -125,12 +125,10 @@ def load_tokens(
         _check_sizes(config, other.manifest, where, ("codebook_size", "grid"))
         val = _token_set(other, other.manifest.class_names, names, say)
         return whole, val.subset(torch.randperm(len(val), generator=shuffle)[:limit].sort().values)
-    copies = 2 if cache.manifest.preprocessing.get("flip") else 1  # originals, then mirrored copies
-    item = torch.from_numpy(cache.manifest.item_of_row())
-    images = cache.manifest.items // copies
+    images = cache.manifest.images
     held = torch.zeros(images, dtype=torch.bool)
     held[torch.randperm(images, generator=shuffle)[: min(config.data.holdout, images // 10)]] = True
-    held_rows = held[item % images]  # an image and its mirrored copy are kept apart together
+    held_rows = held[torch.from_numpy(cache.manifest.image_of_row())]  # all copies of an image are kept apart together
     if bool(held_rows.all()):
         raise UserError("token cache must hold images", cache.folder, "encode at least one")
     return whole.subset((~held_rows).nonzero()[:, 0]), whole.subset(held_rows.nonzero()[:limit, 0])

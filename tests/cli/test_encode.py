@@ -86,6 +86,19 @@ def test_encode_json_and_skip_bad(class_folder: Path, tmp_path: Path, capsys: py
     assert result["report"]["images"] == 22
 
 
+def test_encode_shifts(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (class_folder / "bee" / "2.png").write_text("text")
+    options = ["--tokenizer", "mean", "--flip", "--skip-bad", "--json"]
+    assert run("encode", class_folder, tmp_path / "cache", *options, "--shifts", 2) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("skipped: ") == 1
+    result = json.loads(captured.out)
+    assert (result["count"], result["skipped"]) == (66, ["bee/2.png"])
+    for shifts, part in [(9, "must lie in [0, 8] for images of 8 pixels"), (-1, "-1"), (10**30, "must lie in")]:
+        assert_refused(capsys, run("encode", class_folder, tmp_path / "other", *options, "--shifts", shifts), part)
+        assert not (tmp_path / "other").exists()
+
+
 def test_images_that_changed_and_labels_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {f"{k}.{suffix}": data for k in range(3) for suffix, data in (("png", png(k)), ("txt", b"owl"))}
     files["._0.png"] = b"notes"

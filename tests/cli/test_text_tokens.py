@@ -62,6 +62,7 @@ def test_changed_text_and_files_of_others(folder: Path, tmp_path: Path, capsys: 
     ("arguments", "part"),
     [
         (("--tokenizer", "bytes", "--flip"), "--flip belongs to images"),
+        (("--tokenizer", "bytes", "--shifts", 2), "--shifts belongs to images"),
         (("--tokenizer", "bytes", "--image-size", 8), "--image-size belongs to images"),
         (("--tokenizer", "cifar10-f4", "--length", 8), "--length belongs to text"),
         (("--tokenizer", "cifar10-f4", "--text-key", "t"), "--text-key belongs to text"),

@@ -49,7 +49,7 @@ def _options(w: World) -> Iterator[Case]:
         "signal": (lambda f: w.signal(w.root / "picture.png", f / "out.png"), ("--level", "--block")),
         "encode": (
             lambda f: w.encode(images, f / "out", "--report"),
-            ("--image-size", "--batch-size", "--shard-size", "--workers", "--report-images", "--seed"),
+            ("--image-size", "--batch-size", "--shard-size", "--workers", "--report-images", "--shifts", "--seed"),
         ),
         "decode": (lambda f: w.decode(w.root / "tokens", f / "out"), ("--batch-size",)),
         "fid": (lambda f: w.fid(images), ("--bootstrap", "--batch-size", "--seed")),

@@ -17,6 +17,7 @@ from ggm_image import classifiers
 from ggm_image.cli.main import main
 from ggm_image.errors import UserError
 from ggm_image.io.files import sha256_file
+from ggm_image.metrics.efficientnet_lite0 import prepare, prepare_batch
 from ggm_image.metrics.feature_extractors import load_extractor
 
 
@@ -83,6 +84,14 @@ def test_features_are_those_of_timms_forward(network: Any, tmp_path: Path, layou
         expected = network.forward_head(network.forward_features(x), pre_logits=True)
     assert expected.std() > 0.05
     torch.testing.assert_close(torch.from_numpy(extractor(images)).float(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (128, 128), (200, 90)])
+def test_a_batch_is_prepared_as_its_images_are(size: tuple[int, int]) -> None:
+    images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([prepare(image) for image in images])
+    assert expected.shape == (3, 3, 128, 128)
+    torch.testing.assert_close(prepare_batch(images), expected, atol=1e-6, rtol=0)
 
 
 def test_other_weights_are_refused(network: Any, tmp_path: Path) -> None:

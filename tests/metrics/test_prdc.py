@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ggm_image.metrics import prdc as module
-from ggm_image.metrics.prdc import prdc
+from ggm_image.metrics.prdc import RealNeighbours, prdc
 from tests.features import matrix_of
 
 
@@ -42,6 +42,14 @@ def test_agrees_with_the_definition(block: int, monkeypatch: pytest.MonkeyPatch)
     assert found == pytest.approx(definition(generated, reference))
     assert min(found.values()) > 0
     assert found["recall"] < 1
+
+
+def test_tensors_and_one_reference_for_several_sides() -> None:
+    first, reference = sets(60, 45)
+    neighbours = RealNeighbours(torch.from_numpy(reference))
+    for generated in (first, first[:30] * 0.5):
+        found = neighbours.figures(torch.from_numpy(generated))
+        assert found == pytest.approx(definition(generated, reference))
 
 
 def test_identical_sets() -> None:

@@ -169,6 +169,11 @@ def test_a_grid_has_every_combination_once(tool: ModuleType) -> None:
     signal = [(s.sweeps, s.block, s.first_block) for s in found if s.order == "signal"]
     assert signal == [(1, 4, None), (1, 8, None), (2, 4, None), (2, 4, 4), (2, 8, None), (2, 8, 4)]
     assert sum(s.order == "schedule" for s in found) == 4
+    # Without guidance its ramp has no effect, nor has noise on a confidence that a fixed order does not ask for.
+    ramps = {"guidance": [1, 2], "guidance_power": [0, 1], "confidence_noise": [2.0, 4.5]}
+    found = tool.every_combination(ramps, tool.Settings(first_order="halton", temperature=0.5))
+    assert [(s.guidance, s.guidance_power) for s in found] == [(1, 0), (2, 0), (2, 1)]
+    assert {s.temperature for s in found} == {0.5}
     with pytest.raises(UserError, match="sweeps"):
         tool.every_combination({"sweep": [1]})
 

@@ -18,6 +18,27 @@ from ggm_image.runtime.progress import progress_bar
 Row = dict[str, Any]
 
 
+def read_results(path: Path, rows: str) -> Row:
+    """What a file of results holds: its ``protocol``, a dict, and its list of ``rows``, under the name given.
+
+    Raises:
+        UserError: the file is damaged, or of another kind.
+    """
+    try:
+        saved = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            "results cannot be read", f"{path}: {error}", "remove the file, or give another --out"
+        ) from error
+    if (
+        not isinstance(saved, dict)
+        or not isinstance(saved.get("protocol"), dict)
+        or not isinstance(saved.get(rows), list)
+    ):
+        raise UserError("results are of another kind", path, "give another --out")
+    return saved
+
+
 class Results:
     """Rows of JSON in one file, each with the task that it answers; written after every row.
 
@@ -28,7 +49,7 @@ class Results:
 
     def __init__(self, path: Path, protocol: Row) -> None:
         self.path, self.protocol = path, json.loads(json.dumps(protocol))
-        saved = json.loads(path.read_text()) if path.exists() else {"protocol": self.protocol, "rows": []}
+        saved = read_results(path, "rows") if path.exists() else {"protocol": self.protocol, "rows": []}
         if saved["protocol"] != self.protocol:
             differ = [key for key in self.protocol if saved["protocol"].get(key) != self.protocol[key]]
             raise UserError(f"{path} was made by another protocol", ", ".join(differ), "give another --out")

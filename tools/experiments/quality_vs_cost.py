@@ -13,7 +13,6 @@ sees the class that was asked for, both in alphabetical order.
 """
 
 import itertools
-import json
 import platform
 import time
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from experiments import read_results
 from omegaconf import OmegaConf
 
 import ggm_image
@@ -54,20 +54,30 @@ def default_points(sites: int) -> list[Settings]:
     return points
 
 
-def every_combination(grid: dict[str, list[Any]]) -> list[Settings]:
-    """All settings of a grid, each once; what has no effect on a setting is left at its default."""
-    default, found = asdict(Settings()), []
+def every_combination(grid: dict[str, list[Any]], base: Settings | None = None) -> list[Settings]:
+    """``base``, the default settings if None, with all combinations of a grid, each once; see `canonical`."""
+    entries, found = asdict(base or Settings()), []
     for values in itertools.product(*grid.values()):
-        settings = Settings.of(dict(zip(grid, values, strict=True)))
-        idle = list(find_sampler(settings.order).unused)
-        if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
-            idle += ["curve", "revise_share"]
-        settings = replace(settings, **{name: default[name] for name in idle})
-        if settings.sweeps == 1 and settings.first_block:
-            settings = replace(settings, block=settings.first_block, first_block=None)
+        settings = canonical(Settings.of(entries | dict(zip(grid, values, strict=True))))
         if settings not in found:
             found.append(settings)
     return found
+
+
+def canonical(settings: Settings) -> Settings:
+    """The same sampler with every entry at its default that has no effect on it."""
+    default = asdict(Settings())
+    idle = list(find_sampler(settings.order).unused)
+    if settings.sweeps == 1:  # the levels fall from 1 to 0 at once, and nothing is revised
+        idle += ["curve", "revise_share"]
+    if settings.guidance == 1:
+        idle += ["guidance_power"]
+    if settings.order == "signal" and settings.first_order != "signal":
+        idle += ["confidence_noise"]
+    settings = replace(settings, **{name: default[name] for name in idle})
+    if settings.sweeps == 1 and settings.first_block:
+        settings = replace(settings, block=settings.first_block, first_block=None)
+    return settings
 
 
 def passes(row: dict[str, Any]) -> int:
@@ -232,14 +242,14 @@ def main(
         "seed": seed,
     }
     path = Path(f"{out}.json")
-    saved = json.loads(path.read_text()) if path.exists() else {"protocol": protocol, "results": []}
+    saved = read_results(path, "results") if path.exists() else {"protocol": protocol, "results": []}
     if saved["protocol"] != protocol:
         raise UserError(f"{path} was made by another protocol", saved["protocol"], "give another --out")
     saved["versions"] = {"ggm_image": ggm_image.__version__, "torch": torch.__version__}
     saved["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}"
     results = saved["results"]
     for other in merge:
-        part = json.loads(other.read_text())
+        part = read_results(other, "results")
         if part["protocol"] != protocol:
             raise UserError(f"{other} was made by another protocol", part["protocol"], "leave it out")
         results += [row for row in part["results"] if row not in results]

@@ -12,6 +12,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ggm_image.data.copies import ORIGINAL, Copy
 from ggm_image.data.sources.selection import LeftOut
 from ggm_image.errors import UserError
 from ggm_image.image.io import open_image
@@ -28,17 +29,17 @@ class Sample:
         label: index of its class; -1 without one.
         content: the bytes of the image's file; raises UserError where it has none. Called by any thread, once.
         where: what to call the image in an error; the name by default.
-        is_flipped: the mirrored copy is meant.
+        copy: which copy of the image is meant.
     """
 
     name: str
     label: int
     content: Callable[[], bytes]
     where: str = ""
-    is_flipped: bool = False
+    copy: Copy = ORIGINAL
 
     def load(self) -> UInt8[Tensor, "3 h w"]:
-        """The decoded image, not mirrored; raises UserError where that fails."""
+        """The decoded original, whichever copy is meant; raises UserError where that fails."""
         return open_image(self.content(), name=self.where or self.name)
 
     @property

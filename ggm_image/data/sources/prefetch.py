@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from ggm_image.data.copies import ORIGINAL, Copy
 from ggm_image.data.sources.image_files import ImageSource
 from ggm_image.errors import UserError
 from ggm_image.image.preprocess import preprocess
@@ -74,27 +75,33 @@ class Prefetch:
         source: where the images come from.
         image_size: side in pixels of what is returned.
         workers: number of threads.
-        flip: item ``i`` in ``[N, 2 N)`` is image ``i - N`` mirrored.
+        copies: item ``c * N + i`` of N images is copy ``c`` of image ``i``.
         ahead: batches decoded in advance, see `decoded`.
     """
 
     def __init__(
-        self, source: ImageSource, image_size: int, *, workers: int, flip: bool = False, ahead: int = 2
+        self,
+        source: ImageSource,
+        image_size: int,
+        *,
+        workers: int,
+        copies: Sequence[Copy] = (ORIGINAL,),
+        ahead: int = 2,
     ) -> None:
-        self.source, self.image_size, self.flip = source, image_size, flip
+        self.source, self.image_size, self.copies = source, image_size, copies
         self.workers, self.ahead = workers, ahead
 
     def __len__(self) -> int:
-        return len(self.source) * (2 if self.flip else 1)
+        return len(self.source) * len(self.copies)
 
     def picture(self, item: int) -> DecodedImage:
         """One item, or the error that says why it cannot be read."""
-        index = item % len(self.source)
+        copy, index = divmod(item, len(self.source))
         try:
             image = preprocess(self.source[index], self.image_size)
         except UserError as error:
             return error
-        return image.flip(-1) if item >= len(self.source) else image
+        return self.copies[copy].apply(image)
 
     def batches(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[DecodedImage]]]:
         """Consecutive groups of ``items`` with their images, in order."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ggm_image.data.copies import Copy, copies_of, most_shifts
 from ggm_image.errors import UserError
 
 FORMAT_VERSION = 1
@@ -33,14 +34,16 @@ class Manifest:
         grid: rows and columns of tokens.
         image_size: side in pixels of the images that were encoded; 0 for text, whose grid is 1 x length.
         class_names: one name a label; empty where every label is -1.
-        preprocessing: what was done to the images before encoding, ``flip`` included.
+        preprocessing: what was done to the images before encoding, ``flip`` included, and where it is not 0,
+            ``shifts``, the number of shifted copies of each.
         source: ``path``, number of ``images`` and ``sha256`` of their names and labels; of a stream, the ``sha256`` of
             the names of its parts, and how many ``classes`` it was told, 0 where they are counted at the end.
         tokenizer_source: the name or path by which the tokenizer was loaded.
         shard_size: source items a shard.
-        items: source items in all; ``count`` is less where images were skipped. Of a stream, 0 until the end.
-        parts: of a stream: what is read from front to back, a shard each; shard ``parts + k`` holds the mirrored copies
-            of shard k. 0 for images that are read at random.
+        items: source items in all, each copy of an image one; ``count`` is less where images were skipped. Of a
+            stream, 0 until the end.
+        parts: of a stream: what is read from front to back, a shard each; shard ``c * parts + k`` holds copy ``c`` of
+            part k. 0 for images that are read at random.
         made_with: versions of the libraries that decoded and encoded.
         count: rows in the finished shards.
         complete: whether all shards are there.
@@ -136,14 +139,19 @@ class Manifest:
         return f"{why}{key} is {was!r:.200}, now {now!r:.200}"
 
     @property
-    def copies(self) -> int:
-        """2 with ``flip``: all originals, then all mirrored copies."""
-        return 2 if self.preprocessing.get("flip") else 1
+    def copies(self) -> tuple[Copy, ...]:
+        """The copies of each image: all images as the first of these, then all as the next."""
+        return copies_of(bool(self.preprocessing.get("flip")), self.preprocessing.get("shifts", 0))
+
+    @property
+    def images(self) -> int:
+        """How many images were encoded, each once however many copies it has, skipped ones included."""
+        return self.items // len(self.copies)
 
     @property
     def shards_in_all(self) -> int:
         """How many shards the finished cache has."""
-        return self.parts * self.copies if self.parts else -(-self.items // self.shard_size)
+        return self.parts * len(self.copies) if self.parts else -(-self.items // self.shard_size)
 
     def items_of(self, shard: int) -> range:
         """The items of one shard of a set that is read at random."""
@@ -173,6 +181,10 @@ class Manifest:
         end = max((items.stop for items in self.items_by_shard()), default=0)
         return np.delete(np.arange(end), [entry["item"] for entry in self.skipped()])
 
+    def image_of_row(self) -> np.ndarray:
+        """The image (count,) in [0, images) of every row: the copies of an image have the same."""
+        return self.item_of_row() % self.images
+
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "tokenizer_name": str, "tokenizer_sha256": str, "codebook_size": int, "grid": list, "image_size": int,
@@ -196,6 +208,11 @@ def _what_is_wrong(values: dict[str, Any]) -> str:
     parts = values.get("parts", 0)
     if not 0 <= items < 1 << 40 or values.get("shard_size", 1) < 1 or not 0 <= parts < 1 << 32:
         return f"items are {items}, shard_size is {values.get('shard_size')}, parts are {parts}"
+    shifts = values["preprocessing"].get("shifts", 0)
+    if not _is(shifts, int) or not 0 <= shifts <= most_shifts(values["image_size"]):
+        return f"preprocessing.shifts is {shifts!r:.100} for images of {values['image_size']} pixels"
+    if 0 < items < (copies := len(copies_of(bool(values["preprocessing"].get("flip")), shifts))):
+        return f"items are {items}, fewer than the {copies} copies of an image"
     if not all(_is(state, str) for state in values.get("states", [])):
         return f"states are {values['states']!r:.100}"
     kinds = {**_SHARD_KINDS, "items": int} if parts else _SHARD_KINDS

@@ -94,7 +94,7 @@ def records_content(folder: Path, unit: int) -> bool:
 
 
 def counted(names: Iterator[str]) -> tuple[int, str]:
-    """How many different names there are, and the first of them to show; mirrored copies share the image's name."""
+    """How many different names there are, and the first of them to show; copies share the image's name."""
     some = list(dict.fromkeys(names))
     count, some = len(some), some[:SHOWN]
     return count, ", ".join(some) + (" ..." if count > len(some) else "")

@@ -131,12 +131,12 @@ def _check_content(cache: TokenCache, source: ImageSource | ImageStream) -> bool
 
 
 def _check_keys(cache: TokenCache) -> None:
-    """No key in two rows; mirrored copies have those of their originals. In rounds, so that memory stays small."""
+    """No key in two rows; copies have those of their originals. In rounds, so that memory stays small."""
     manifest = cache.manifest
     for shard in range(manifest.parts, len(manifest.shards)):
-        if not np.array_equal(cache.keys(shard), cache.keys(shard - manifest.parts)):
+        if not np.array_equal(cache.keys(shard), cache.keys(shard % manifest.parts)):
             got = f"{cache.folder / shard_file(shard)}"
-            raise UserError("mirrored copies must be those of their originals", got, _REMEDY)
+            raise UserError("copies must be those of their originals", got, _REMEDY)
     originals = manifest.shards[: manifest.parts]
     rounds = -(-sum(shard["count"] for shard in originals) // KEYS_AT_ONCE)
     for turn in range(rounds):

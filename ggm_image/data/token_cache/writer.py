@@ -119,7 +119,7 @@ class TokenCacheWriter:
             yield from self.shards_of(unit)
 
     def shards_of(self, unit: int) -> tuple[int, ...]:
-        """The shards that are written together: of a stream with ``flip`` the mirrored copies too, else one."""
+        """The shards that are written together: of a stream a part's copies each, else one."""
         return tuple(range(unit, self.manifest.shards_in_all, self.manifest.parts or self.manifest.shards_in_all))
 
     def is_finished(self, shard: int) -> bool:

@@ -34,6 +34,7 @@ from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make
 from ggm_image.training.vqgan.codebook import CodebookEMA
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.perceptual import load_perceptual
+from ggm_image.training.vqgan.timm_perceptual import TimmPerceptual
 
 FROZEN = ("encoder.", "quant_conv.", "quantize.")
 """Names of the weights that the tokens are made of begin so."""
@@ -101,6 +102,8 @@ class TokenizerTrainer:
         self.clock = Stopwatch(running=not self.untimed)
         maybe: Callable[..., Any] = torch.compile if compiled else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
+        if compiled and self.device.type == "cuda" and isinstance(self.perceptual, TimmPerceptual):
+            self.perceptual.compile()  # hundreds of small kernels, whose launches take longer than they do
 
     def begin_from(self, tokenizer: VQGAN) -> None:
         """Take over a trained tokenizer's weights; its codes stay where they are, equally used so far."""

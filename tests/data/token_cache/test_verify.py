@@ -139,7 +139,7 @@ def test_a_sample_in_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_mirrored_copies_of_another_part(stream: Path) -> None:
     rewrite(stream, 6, lambda arrays: arrays["keys"].__setitem__((0, 0), arrays["keys"][0, 0] ^ 1))
-    with pytest.raises(UserError, match="mirrored copies .*tokens-00006"):
+    with pytest.raises(UserError, match="copies must be .*tokens-00006"):
         verify(stream)
 
 

@@ -42,8 +42,8 @@ def test_distance_is_zero_for_the_same_images_and_grows_with_noise(network: torc
 def test_both_images_move_alike(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail with an offset of its own for each image."""
     loss, seen = TimmPerceptual(network), []
-    features = loss.features
-    monkeypatch.setattr(loss, "features", lambda x, offset: seen.append(offset) or features(x, offset))
+    moved = loss._moved
+    monkeypatch.setattr(loss, "_moved", lambda x, offset: seen.append(offset) or moved(x, offset))
     images = torch.rand(1, 3, 32, 32)
     torch.manual_seed(0)
     for _ in range(20):
@@ -75,3 +75,13 @@ def test_a_network_without_stages_is_refused() -> None:
     network = timm.create_model("mixer_s32_224", pretrained=False)
     with pytest.raises(UserError, match="feature stages.*mixer_s32_224"):
         TimmPerceptual(network)
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same_distance(network: torch.nn.Module) -> None:
+    loss, images = TimmPerceptual(network, size=32), torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    torch.manual_seed(0)
+    plain = loss(*images)
+    loss.compile()
+    torch.manual_seed(0)
+    assert float(loss(*images)) == pytest.approx(float(plain), rel=1e-5)
