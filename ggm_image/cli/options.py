@@ -34,6 +34,8 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS, "Other")}
         for parameter in self.get_params(ctx):
+            if not isinstance(parameter, click.Option):
+                continue  # an argument stands in the line of usage
             if (record := parameter.get_help_record(ctx)) is not None:
                 rows[getattr(parameter, "group", "Other")].append(record)
         for title, records in rows.items():
@@ -108,7 +110,7 @@ def device_option(function: F) -> F:
         "--device",
         metavar="NAME",
         callback=lambda _context, _parameter, value: value and check_device_name(value),
-        help="Run on cpu, cuda, cuda:N or mps; CUDA by default where it is available.",
+        help="cpu, cuda, cuda:N or mps; CUDA if available by default.",
     )(function)
 
 
@@ -124,9 +126,7 @@ def seed_option(function: F) -> F:
 
 def shard_option(function: F) -> F:
     """``--shard``, passed as ``shard: str | None``; give it to `ggm_image.runtime.ranks.rank_and_world_size`."""
-    return click.option(
-        "--shard", metavar="I/N", help="Do part I of N, counted from 0; under torchrun each process has its own."
-    )(function)
+    return click.option("--shard", metavar="I/N", help="Part I of N, counted from 0; torchrun sets it.")(function)
 
 
 def overwrite_option(function: F) -> F:

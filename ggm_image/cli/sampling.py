@@ -44,7 +44,7 @@ MODEL = click.option(
     help="Shipped name, folder, or OWNER/NAME on the Hub.",
 )
 TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
-COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network; pays for hundreds of images.")
+COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network, for hundreds of images.")
 
 
 def _orders() -> str:
@@ -63,9 +63,9 @@ def sampler_options(command: Any) -> Any:
         click.option("--order", type=NameOf(SAMPLERS), help=_orders()),
         click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
         click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
-        click.option("--curve", type=NameOf(CURVES), help="Signal level after each sweep of --order schedule."),
-        click.option("--site-order", type=NameOf(ORDERS), help="Which sites share a block of --order schedule."),
-        click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 disables it."),
+        click.option("--curve", type=NameOf(CURVES), help="Level curve of --order schedule."),
+        click.option("--site-order", type=NameOf(ORDERS), help="Site order of --order schedule."),
+        click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is off."),
         click.option(
             "--guidance-power",
             type=click.FloatRange(min=0),

@@ -32,6 +32,7 @@ def test_every_option_stands_in_a_group_and_is_one_sentence(name: str) -> None:
 
 def test_help_lists_what_how_and_where_in_this_order() -> None:
     @click.command(cls=GroupedCommand)
+    @click.argument("image")
     @where(click.option("--out"))
     @how(click.option("--seed"), click.option("--device"))
     @what(click.option("--model"))
@@ -43,6 +44,7 @@ def test_help_lists_what_how_and_where_in_this_order() -> None:
     ]
     assert places == sorted(places)
     assert shown.index("--help") > places[-1]
+    assert shown.count("IMAGE") == 1  # in the line of usage
 
 
 def test_names_of_a_registry_are_read_when_a_command_is_called() -> None:

@@ -1,7 +1,9 @@
 """What a plugin registers is used through the Python API and the command line as what is shipped."""
 
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from ggm_image.schedule import CURVES, ORDERS, Schedule, SiteOrder
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.tokenizers.vq.families import FAMILIES
 from ggm_image.training.config import TrainConfig
-from ggm_image.training.optim import OPTIMIZERS
+from ggm_image.training.optim import OPTIMIZERS, OptimizerSettings
 from tests.conftest import draw_picture
 from tests.features import CHANNELS, Means, means_extractor, paint
 from tests.models import tiny_model_folder, tiny_text_model_folder
@@ -35,16 +37,22 @@ REGISTRIES: tuple[dict[str, Any], ...] = (SAMPLERS, CURVES, ORDERS, OPTIMIZERS, 
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The environment names the plugin, as a user's does; afterwards the registries are as they were."""
+def registries() -> Iterator[None]:
+    """Afterwards the registries are as they were."""
     before = [dict(registry) for registry in REGISTRIES]
+    yield
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.fixture
+def plugin(registries: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The environment names the plugin, as a user's does."""
     monkeypatch.setenv("GGM_IMAGE_PLUGINS", MODULE)
     assert main(["--version"]) == 0
     yield MODULE
     del sys.modules[MODULE]
-    for registry, entries in zip(REGISTRIES, before, strict=True):
-        registry.clear()
-        registry.update(entries)
 
 
 def one_site_only(height: int, width: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -131,6 +139,36 @@ def test_a_metric(plugin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ["mean_gap", f"{expected:.4f}"] in [line.split() for line in lines]
     assert main([*map(str, sides), "--metrics", "mean-gip"]) == 2
     assert "did you mean 'mean-gap'?" in capsys.readouterr().err
+
+
+def test_the_examples_of_contributing_run(
+    registries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them as one file that a user has written, and every entry used."""
+    text = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text[text.index("## Plugins") : text.index("## Tests")]
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, flags=re.MULTILINE)
+    code = [textwrap.dedent(block) for block in blocks if "import" in block]
+    assert len(code) == 5
+    (tmp_path / "written_by_a_user.py").write_text("\n".join(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("GGM_IMAGE_PLUGINS", "written_by_a_user")
+    model = tiny_model_folder(tmp_path)
+    for order in (("raster",), ("schedule", "--curve", "square", "--site-order", "columns")):
+        out = tmp_path / f"{order[0]}.png"
+        shown(capsys, "sample", "--model", model, "-n", 2, "--order", *order, "--sweeps", 2, "--out", out)
+        assert out.is_file()
+    radam = OPTIMIZERS["radam"].make(
+        torch.nn.Linear(2, 2), OptimizerSettings(learning_rate=0.1, weight_decay=None, betas=(0.9, 0.98))
+    )
+    assert isinstance(radam, torch.optim.RAdam)
+    save_weights(tmp_path / "file.safetensors", {"levels": torch.linspace(-1, 1, 8)}, torch.float32)
+    assert "family grey" in shown(capsys, "convert", tmp_path / "file.safetensors", tmp_path / "grey")
+    assert load_tokenizer(tmp_path / "grey").encode(torch.ones(1, 3, 8, 8)).tolist() == [[[7, 7], [7, 7]]]
+    paint(tmp_path / "a", CHANNELS)
+    report = evaluate(tmp_path / "a", tmp_path / "a", means_extractor(), metrics=["mean-gap"])
+    assert report["mean_gap"] == 0
+    del sys.modules["written_by_a_user"]
 
 
 def test_nothing_is_left_of_a_plugin() -> None:
