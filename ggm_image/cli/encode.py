@@ -18,6 +18,7 @@ from ggm_image.cli.options import (
     print_json,
     seed_option,
     shard_option,
+    skip_bad_option,
     what,
     where,
 )
@@ -69,7 +70,7 @@ def batch_size_option(help: str) -> Callable[[F], F]:
     ),
     click.option("--length", type=click.IntRange(1, 1 << 16), help="Tokens in a row of text; 256 by default."),
     click.option("--text-key", metavar="KEY", help="Field with the text of JSON lines; 'text' by default."),
-    click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read."),
+    skip_bad_option,
     click.option(
         "--verify", "wants_proof", is_flag=True, help="Encode nothing; check that OUT is complete, and SRC's."
     ),

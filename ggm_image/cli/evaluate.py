@@ -17,6 +17,7 @@ from ggm_image.cli.options import (
     print_json,
     seed_option,
     shard_option,
+    skip_bad_option,
     what,
     where,
 )
@@ -43,6 +44,7 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
     click.option(
         "-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Number of images of a model."
     ),
+    skip_bad_option,
     click.option(
         "--metrics",
         default=",".join(DEFAULT_METRICS),
@@ -92,6 +94,7 @@ def fid(
     model_name: str | None,
     count: int,
     classes: tuple[str, ...],
+    skip_bad: bool,
     preset: str,
     features: str,
     weights: Path | None,
@@ -122,13 +125,17 @@ def fid(
     chosen = [name.strip() for name in metrics.split(",") if name.strip()]
     _check_early(sides, features, weights, chosen, lambda folder: _check_model(folder, classes, preset, options))
 
-    from ggm_image.metrics.image_sets import SamplingRequest, kind_of, open_image_set
+    from ggm_image.metrics.image_sets import ImageFileSet, SamplingRequest, kind_of, open_image_set
 
-    if not any(kind_of(side) == "model" for side in sides):
+    kinds = [kind_of(side) for side in sides]
+    if "model" not in kinds:
         given = [name for name in _OF_A_MODEL if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         if given:
             option = next(p.opts[0] for p in context.command.params if p.name == given[0])
             raise UserError("option is for a model, and neither side is one", option, "add --model, or leave it out")
+
+    if skip_bad and "pictures" not in kinds:
+        raise UserError("--skip-bad is for files of images, and neither side is one", " ".join(kinds), "leave it out")
 
     from ggm_image.metrics.evaluate import evaluate
     from ggm_image.runtime.ranks import rank_and_world_size
@@ -140,6 +147,10 @@ def fid(
     generated, reference = (
         open_image_set(s, tokenizer=tokenizer, device=device, drawing=_with_classes(drawing, s, classes)) for s in sides
     )
+    for side in (generated, reference):
+        if skip_bad and isinstance(side, ImageFileSet):
+            for why in side.leave_out_bad():
+                click.echo(f"skipped: {why}", err=True)
     report = evaluate(
         generated,
         reference,

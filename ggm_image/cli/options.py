@@ -146,6 +146,11 @@ def out_option(default: str | None = None, help: str = "") -> Callable[[F], F]:
     )
 
 
+def skip_bad_option(function: F) -> F:
+    """``--skip-bad``, passed as ``skip_bad: bool``."""
+    return click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read.")(function)
+
+
 def json_option(function: F) -> F:
     """``--json``, passed as ``as_json: bool``."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)

@@ -224,6 +224,7 @@ def _described(features: Features, side: ImageSet | Features) -> dict[str, Any]:
         **features.protocol["side"],
         "classes": len(features.class_names),
         "sizes": sizes,
+        "skipped": side.skipped if isinstance(side, ImageFileSet) else [],
         "manifest": _shortened(side.manifest) if isinstance(side, ImageFileSet) else None,
         "saved": None if features.folder is None else str(features.folder),
         "reused": features.reused,
