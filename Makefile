@@ -27,7 +27,8 @@ test-all: test test-shapes
 	$(PYTEST) -m slow
 
 # Tests of the rooms with tensors while jaxtyping and beartype check every shape in a signature: twice the time.
-SHAPED = test_shapes.py test_glauber.py test_schedule.py test_objective.py sampler network pipelines tokenizers training metrics plugins
+SHAPED = test_shapes.py test_glauber.py test_schedule.py test_objective.py sampler network pipelines tokenizers training metrics \
+	image data plugins
 test-shapes: $(VENV)/.with-test
 	SHAPES=1 $(PYTEST) -m "not slow" $(addprefix tests/,$(SHAPED))
 

@@ -8,7 +8,10 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
 F = TypeVar("F", bound=Callable[..., Any])
-ROOMS = ("glauber", "schedule", "objective", "sampler", "network", "pipelines", "tokenizers", "training", "metrics")
+ROOMS = (
+    "glauber", "schedule", "objective", "sampler", "network", "pipelines", "tokenizers", "training", "metrics",
+    "image", "data", "classifiers", "web", "runtime",
+)  # fmt: skip
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, as mypy has it
 
 
