@@ -14,9 +14,9 @@ from jaxtyping import config as jaxtyping_config
 from PIL import Image
 from torch import Tensor
 
-from tests import shapes
-
 if os.environ.get("SHAPES", "") not in ("", "0"):  # before the package is imported
+    from tests import shapes
+
     shapes.install()
 
 from ggm_image.tokenizers.base import Tokenizer
