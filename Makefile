@@ -13,7 +13,7 @@ PICTURE = samples/$(CLASS).png
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: sample test test-all test-web lint docs bench soak clean
+.PHONY: sample test test-all test-shapes test-web lint docs bench soak clean
 
 sample: $(VENV)/.installed
 	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
@@ -23,8 +23,14 @@ test: $(VENV)/.with-test
 	$(PYTEST) -m "not slow"
 
 # And what takes minutes: killed commands, the corpus of hostile inputs, several processes, compilers, the wheel.
-test-all: test
+test-all: test test-shapes
 	$(PYTEST) -m slow
+
+# Tests of the rooms with tensors while jaxtyping and beartype check every shape in a signature: twice the time.
+SHAPED = test_shapes.py test_glauber.py test_schedule.py test_objective.py sampler network pipelines tokenizers training metrics \
+	image data plugins
+test-shapes: $(VENV)/.with-test
+	SHAPES=1 $(PYTEST) -m "not slow" $(addprefix tests/,$(SHAPED))
 
 # The page of `ggm-image demo`, in Chromium where it is installed. Gradio is too large for every run of the tests.
 test-web: $(VENV)/.with-test $(VENV)/.with-browser

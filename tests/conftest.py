@@ -1,16 +1,23 @@
 """What several tests share: small images in folders and tars, and a tokenizer that needs no training."""
 
 import io
+import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, Int
+from jaxtyping import config as jaxtyping_config
 from PIL import Image
 from torch import Tensor
+
+if os.environ.get("SHAPES", "") not in ("", "0"):  # before the package is imported
+    from tests import shapes
+
+    shapes.install()
 
 from ggm_image.tokenizers.base import Tokenizer
 
@@ -49,6 +56,14 @@ def draw_picture(seed: int, side: int = 8) -> np.ndarray:
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR))
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For a test that passes a wrong shape to see it refused: no annotation is checked."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -189,6 +189,7 @@ def test_draw_codes_reaches_rare_codes():
         (lambda: add_noise(torch.tensor([[1, 1]]), torch.ones(1, 3), uniform_noise(4)), "level does not fit"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_named(call, words):
     with pytest.raises(UserError, match=words):
         call()

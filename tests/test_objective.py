@@ -193,6 +193,7 @@ def test_a_draw_that_was_rounded_up_to_one_is_the_last_code(dtype: torch.dtype) 
         ({"name": "binary-sampled", "keep": float("nan")}, "keep must lie"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_named(change, words):
     given = {
         "name": "binary",

@@ -150,6 +150,7 @@ def test_restricted_to_nothing_and_to_everything():
         (lambda: Schedule.round_robin(4, 4, sweeps=1).restricted(torch.ones(16)), "boolean mask"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_named(call, words):
     with pytest.raises(UserError, match=words):
         call()

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import json_option, overwrite_option, print_json
+from ggm_image.cli.options import GroupedCommand, json_option, overwrite_option, print_json, where
 from ggm_image.errors import UserError
 from ggm_image.io.configs import find_config, shipped_configs
 from ggm_image.io.files import write_text
 from ggm_image.io.outputs import Gate
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("name", required=False)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-@overwrite_option
-@json_option
+@where(overwrite_option, json_option)
 def configs(name: str | None, out: Path | None, overwrite: bool, as_json: bool) -> None:
     """List the shipped configs, or copy the config NAME to the file or folder OUT.
 

@@ -2,17 +2,26 @@
 
 import click
 
-from ggm_image.cli.options import device_option, own_device
+from ggm_image.cli.options import GroupedCommand, device_option, how, own_device, what, where
 from ggm_image.cli.sampling import MODEL, find_described_model
 from ggm_image.web.server import PORT, check_address, serve
 
 
-@click.command()
-@MODEL
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
-@click.option("--listen", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="IP address to listen on.")
-@click.option("--auth", metavar="USER:PASSWORD", envvar="GGM_IMAGE_AUTH", help="Ask for it; or set GGM_IMAGE_AUTH.")
-@device_option
+@click.command(cls=GroupedCommand)
+@what(MODEL)
+@how(device_option)
+@where(
+    click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port."),
+    click.option(
+        "--listen", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="IP address to listen on."
+    ),
+    click.option(
+        "--auth",
+        metavar="USER:PASSWORD",
+        envvar="GGM_IMAGE_AUTH",
+        help="User and password to ask for; GGM_IMAGE_AUTH by default.",
+    ),
+)
 def demo(model_name: str, port: int, listen: str, auth: str | None, device: str | None) -> None:
     """Open a page in the browser to sample, inpaint with a brush, and see the signal map.
 

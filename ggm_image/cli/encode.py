@@ -1,20 +1,26 @@
 """``encode`` and ``decode``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ggm_image.cli.options import (
-    SEED,
+    F,
+    GroupedCommand,
     device_option,
+    how,
+    ignored_seed_option,
     json_option,
     overwrite_option,
     own_device,
     print_json,
     seed_option,
     shard_option,
+    skip_bad_option,
+    what,
+    where,
 )
 from ggm_image.cli.text_tokens import (
     decode_text,
@@ -30,69 +36,89 @@ from ggm_image.runtime.devices import resolve_device
 from ggm_image.runtime.streams import say
 
 
-@click.command()
+def tokenizer_option(help: str) -> Callable[[F], F]:
+    """``--tokenizer``, passed as ``tokenizer_name: str | None``."""
+    return click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help=help)
+
+
+def batch_size_option(help: str) -> Callable[[F], F]:
+    """``--batch-size``, passed as ``batch_size: int | None``."""
+    return click.option("--batch-size", type=click.IntRange(1, 1 << 16), help=help)
+
+
+@click.command(cls=GroupedCommand)
 @click.argument("src")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-@click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="Known name, folder or checkpoint.")
-@click.option("--length", type=click.IntRange(1, 1 << 16), help="Of text: tokens a row; 256 by default.")
-@click.option("--text-key", metavar="KEY", help="Of JSON lines: the field with the text; 'text' by default.")
-@click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's own by default.")
-@click.option("--flip", is_flag=True, help="Add every image mirrored: first all originals, then all mirrored.")
-@click.option(
-    "--shifts",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Add N copies of every image, each shifted by a few pixels: more data for many epochs.",
+@what(
+    tokenizer_option("Known name, folder or checkpoint."),
+    click.option("--image-size", type=click.IntRange(1, 1 << 14), help="Side in pixels; the tokenizer's by default."),
+    click.option("--flip", is_flag=True, help="Add every image mirrored: first all originals, then all mirrored."),
+    click.option(
+        "--shifts",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Add N copies of every image, each shifted by a few pixels: more data for many epochs.",
+    ),
+    click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number."),
+    click.option(
+        "--label-key",
+        metavar="KEY",
+        default="",
+        help="Where a WebDataset's classes are: a field of the .json, or a suffix as .cls; found by default.",
+    ),
+    click.option("--length", type=click.IntRange(1, 1 << 16), help="Tokens in a row of text; 256 by default."),
+    click.option("--text-key", metavar="KEY", help="Field with the text of JSON lines; 'text' by default."),
+    skip_bad_option,
+    click.option(
+        "--verify", "wants_proof", is_flag=True, help="Encode nothing; check that OUT is complete, and SRC's."
+    ),
 )
-@click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read.")
-@click.option(
-    "--report",
-    "wants_report",
-    is_flag=True,
-    help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.",
+@how(
+    batch_size_option("Images in one pass; fits the device by default."),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help="bf16 is faster, but changes about one token in fifty; noted in OUT.",
+    ),
+    click.option("--workers", type=click.IntRange(1), help="Threads that read images; one per core by default."),
+    seed_option,
+    device_option,
+    shard_option,
 )
-@click.option(
-    "--report-images",
-    type=click.IntRange(1),
-    default=5000,
-    show_default=True,
-    help="Images that it decodes.",
+@where(
+    click.option(
+        "--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images in one file of OUT."
+    ),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace a token cache in OUT of other images or settings; encode changed images again.",
+    ),
+    click.option(
+        "--report",
+        "wants_report",
+        is_flag=True,
+        help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.",
+    ),
+    click.option(
+        "--report-images",
+        type=click.IntRange(1),
+        default=5000,
+        show_default=True,
+        help="Number of images that the report decodes.",
+    ),
+    click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`."),
+    click.option(
+        "--reference",
+        metavar="IMAGES",
+        help="With --features: also report the FD to these images, of originals and of reconstructions.",
+    ),
+    json_option,
 )
-@click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`.")
-@click.option(
-    "--reference",
-    metavar="IMAGES",
-    help="With --features: other images. Also report the FD to them, of originals and of reconstructions.",
-)
-@click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Images a pass; fits the device by default.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="bf16: faster, with other codes for one cell in fifty or so; noted in OUT.",
-)
-@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images a file.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that read images; one a core by default.")
-@click.option("--classes", metavar="FILE|N", help="Names of a WebDataset's classes, one a line; or their number.")
-@click.option(
-    "--label-key",
-    metavar="KEY",
-    default="",
-    help="Where a WebDataset's classes are: a field of the .json, or a suffix as .cls; found by default.",
-)
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace a token cache in OUT of other images or settings; encode changed images again.",
-)
-@shard_option
-@click.option("--verify", "wants_proof", is_flag=True, help="Encode nothing; prove that OUT is whole, and SRC's.")
-@device_option
-@seed_option
-@json_option
 def encode(
     src: str,
     out: Path | None,
@@ -318,15 +344,12 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
         click.echo(f"{out / 'report.png'}, {out / 'worst.png'}, {out / 'report.json'}")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("tokens", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help="By default the one that the cache names.")
-@click.option("--batch-size", type=click.IntRange(1, 1 << 16), help="Grids a pass; fits the device by default.")
-@overwrite_option
-@device_option
-@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
-@json_option
+@what(tokenizer_option("Known name, folder or checkpoint; the one that the cache names by default."))
+@how(batch_size_option("Grids in one pass; fits the device by default."), ignored_seed_option, device_option)
+@where(overwrite_option, json_option)
 def decode(
     tokens: Path,
     out: Path,

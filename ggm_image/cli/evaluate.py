@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ggm_image.cli.options import device_option, json_option, own_device, print_json, seed_option, shard_option
-from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options
+from ggm_image.cli.options import (
+    GroupedCommand,
+    device_option,
+    how,
+    json_option,
+    own_device,
+    print_json,
+    seed_option,
+    shard_option,
+    skip_bad_option,
+    what,
+    where,
+)
+from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options, sampler_parameters
 from ggm_image.errors import UserError
-from ggm_image.metrics import METRICS
+from ggm_image.metrics import DEFAULT_METRICS, METRICS, find_metrics
 
 if TYPE_CHECKING:
     from ggm_image.metrics.feature_extractors import Extractor
@@ -20,44 +32,61 @@ if TYPE_CHECKING:
 
 FEATURE_FILE = "a TorchScript file that takes uint8 images (N, 3, H, W) and gives float features (N, D)"
 _SHOWN_CLASSES = 40
-_OF_A_MODEL = ("count", "classes", "preset", "order", "sweeps", "block", "guidance", "guidance_power", "temperature",
-              "top_k", "top_p", "compiled")  # fmt: skip
+_OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
-@click.option("--model", "model_name", metavar="NAME|DIR", help="Draw from this model instead of reading GENERATED.")
-@click.option("-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Images of a model.")
-@class_option("Class of a model's images; several take turns.")
-@sampler_options
-@click.option(
-    "--features",
-    default="inception",
-    show_default=True,
-    metavar="NAME",
-    help="inception, clip, efficientnet-lite0, timm:NAME, or a TorchScript FILE.pt.",
+@what(
+    click.option("--model", "model_name", metavar="NAME|DIR", help="Sample from this model in place of GENERATED."),
+    click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, if it has moved."),
+    class_option("Class of a model's images; several take turns."),
+    click.option(
+        "-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Number of images of a model."
+    ),
+    skip_bad_option,
+    click.option(
+        "--metrics",
+        default=",".join(DEFAULT_METRICS),
+        show_default=True,
+        help=f"Which to compute: {'; '.join(f'{name}: {entry.summary}' for name, entry in METRICS.items())}.",
+    ),
 )
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    help="Local file with the weights of inception, efficientnet-lite0 or timm:NAME, instead of a download.",
+@how(
+    click.option(
+        "--features",
+        default="inception",
+        show_default=True,
+        metavar="NAME",
+        help="inception, clip, efficientnet-lite0, timm:NAME, or a TorchScript FILE.pt.",
+    ),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="Local weights of inception, efficientnet-lite0 or timm:NAME, in place of a download.",
+    ),
+    click.option(
+        "--bootstrap",
+        type=click.IntRange(0),
+        default=100,
+        show_default=True,
+        help="Bootstrap replicates for the interval; 0 disables it.",
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images in one forward pass."
+    ),
+    sampler_options,
+    seed_option,
+    COMPILE,
+    device_option,
+    shard_option,
 )
-@click.option(
-    "--metrics", default="fid,kid,prdc", show_default=True, help="Which to take; the time of prdc grows with n^2."
+@where(
+    click.option(
+        "--statistics", type=click.Path(path_type=Path), help="Folder for features: reused, and resumed if interrupted."
+    ),
+    json_option,
 )
-@click.option("--bootstrap", type=click.IntRange(0), default=100, show_default=True, help="Replicates; 0 is off.")
-@click.option(
-    "--statistics",
-    type=click.Path(path_type=Path),
-    help="Folder to keep features in: found again, and gone on with after an interruption.",
-)
-@click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, where it has moved.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images a pass.")
-@COMPILE
-@shard_option
-@seed_option
-@device_option
-@json_option
 @click.pass_context
 def fid(
     context: click.Context,
@@ -65,6 +94,7 @@ def fid(
     model_name: str | None,
     count: int,
     classes: tuple[str, ...],
+    skip_bad: bool,
     preset: str,
     features: str,
     weights: Path | None,
@@ -95,13 +125,17 @@ def fid(
     chosen = [name.strip() for name in metrics.split(",") if name.strip()]
     _check_early(sides, features, weights, chosen, lambda folder: _check_model(folder, classes, preset, options))
 
-    from ggm_image.metrics.image_sets import SamplingRequest, kind_of, open_image_set
+    from ggm_image.metrics.image_sets import ImageFileSet, SamplingRequest, kind_of, open_image_set
 
-    if not any(kind_of(side) == "model" for side in sides):
+    kinds = [kind_of(side) for side in sides]
+    if "model" not in kinds:
         given = [name for name in _OF_A_MODEL if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         if given:
             option = next(p.opts[0] for p in context.command.params if p.name == given[0])
             raise UserError("option is for a model, and neither side is one", option, "add --model, or leave it out")
+
+    if skip_bad and "pictures" not in kinds:
+        raise UserError("--skip-bad is for files of images, and neither side is one", " ".join(kinds), "leave it out")
 
     from ggm_image.metrics.evaluate import evaluate
     from ggm_image.runtime.ranks import rank_and_world_size
@@ -113,6 +147,10 @@ def fid(
     generated, reference = (
         open_image_set(s, tokenizer=tokenizer, device=device, drawing=_with_classes(drawing, s, classes)) for s in sides
     )
+    for side in (generated, reference):
+        if skip_bad and isinstance(side, ImageFileSet):
+            for why in side.leave_out_bad():
+                click.echo(f"skipped: {why}", err=True)
     report = evaluate(
         generated,
         reference,
@@ -179,8 +217,7 @@ def _check_early(
         raise UserError("file of weights not found", weights, "check the path")
     if Path(features).suffix == ".pt" and not Path(features).is_file():
         raise UserError("file of features not found", features, f"give {FEATURE_FILE}")
-    if unknown := set(metrics) - set(METRICS):
-        raise UserError("metrics must be of fid, kid and prdc", ", ".join(sorted(unknown)), "e.g. fid,kid")
+    find_metrics(metrics)
 
 
 def _check_model(folder: "NetworkFolder", classes: Sequence[str], preset: str, options: dict[str, Any]) -> None:
@@ -221,10 +258,18 @@ def summary(report: dict[str, Any]) -> str:
         real = report["reference"]["class_accuracy"]
         beside = "" if real is None else f" (reference {real:.1%})"
         rows.append(("class accuracy", f"{report['class_accuracy']:.1%}{beside}"))
+    for name, metric in METRICS.items():
+        if name not in DEFAULT_METRICS:
+            rows += [(figure, _shown(report[figure])) for figure in metric.figures if report[figure] is not None]
     rows.append(("images", f"{report['generated']['n']} against {report['reference']['n']}"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {figure}" for name, figure in rows]
     return "\n".join([*lines, *_per_class(report)])
+
+
+def _shown(figure: Any) -> str:
+    """A figure of a metric that a plugin has added."""
+    return f"{figure:.4f}" if isinstance(figure, float) else str(figure)
 
 
 def _kernel_name(report: dict[str, Any]) -> str:

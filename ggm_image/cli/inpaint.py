@@ -6,16 +6,25 @@ from typing import Any
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, overwrite_option, print_json, seed_option
+from ggm_image.cli.options import (
+    GroupedCommand,
+    device_option,
+    how,
+    json_option,
+    out_option,
+    overwrite_option,
+    print_json,
+    seed_option,
+    what,
+    where,
+)
 from ggm_image.cli.sampling import (
-    MODEL,
-    TOKENIZER,
     asked_labels,
     check_input,
-    class_option,
     find_described_model,
     is_image_path,
     load,
+    model_options,
     sampler_options,
 )
 from ggm_image.io.outputs import Gate, check_inputs_kept, numbered
@@ -40,39 +49,41 @@ SHEET_SIDE = 128
 """Pixels to which the shorter side of an image is enlarged on a contact sheet."""
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("mask", type=click.Path(path_type=Path), required=False)
-@click.option("--out", type=click.Path(path_type=Path), default="inpainted.png", show_default=True)
-@overwrite_option
-@MODEL
-@TOKENIZER
-@class_option("What it shows; several take turns.")
-@click.option("-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many samples.")
-@click.option("--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Grow the mask, in pixels.")
-@click.option("--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Blend inside it, in pixels.")
-@click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16.")
-@click.option("--context", type=click.IntRange(min=0), help="Known pixels around the hole that the model sees.")
-@click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image.")
-@click.option(
-    "--mask-index", type=click.IntRange(0, 65535), help="Paint where MASK has this palette index or grey value."
+@what(
+    *model_options("What the image shows; several take turns."),
+    click.option(
+        "-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Number of samples."
+    ),
+    click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16."),
+    click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image."),
+    click.option("--mask-index", type=click.IntRange(0, 65535), help="Palette index or grey value of MASK to inpaint."),
+    click.option(
+        "--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Pixels to grow the mask by."
+    ),
 )
-@click.option(
-    "--scales",
-    type=ScalesType(),
-    default="auto",
-    show_default=True,
-    help="Resolutions for a wide hole, coarse to fine; 1: full only.",
+@how(
+    sampler_options,
+    click.option("--scales", type=ScalesType(), default="auto", show_default=True, help="Resolutions for a wide mask."),
+    click.option(
+        "--tau",
+        type=click.FloatRange(min=0, min_open=True),
+        help="How far each scale may depart from the coarser one.  [default: 1]",
+    ),
+    click.option("--context", type=click.IntRange(min=0), help="Known pixels around the mask that the model sees."),
+    click.option(
+        "--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Pixels to blend over in the mask."
+    ),
+    seed_option,
+    device_option,
 )
-@click.option(
-    "--tau",
-    type=click.FloatRange(min=0, min_open=True),
-    help="How far each scale may depart from the coarser one.  [default: 1]",
+@where(
+    out_option("inpainted.png", help="PNG file for one sample or a contact sheet, or a folder."),
+    overwrite_option,
+    json_option,
 )
-@sampler_options
-@seed_option
-@device_option
-@json_option
 def inpaint(
     image: Path,
     mask: Path | None,
@@ -102,6 +113,8 @@ def inpaint(
     samples go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; into a folder OUT they go
     as single files with a manifest. With K classes, sample k gets class k mod K.
 
+    --scales auto goes from coarse to fine where the mask is wide; 1 is the full resolution only.
+
     A file or folder that `inpaint` did not write is only replaced with --overwrite; inputs never are.
     """
     from ggm_image.image.extension import Extension
@@ -114,9 +127,9 @@ def inpaint(
         paths = [out / numbered(k) for k in range(count)]
     for path in (out, *paths):
         check_inputs_kept(path, image, mask)
-    for given, what in ((image, "image"), (mask, "image")):
+    for given in (image, mask):
         if given is not None:
-            check_input(given, what)
+            check_input(given, "image")
     extend_by = None if extend is None else Extension.parse(extend)
     found = find_described_model(model_name)
     asked = asked_labels(found, classes)

@@ -124,6 +124,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(cli, argv, name="ggm-image")
 
 
+PLUGINS = "GGM_IMAGE_PLUGINS"
+"""Environment variable with modules, separated by commas, that are imported before any command."""
+
+
+def _import_plugins() -> None:
+    """Import the modules of `PLUGINS`, which add entries to the registries.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for name in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
+        try:
+            import_module(name)
+        except Exception as error:
+            got = f"{name}: {error}" if isinstance(error, ImportError) else f"{name}: {type(error).__name__}: {error}"
+            raise UserError("a plugin cannot be imported", got, f"check {PLUGINS} and PYTHONPATH") from error
+
+
 class Terminated(BaseException):
     """SIGTERM: a cluster takes the machine back, and gives some seconds for what must be removed or written."""
 
@@ -180,6 +198,7 @@ def _run(command: click.Command, argv: Sequence[str] | None, name: str | None) -
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     with _Signals() as signals:
         try:
+            _import_plugins()
             result = command.main(args=None if argv is None else list(argv), prog_name=name, standalone_mode=False)
             sys.stdout.flush()
             return result if isinstance(result, int) else 0

@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
-from ggm_image.cli.options import json_option, print_json
+from ggm_image.cli.options import GroupedCommand, json_option, print_json, where
 
 
-@click.command()
-@json_option
+@click.command(cls=GroupedCommand)
+@where(json_option)
 def models(as_json: bool) -> None:
     """List the shipped models: grid, classes, tokenizer, size, presets."""
     from ggm_image.pipelines.model_folder import shipped_models

@@ -1,8 +1,18 @@
-"""Options and checks that several commands share. Nothing here imports torch before a command runs."""
+"""Options and checks that several commands share. Nothing here imports torch before a command runs.
+
+The options of a command stand in three groups of its ``--help``: what it works on, how, and where the result goes.
+
+    @click.command(cls=GroupedCommand)
+    @what(MODEL, class_option("Class to sample."))
+    @how(sampler_options, seed_option, device_option)
+    @where(overwrite_option, json_option)
+    def sample(...): ...
+"""
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +22,69 @@ from ggm_image.runtime.devices import check_device_name, choose_device
 from ggm_image.sampler.settings import check_seed
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+GROUPS = ("What", "How", "Where")
+"""Titles of the groups of options, in their order in ``--help``."""
+
+
+class GroupedCommand(click.Command):
+    """A command whose ``--help`` lists its options by the groups that `what`, `how` and `where` put them in."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS, "Other")}
+        for parameter in self.get_params(ctx):
+            if not isinstance(parameter, click.Option):
+                continue  # an argument stands in the line of usage
+            if (record := parameter.get_help_record(ctx)) is not None:
+                rows[getattr(parameter, "group", "Other")].append(record)
+        for title, records in rows.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _grouped(title: str, options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        already = len(getattr(function, "__click_params__", ()))
+        for option in reversed(options):
+            function = option(function)
+        for parameter in getattr(function, "__click_params__", ())[already:]:
+            parameter.group = title
+        return function
+
+    return decorate
+
+
+def what(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options that say what a command works on or makes."""
+    return _grouped("What", options)
+
+
+def how(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options that say how it does it."""
+    return _grouped("How", options)
+
+
+def where(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options that say where the result goes, and in which form."""
+    return _grouped("Where", options)
+
+
+class NameOf(click.Choice):
+    """A name of a registry, which plugins may add to after the command was defined."""
+
+    def __init__(self, registry: Mapping[str, Any]) -> None:
+        self.registry = registry
+        super().__init__(tuple(registry))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(self.registry)
+
+    @choices.setter
+    def choices(self, value: Sequence[str]) -> None:
+        """`click.Choice` sets them once; the registry is what counts."""
 
 
 class _Seed(click.ParamType):
@@ -37,7 +110,7 @@ def device_option(function: F) -> F:
         "--device",
         metavar="NAME",
         callback=lambda _context, _parameter, value: value and check_device_name(value),
-        help="cpu, cuda, cuda:N or mps; CUDA by default where it is available.",
+        help="cpu, cuda, cuda:N or mps; CUDA if available by default.",
     )(function)
 
 
@@ -48,14 +121,12 @@ def own_device(device: str | None) -> str:
 
 def seed_option(function: F) -> F:
     """``--seed``, passed as ``seed: int``."""
-    return click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of all random draws.")(function)
+    return click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of all random numbers.")(function)
 
 
 def shard_option(function: F) -> F:
-    """``--shard``, handed on as ``shard: str | None``; give it to `ggm_image.runtime.ranks.rank_and_world_size`."""
-    return click.option(
-        "--shard", metavar="I/N", help="This process's share, counted from 0; torchrun's processes have theirs."
-    )(function)
+    """``--shard``, passed as ``shard: str | None``; give it to `ggm_image.runtime.ranks.rank_and_world_size`."""
+    return click.option("--shard", metavar="I/N", help="Part I of N, counted from 0; torchrun sets it.")(function)
 
 
 def overwrite_option(function: F) -> F:
@@ -63,8 +134,25 @@ def overwrite_option(function: F) -> F:
     return click.option("--overwrite", is_flag=True, help="Replace files that this command did not write.")(function)
 
 
+def ignored_seed_option(function: F) -> F:
+    """``--seed`` of a command without random numbers, passed as ``seed: int``: scripts give every command one."""
+    return click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")(function)
+
+
+def out_option(default: str | None = None, help: str = "") -> Callable[[F], F]:
+    """``--out``, passed as ``out: Path``."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path), default=default, show_default=default is not None, help=help
+    )
+
+
+def skip_bad_option(function: F) -> F:
+    """``--skip-bad``, passed as ``skip_bad: bool``."""
+    return click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read.")(function)
+
+
 def json_option(function: F) -> F:
-    """``--json``, handed on as ``as_json: bool``."""
+    """``--json``, passed as ``as_json: bool``."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
 
 

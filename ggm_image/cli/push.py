@@ -4,22 +4,28 @@ from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, own_device, print_json
+from ggm_image.cli.options import GroupedCommand, device_option, how, json_option, own_device, print_json, what, where
 from ggm_image.cli.sampling import TOKENIZER, find_described_model
 from ggm_image.errors import UserError
 from ggm_image.io.download import offline_variable
 from ggm_image.io.hub import is_repository
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("folder", metavar="FOLDER")
 @click.argument("repository", metavar="OWNER/NAME")
-@click.option("--licence", required=True, metavar="ID", help="Of the weights, e.g. apache-2.0, cc-by-4.0 or other.")
-@TOKENIZER
-@click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option("--message", default="Upload a model of ggm-image", show_default=True, help="Of the commit.")
-@device_option
-@json_option
+@what(
+    TOKENIZER,
+    click.option(
+        "--licence", required=True, metavar="ID", help="Licence of the weights, e.g. apache-2.0, cc-by-4.0 or other."
+    ),
+)
+@how(device_option)
+@where(
+    click.option("--private", is_flag=True, help="Make a new repository private."),
+    click.option("--message", default="Upload a model of ggm-image", show_default=True, help="Commit message."),
+    json_option,
+)
 def push(
     folder: str,
     repository: str,

@@ -7,16 +7,25 @@ from typing import Any
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, overwrite_option, seed_option, shard_option
+from ggm_image.cli.options import (
+    GroupedCommand,
+    device_option,
+    how,
+    json_option,
+    out_option,
+    overwrite_option,
+    seed_option,
+    shard_option,
+    what,
+    where,
+)
 from ggm_image.cli.sampling import (
     COMPILE,
-    MODEL,
-    TOKENIZER,
     asked_labels,
-    class_option,
     find_described_model,
     is_image_path,
     load,
+    model_options,
     sampler_options,
 )
 from ggm_image.cli.text import refuse_given, sample_texts
@@ -25,21 +34,19 @@ from ggm_image.io.outputs import Gate
 from ggm_image.pipelines.classes import turns
 
 
-@click.command()
-@MODEL
-@TOKENIZER
-@class_option("Class to sample; several take turns.")
-@click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
-@click.option("--out", type=click.Path(path_type=Path), default="samples.png", show_default=True)
-@click.option("--length", type=click.IntRange(min=1), help="Of a model of text: bytes of each; its own by default.")
-@overwrite_option
-@sampler_options
-@click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising steps as an animated GIF.")
-@COMPILE
-@shard_option
-@seed_option
-@device_option
-@json_option
+@click.command(cls=GroupedCommand)
+@what(
+    *model_options("Class to sample; several take turns."),
+    click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images."),
+    click.option("--length", type=click.IntRange(min=1), help="Bytes of each text; the model's own length by default."),
+)
+@how(sampler_options, seed_option, COMPILE, device_option, shard_option)
+@where(
+    out_option("samples.png", help="PNG file for one image or a grid, or a folder."),
+    click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising steps as an animated GIF."),
+    overwrite_option,
+    json_option,
+)
 def sample(
     model_name: str,
     tokenizer: str | None,

@@ -1,16 +1,17 @@
 """Options and helpers that the commands which sample share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggm_image.cli.options import own_device
+from ggm_image.cli.options import NameOf, own_device
 from ggm_image.errors import UserError
 from ggm_image.io.files import check_plain
 from ggm_image.pipelines.classes import class_labels
 from ggm_image.sampler.registry import SAMPLERS
+from ggm_image.schedule.registry import CURVES, ORDERS
 
 if TYPE_CHECKING:
     from ggm_image.pipelines.model_folder import NetworkFolder
@@ -42,14 +43,8 @@ MODEL = click.option(
     show_default=True,
     help="Shipped name, folder, or OWNER/NAME on the Hub.",
 )
-PRESET = click.option(
-    "--preset",
-    default="best",
-    show_default=True,
-    help="fast, best or exact (the paper's chain, no truncation).",
-)
-COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network: pays for hundreds of images.")
 TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
+COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network, for hundreds of images.")
 
 
 def _orders() -> str:
@@ -58,33 +53,42 @@ def _orders() -> str:
 
 def sampler_options(command: Any) -> Any:
     """The sampler's settings; what is left out is the preset's."""
-    for option in reversed(
-        [
-            PRESET,
-            click.option("--order", type=click.Choice(list(SAMPLERS)), help=_orders()),
-            click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
-            click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
-            click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 disables it."),
-            click.option(
-                "--guidance-power",
-                type=click.FloatRange(min=0),
-                help="Exponent of the guidance ramp: 0 constant, 1 linear.",
-            ),
-            click.option(
-                "--temperature",
-                type=click.FloatRange(min=0, min_open=True),
-                help="Softmax temperature.",
-            ),
-            click.option("--top-k", type=click.IntRange(min=1), help="Keep only the K most likely codes."),
-            click.option(
-                "--top-p",
-                type=click.FloatRange(0, 1, min_open=True),
-                help="Keep this much probability mass.",
-            ),
-        ]
-    ):
+    options = (
+        click.option(
+            "--preset",
+            default="best",
+            show_default=True,
+            help="fast, best or exact (the paper's chain, no truncation).",
+        ),
+        click.option("--order", type=NameOf(SAMPLERS), help=_orders()),
+        click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
+        click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
+        click.option("--curve", type=NameOf(CURVES), help="Level curve of --order schedule."),
+        click.option("--site-order", type=NameOf(ORDERS), help="Site order of --order schedule."),
+        click.option("--guidance", type=float, help="Classifier-free guidance scale; 1 is off."),
+        click.option(
+            "--guidance-power",
+            type=click.FloatRange(min=0),
+            help="Exponent of the guidance ramp: 0 constant, 1 linear.",
+        ),
+        click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Softmax temperature."),
+        click.option("--top-k", type=click.IntRange(min=1), help="Keep only the K most likely codes."),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep this much probability mass."),
+    )
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def sampler_parameters() -> tuple[str, ...]:
+    """The names under which a command gets them."""
+    parameters = sampler_options(click.Command("any")).params
+    return tuple(parameter.name for parameter in reversed(parameters))
+
+
+def model_options(text: str) -> tuple[Callable[[Any], Any], ...]:
+    """``--model``, ``--tokenizer`` and ``--class``, of the commands that take a model of images."""
+    return MODEL, TOKENIZER, class_option(text)
 
 
 def class_option(text: str) -> Any:

@@ -4,40 +4,53 @@ from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import SEED, device_option, json_option, overwrite_option, print_json
+from ggm_image.cli.options import (
+    GroupedCommand,
+    device_option,
+    how,
+    ignored_seed_option,
+    json_option,
+    out_option,
+    overwrite_option,
+    print_json,
+    what,
+    where,
+)
 from ggm_image.cli.sampling import (
-    MODEL,
-    TOKENIZER,
     asked_labels,
     check_input,
-    class_option,
     find_described_model,
     is_image_path,
     load,
+    model_options,
 )
 from ggm_image.cli.text import refuse_given, signal_of_text
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate, check_inputs_kept
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="signal.png", show_default=True)
-@overwrite_option
-@MODEL
-@TOKENIZER
-@class_option("What the image shows; no class by default.")
-@click.option(
-    "--level",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.9,
-    show_default=True,
-    help="Share of the tokens that you expect to be signal.",
+@what(*model_options("What the image shows; no class by default."))
+@how(
+    click.option(
+        "--level",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.9,
+        show_default=True,
+        help="Expected fraction of tokens that are signal.",
+    ),
+    click.option(
+        "--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one network call."
+    ),
+    ignored_seed_option,
+    device_option,
 )
-@click.option("--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one call.")
-@click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")
-@device_option
-@json_option
+@where(
+    out_option("signal.png", help="PNG file for the image with the map beside it."),
+    overwrite_option,
+    json_option,
+)
 def signal(
     image: Path,
     out: Path,

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggm_image.cli.options import device_option, json_option, overwrite_option, print_json, seed_option
+from ggm_image.cli.options import (
+    GroupedCommand,
+    device_option,
+    how,
+    json_option,
+    out_option,
+    overwrite_option,
+    print_json,
+    seed_option,
+    what,
+    where,
+)
 from ggm_image.cli.sampling import TOKENIZER, check_input, find_described_model, load, sampler_options
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate
@@ -42,22 +53,18 @@ def check_no_guidance(options: dict[str, Any]) -> None:
             raise UserError(f"{option} needs a model with classes", options[name], "leave it out: text has none")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("text", required=False)
-@click.option("--file", type=click.Path(path_type=Path), help="A file with the text, in place of TEXT.")
-@click.option("--model", "model_name", required=True, help="Folder of a model of text.")
-@TOKENIZER
-@click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="How many answers.")
-@click.option(
-    "--length", type=click.IntRange(min=1), help="Bytes of every gap; as many as it is marked with by default."
+@what(
+    click.option("--file", type=click.Path(path_type=Path), help="File with the text, in place of TEXT."),
+    click.option("--model", "model_name", required=True, help="Folder of a model of text."),
+    TOKENIZER,
+    click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Number of samples."),
+    click.option("--mask", metavar="CHAR", help="Every run of CHAR is a gap; four or more '_' by default."),
+    click.option("--length", type=click.IntRange(min=1), help="Bytes of every gap; the length of its mark by default."),
 )
-@click.option("--mask", metavar="CHAR", help="Every run of it is a gap; four or more '_' by default.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the answers into this folder.")
-@overwrite_option
-@sampler_options
-@seed_option
-@device_option
-@json_option
+@how(sampler_options, seed_option, device_option)
+@where(out_option(help="Folder for the samples; they are printed by default."), overwrite_option, json_option)
 def infill(
     text: str | None,
     file: Path | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggm_image.cli.options import json_option, overwrite_option, print_json
+from ggm_image.cli.options import GroupedCommand, how, json_option, overwrite_option, print_json, what, where
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate, check_inputs_kept, merged_folder
 
@@ -34,8 +34,8 @@ def _row(spec: "TokenizerSpec") -> dict[str, Any]:
     }
 
 
-@click.command()
-@json_option
+@click.command(cls=GroupedCommand)
+@where(json_option)
 def tokenizers(as_json: bool) -> None:
     """List the known tokenizers: pixels, grid, codes, what is on disk, reported reconstruction FID.
 
@@ -64,19 +64,22 @@ def tokenizers(as_json: bool) -> None:
     click.echo("rFID is what the publisher reports, with what it was measured on in the card; --json has all of it.")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("src")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--like", metavar="NAME", default="", help="SRC is the known tokenizer of this name.")
-@click.option("--name", default="", help="What it shall be called; by default as it is.")
-@click.option("--half", is_flag=True, help="Round to float16: half the size, but another tokenizer.")
-@click.option(
-    "--pixels",
-    type=click.Choice(["-1..1", "0..1"]),
-    help="For a diffusers folder: what its network takes; guessed by default.",
+@what(
+    click.option("--like", metavar="NAME", default="", help="Name of the known tokenizer that SRC is."),
+    click.option("--name", default="", help="Name of the result; unchanged by default."),
 )
-@overwrite_option
-@json_option
+@how(
+    click.option("--half", is_flag=True, help="Round to float16: half the size, but another tokenizer."),
+    click.option(
+        "--pixels",
+        type=click.Choice(["-1..1", "0..1"]),
+        help="Pixel range of the network in a diffusers folder; guessed by default.",
+    ),
+)
+@where(overwrite_option, json_option)
 def convert(
     src: str, out: Path, like: str, name: str, half: bool, pixels: str | None, overwrite: bool, as_json: bool
 ) -> None:

@@ -1,32 +1,60 @@
 """``train``, ``plot``, ``train-tokenizer`` and ``train-perceptual``."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from ggm_image.cli.options import SEED, device_option, overwrite_option, seed_option
+from ggm_image.cli.options import (
+    SEED,
+    F,
+    GroupedCommand,
+    device_option,
+    how,
+    out_option,
+    overwrite_option,
+    seed_option,
+    what,
+    where,
+)
 from ggm_image.errors import UserError
 from ggm_image.io.configs import find_config
 from ggm_image.io.outputs import Gate
 from ggm_image.runtime.devices import resolve_device
 
 
-@click.command("train")
+def data_option(metavar: str, text: str) -> Callable[[F], F]:
+    """``--data``, passed as ``data: Path``."""
+    return click.option("--data", type=click.Path(path_type=Path), required=True, metavar=metavar, help=text)
+
+
+RUN = click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
+RUN_SEED = click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
+RESUME = click.option("--resume", is_flag=True, help="Resume from the run's last checkpoint.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Only print what the run would cost: parameters, memory, time.")
+
+
+@click.command("train", cls=GroupedCommand)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="TOKENS", help="Token cache to learn.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
-@click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of held-out images.")
-@click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
-@click.option("--auto-resume", is_flag=True, help="The same, or start where there is none: for what is started again.")
-@click.option("--devices", type=click.IntRange(1), metavar="N", help="Processes a machine; torchrun and srun say it.")
-@click.option("--nodes", type=click.IntRange(1), metavar="M", help="Machines; torchrun and srun say it.")
-@click.option("--strategy", type=click.Choice(["auto", "ddp", "fsdp"]), help="The same as train.strategy=NAME.")
-@click.option("--dry-run", is_flag=True, help="Only say what the run would cost: parameters, memory, time.")
-@click.option("--tflops", type=float, metavar="X", help="For --dry-run: rate of a device's matrix products; measured.")
-@overwrite_option
-@device_option
+@what(
+    data_option("TOKENS", "Token cache to train on."),
+    click.option("--val", type=click.Path(path_type=Path), metavar="TOKENS", help="Token cache of validation images."),
+    DRY_RUN,
+)
+@how(
+    RUN_SEED,
+    RESUME,
+    click.option("--auto-resume", is_flag=True, help="Resume where there is a checkpoint, otherwise start."),
+    click.option(
+        "--devices", type=click.IntRange(1), metavar="N", help="Processes per machine; set by torchrun, srun."
+    ),
+    click.option("--nodes", type=click.IntRange(1), metavar="M", help="Number of machines; set by torchrun and srun."),
+    click.option("--strategy", type=click.Choice(["auto", "ddp", "fsdp"]), help="The same as train.strategy=NAME."),
+    click.option("--tflops", type=float, metavar="X", help="For --dry-run: matrix product rate; measured by default."),
+    device_option,
+)
+@where(RUN, overwrite_option)
 def train(
     config: Path,
     overrides: tuple[str, ...],
@@ -112,10 +140,9 @@ def _forecast(
     click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
 
 
-@click.command("plot")
+@click.command("plot", cls=GroupedCommand)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="A .png file; curves.png in the run's folder by default.")
-@overwrite_option
+@where(out_option(help="PNG file; curves.png in the run's folder by default."), overwrite_option)
 def plot(run: Path, out: Path | None, overwrite: bool) -> None:
     """Draw the training curves of RUN, finished or not."""
     from ggm_image.training.plots import plot_run
@@ -127,17 +154,17 @@ def plot(run: Path, out: Path | None, overwrite: bool) -> None:
     click.echo(str(plot_run(run, out)))
 
 
-@click.command("train-tokenizer")
+@click.command("train-tokenizer", cls=GroupedCommand)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="SRC", help="Image folder or tar.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="RUN", help="Folder of the run.")
-@click.option("--seed", type=SEED, help="Seed of the run; the same as train.seed=N.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
-@overwrite_option
-@click.option("--dry-run", is_flag=True, help="Only say what the run would cost: parameters, memory, time.")
-@click.option("--force", is_flag=True, help="Start although the run seems to need more memory than is available.")
-@device_option
+@what(data_option("SRC", "Image folder or tar to train on."), DRY_RUN)
+@how(
+    RUN_SEED,
+    RESUME,
+    click.option("--force", is_flag=True, help="Start although the run seems to need more memory than is available."),
+    device_option,
+)
+@where(RUN, overwrite_option)
 def train_tokenizer(
     config: Path,
     overrides: tuple[str, ...],
@@ -190,16 +217,34 @@ def _forecast_tokenizer(config: Path, data: Path, overrides: tuple[str, ...], de
         click.echo(f"available    {available / GIB:,.2f} GiB: room for train.batch_size={fits} at most")
 
 
-@click.command("train-perceptual")
+@click.command("train-perceptual", cls=GroupedCommand)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side in pixels.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True, help="How long.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in a step.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True, help="Peak.")
-@overwrite_option
-@seed_option
-@device_option
+@what(
+    click.option(
+        "--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side of an image in pixels."
+    ),
+)
+@how(
+    click.option(
+        "--minutes",
+        type=click.FloatRange(0, min_open=True),
+        default=4.0,
+        show_default=True,
+        help="Minutes of training.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one step."),
+    click.option(
+        "--learning-rate",
+        type=click.FloatRange(0, min_open=True),
+        default=2e-3,
+        show_default=True,
+        help="Peak learning rate.",
+    ),
+    seed_option,
+    device_option,
+)
+@where(overwrite_option)
 def train_perceptual(
     source: Path,
     out: Path,

@@ -83,9 +83,6 @@ def open_image(source: Source, *, name: str = "", what: str = "image") -> UInt8[
         return _decode(data)
 
 
-load_image = open_image
-
-
 def open_pil(source: Source, *, name: str = "", what: str = "image", single: bool = False) -> Image.Image:
     """Open one image upright in its own mode, with its metadata; of an animation the first frame.
 

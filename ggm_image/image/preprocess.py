@@ -15,7 +15,7 @@ PREPROCESSING: dict[str, Any] = {
     "crop": "centre square of the shorter side",
     "resize": "bicubic, antialiased",
 }
-"""What `load_image` and `preprocess` do; saved in every token cache. Raise the version with any change."""
+"""What `open_image` and `preprocess` do; saved in every token cache. Raise the version with any change."""
 
 
 def preprocess(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 size size"]:

@@ -280,6 +280,10 @@ class Gate:
             return
         if maker is not None and maker != self.command:
             raise self.refuse(folder / MANIFEST, _whose(maker))
+        held = max(_count(folder), _count(folder, PARTIAL))
+        if maker == self.command == "sample" and held > count:  # which adds images to a folder, and removes none
+            got, fix = f"{folder}: count is {held}, now {count}", f"choose another folder{self._insist}"
+            raise UserError("folder holds other images", got, fix)
         if maker is None or self.command != "sample":  # which resumes, and replaces no finished image
             for path in self._numbered(folder, None if maker is None else max(count, _count(folder))):
                 if (why := self._not_ours(path)) is not None:
@@ -325,8 +329,8 @@ def _whose(maker: str) -> str:
     return f"its manifest is that of ggm-image {maker}" if maker else "its manifest is not ours"
 
 
-def _count(folder: Path) -> int:
-    content = _read_json(folder / MANIFEST)
+def _count(folder: Path, name: str = MANIFEST) -> int:
+    content = _read_json(folder / name)
     count = content.get("count") if isinstance(content, dict) else None
     return count if isinstance(count, int) else 0
 

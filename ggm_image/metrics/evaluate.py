@@ -4,11 +4,14 @@ import os
 import warnings
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ggm_image.data.sources.image_files import ImageSource
 from ggm_image.errors import UserError
-from ggm_image.metrics import METRICS
+from ggm_image.metrics import DEFAULT_METRICS, METRICS, find_metrics
 from ggm_image.metrics.bootstrap import bootstrap as bootstrap_distance
 from ggm_image.metrics.extract_features import FeatureExtraction, versions
 from ggm_image.metrics.feature_extractors import Extractor
@@ -22,6 +25,22 @@ from ggm_image.metrics.prdc import DENSITY_K, PRECISION_K, prdc
 _SHOWN_SIZES = 5
 _SHOWN_LIST = 32
 
+
+@dataclass(frozen=True)
+class MetricJob:
+    """What a metric of the registry is computed with, beside the features.
+
+    Attributes:
+        bootstrap: replicates for an interval; 0 for none.
+        seed: of all random numbers.
+        device: to compute on.
+    """
+
+    bootstrap: int
+    seed: int
+    device: torch.device
+
+
 Source = str | os.PathLike[str] | ImageSource | ImageSet | Features
 
 
@@ -30,7 +49,7 @@ def evaluate(
     reference: Source,
     extractor: Extractor,
     *,
-    metrics: Collection[str] = METRICS,
+    metrics: Collection[str] = DEFAULT_METRICS,
     statistics: str | os.PathLike[str] | None = None,
     bootstrap: int = 100,
     seed: int = 0,
@@ -46,7 +65,8 @@ def evaluate(
         generated: whatever `open_image_set` reads, at least 2 images.
         reference: the same.
         extractor: see `load_extractor`.
-        metrics: of ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density, coverage).
+        metrics: names of `METRICS`: ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density,
+            coverage).
         statistics: folder where features are kept to be used again; see `measure`.
         bootstrap: replicates for the interval of the Fréchet distance; 0 for none.
         seed: of the bootstrap and of the subsets of KID.
@@ -100,7 +120,7 @@ def evaluate(
                 measured[name] = measurement
         if share[0] == 0:
             real, sampled = (_finished(measured[name]) for name in ("reference", "generated"))
-            figures = _figures(sampled, real, extractor, metrics, bootstrap, seed)
+            figures = _figures(sampled, real, metrics, MetricJob(bootstrap, seed, extractor.device))
     for warning in caught:
         if warning.category is not UserWarning:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -127,10 +147,7 @@ def evaluate(
 
 
 def _check(metrics: Collection[str], bootstrap: int, batch_size: int) -> None:
-    if unknown := set(metrics) - set(METRICS):
-        raise UserError("metrics must be of fid, kid and prdc", ", ".join(sorted(unknown)), "e.g. fid,kid")
-    if not metrics:
-        raise UserError("no metrics were asked for", "none", f"choose of {', '.join(METRICS)}")
+    find_metrics(metrics)
     if bootstrap < 0 or bootstrap == 1:
         raise UserError("a bootstrap needs at least 2 replicates", bootstrap, "use 100, or 0 for no interval")
     if batch_size < 1:
@@ -157,32 +174,43 @@ def _named(identity: dict[str, Any]) -> str:
     return f"{identity['name']} {(identity['sha256'] or 'without hash')[:12]}"
 
 
-def _figures(
-    sampled: Features, real: Features, extractor: Extractor, metrics: Collection[str], replicates: int, seed: int
-) -> dict[str, Any]:
-    """Every figure, in the order of the report."""
-    found: dict[str, Any] = dict.fromkeys(
-        ("value", "bootstrap", "kid", "precision", "recall", "density", "coverage", "neighbours")
+def fid(generated: Features, reference: Features, job: MetricJob) -> dict[str, Any]:
+    """Fréchet distance with its interval."""
+    value = frechet_distance(generated.statistics, reference.statistics)
+    if not job.bootstrap:
+        return {"value": value}
+    interval = bootstrap_distance(
+        generated.matrix, reference.statistics, value, replicates=job.bootstrap, seed=job.seed, device=job.device
     )
-    if "fid" in metrics:
-        found["value"] = value = frechet_distance(sampled.statistics, real.statistics)
-        if replicates:
-            found["bootstrap"] = bootstrap_distance(
-                sampled.matrix, real.statistics, value, replicates=replicates, seed=seed, device=extractor.device
-            )
-    if "kid" in metrics:
-        found["kid"] = kernel_distance(sampled.matrix, real.matrix, seed=seed)
-    if "prdc" in metrics:
-        fewest = min(len(sampled), len(real))
-        if fewest > DENSITY_K:
-            found |= prdc(sampled.matrix, real.matrix, device=extractor.device)
-            found["neighbours"] = {"precision_recall_k": PRECISION_K, "density_coverage_k": DENSITY_K}
-        else:
-            warnings.warn(
-                f"{fewest} samples: precision, recall, density and coverage need more than {DENSITY_K}", stacklevel=2
-            )
+    return {"value": value, "bootstrap": interval}
+
+
+def kid(generated: Features, reference: Features, job: MetricJob) -> dict[str, Any]:
+    """Kernel distance."""
+    return {"kid": kernel_distance(generated.matrix, reference.matrix, seed=job.seed)}
+
+
+def precision_recall(generated: Features, reference: Features, job: MetricJob) -> dict[str, Any]:
+    """Precision, recall, density and coverage; nothing where a side has too few images for them."""
+    fewest = min(len(generated), len(reference))
+    if fewest <= DENSITY_K:
+        warnings.warn(
+            f"{fewest} samples: precision, recall, density and coverage need more than {DENSITY_K}", stacklevel=2
+        )
+        return {}
+    found = prdc(generated.matrix, reference.matrix, device=job.device)
+    return {**found, "neighbours": {"precision_recall_k": PRECISION_K, "density_coverage_k": DENSITY_K}}
+
+
+def _figures(sampled: Features, real: Features, metrics: Collection[str], job: MetricJob) -> dict[str, Any]:
+    """Every figure, in the order of the registry."""
+    found: dict[str, Any] = {figure: None for metric in METRICS.values() for figure in metric.figures}
+    for name, metric in find_metrics(metrics).items():
+        figures = metric.load()(sampled, real, job)
+        assert figures.keys() <= set(metric.figures), f"metric {name} returns what its entry does not name"
+        found |= figures
     found["class_accuracy"] = class_accuracy(sampled, real)
-    found["per_class"] = per_class(sampled, real, frechet="fid" in metrics, kernel="kid" in metrics, seed=seed)
+    found["per_class"] = per_class(sampled, real, frechet="fid" in metrics, kernel="kid" in metrics, seed=job.seed)
     return found
 
 
@@ -196,6 +224,7 @@ def _described(features: Features, side: ImageSet | Features) -> dict[str, Any]:
         **features.protocol["side"],
         "classes": len(features.class_names),
         "sizes": sizes,
+        "skipped": side.skipped if isinstance(side, ImageFileSet) else [],
         "manifest": _shortened(side.manifest) if isinstance(side, ImageFileSet) else None,
         "saved": None if features.folder is None else str(features.folder),
         "reused": features.reused,

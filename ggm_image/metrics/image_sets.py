@@ -9,7 +9,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ggm_image.data.decode import check_tokenizer, decode_batch, tokenizer_of
 from ggm_image.data.sources.image_files import ImageSource, open_source
+from ggm_image.data.sources.prefetch import default_workers
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.io.files import sha256_file
@@ -72,9 +73,14 @@ class ImageSet(ABC):
 
 
 class ImageFileSet(ImageSet):
-    """Files of images. Classes are the class folders, or what ``manifest.json`` of `ggm-image sample` says."""
+    """Files of images. Classes are the class folders, or what ``manifest.json`` of `ggm-image sample` says.
+
+    Attributes:
+        skipped: names of the images that `leave_out_bad` has left out.
+    """
 
     def __init__(self, source: ImageSource) -> None:
+        self.skipped: list[str] = []
         self.source, self.description = source, source.description
         self.labels, self.class_names = source.labels, source.class_names
         self.manifest = _manifest(Path(source.description))
@@ -83,6 +89,35 @@ class ImageFileSet(ImageSet):
             self.class_names = sorted({str(name) for name in asked})
             index = {name: k for k, name in enumerate(self.class_names)}
             self.labels = [index[str(asked[k])] for k in _numbers(source.names)]
+
+    def leave_out_bad(self, workers: int | None = None) -> list[str]:
+        """Leave out the images that cannot be read, for which every image is decoded once.
+
+        Args:
+            workers: decoding threads; one per core by default.
+
+        Returns:
+            Why, a line for each of them.
+        """
+
+        def why(index: int) -> str:
+            try:
+                self.source[index]
+            except UserError as error:
+                return str(error)
+            return ""
+
+        total = len(self.source)
+        with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="decode") as pool:
+            reasons = list(progress(pool.map(why, range(total)), total=total, unit="img", label="check"))
+        if any(reasons):
+            good = [k for k, reason in enumerate(reasons) if not reason]
+            by_manifest = self.labels is not self.source.labels
+            labels = [self.labels[k] for k in good]
+            self.skipped += [self.source.names[k] for k, reason in enumerate(reasons) if reason]
+            self.source = self.source.only(good)
+            self.labels = labels if by_manifest else self.source.labels
+        return list(filter(None, reasons))
 
     def name(self, index: int) -> str:
         return self.source.names[index]

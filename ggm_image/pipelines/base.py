@@ -1,11 +1,16 @@
-"""What every pipeline needs and no pixels: generators, padding, precision."""
+"""What every pipeline needs and no pixels: generators, padding, precision, one batch of a sampler."""
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from ggm_image.sampler import Callback
+from ggm_image.sampler import Callback, Denoiser, guided, truncated
+from ggm_image.sampler.registry import find_sampler
+from ggm_image.sampler.settings import Settings
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -42,3 +47,38 @@ def pad_batch(rows: Tensor, size: int) -> Tensor:
 def without_padding(callback: Callback, rows: int) -> Callback:
     """The callback without the padding of the batch."""
     return lambda t, tokens: callback(t, tokens[:rows].cpu())
+
+
+def autocast(device: torch.device, half: bool) -> AbstractContextManager[Any]:
+    """Products in bfloat16 if ``half``; whatever the caller has, if not."""
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+
+
+def sample_batch(
+    denoiser: Denoiser,
+    settings: Settings,
+    generators: list[torch.Generator],
+    *,
+    device: torch.device,
+    half: bool,
+    null_label: int | None = None,
+    **arguments: Any,
+) -> Int[Tensor, "b l"]:
+    """One token grid for each generator, by the sampler, guidance and truncation of the settings.
+
+    Args:
+        denoiser: the network.
+        settings: how.
+        generators: one a row.
+        device: of the network.
+        half: see `autocast`.
+        null_label: the label of no class, for guidance; None for a network without classes.
+        **arguments: further ones of `ggm_image.sampler.registry`'s ``sample_by_settings``.
+    """
+    if null_label is not None:
+        denoiser = guided(denoiser, settings.guidance, null_label, power=settings.guidance_power)
+    denoiser = truncated(denoiser, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    sampler = find_sampler(settings.order).load()
+    with torch.inference_mode(), autocast(device, half):
+        tokens: Tensor = sampler(denoiser, settings, len(generators), generator=generators, device=device, **arguments)
+    return tokens

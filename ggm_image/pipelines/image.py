@@ -14,7 +14,6 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -38,7 +37,7 @@ from ggm_image.image.scales import ONE_SCALE, InpaintingPlan, Scales, check_scal
 from ggm_image.image.visualize import image_grid
 from ggm_image.image.windows import plan_windows, window_side
 from ggm_image.network import Transformer
-from ggm_image.pipelines.base import image_generator, pad_batch, rows_per_call, without_padding
+from ggm_image.pipelines.base import autocast, image_generator, pad_batch, rows_per_call, sample_batch, without_padding
 from ggm_image.pipelines.call_counter import CallCounter, OnProgress
 from ggm_image.pipelines.inpaint import TAU, Inpainter
 from ggm_image.pipelines.model_folder import NetworkFolder
@@ -52,9 +51,8 @@ from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress
 from ggm_image.runtime.streams import say
-from ggm_image.sampler import Callback, guided, truncated
+from ggm_image.sampler import Callback
 from ggm_image.sampler.observation import check_tau
-from ggm_image.sampler.registry import find_sampler
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
 from ggm_image.tokenizers.base import Tokenizer
@@ -264,7 +262,7 @@ class Model:
         seed: int = 0,
         settings: Settings | None = None,
         first: int = 0,
-        known: Int[Tensor, "*n l"] | None = None,
+        known: Int[Tensor, "*n l"] | np.ndarray | Sequence[Any] | None = None,
         grid: tuple[int, int] | None = None,
         callback: Callback | None = None,
         on_batch: Callable[[Int[Tensor, "m h w"]], None] | None = None,
@@ -336,25 +334,21 @@ class Model:
         callback: Callback | None,
         observation: Float[Tensor, "b l v"] | None = None,
     ) -> Int[Tensor, "b l"]:
-        common: dict[str, Any] = {
-            "codebook_size": self.tokenizer.codebook_size,
-            "labels": labels,
-            "known": known,
-            "generator": generators,
-            "callback": callback,
-            "device": self.device,
-            "observation": observation,
-        }
-        denoiser = truncated(
-            guided(self._denoiser(height, width), settings.guidance, self.null_label, power=settings.guidance_power),
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
+        return sample_batch(
+            self._denoiser(height, width),
+            settings,
+            generators,
+            device=self.device,
+            half=self.half,
+            null_label=self.null_label,
+            height=height,
+            width=width,
+            codebook_size=self.tokenizer.codebook_size,
+            labels=labels,
+            known=known,
+            callback=callback,
+            observation=observation,
         )
-        sampler = find_sampler(settings.order).load()
-        with torch.inference_mode(), self._autocast():
-            tokens: Tensor = sampler(denoiser, settings, len(generators), height=height, width=width, **common)
-        return tokens
 
     def _denoiser(self, height: int, width: int) -> Callable[..., Tensor]:
         def denoiser(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
@@ -362,11 +356,8 @@ class Model:
 
         return denoiser
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
-
     @isolate
-    def decode(self, tokens: Int[Tensor, "n h w"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
+    def decode(self, tokens: Int[Tensor, "n gh gw"], *, batch: int | None = None) -> UInt8[Tensor, "n 3 h w"]:
         """Images of token grids, in float32 and in batches of one fixed size, ``kernel_batch`` by default."""
         size, cell = batch or self.kernel_batch, self.tokenizer.downscale
         images = torch.empty(len(tokens), 3, tokens.shape[1] * cell, tokens.shape[2] * cell, dtype=torch.uint8)
@@ -667,7 +658,7 @@ class Model:
         size, result = batch or self.kernel_batch, torch.empty(n, height, width, dtype=torch.float32)
         for start in range(0, n, size):
             rows, classes = tokens[start : start + size], labels[start : start + size]
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), autocast(self.device, self.half):
                 found = signal_probability(
                     self._denoiser(height, width),
                     pad_batch(rows, size).flatten(1).to(self.device),
@@ -682,7 +673,9 @@ class Model:
         return result
 
     @isolate
-    def encode(self, pixels: UInt8[Tensor, "n 3 h w"] | Iterable[ImageLike]) -> Int[Tensor, "n rows columns"]:
+    def encode(
+        self, pixels: UInt8[Tensor, "n 3 h w"] | ImageLike | Iterable[ImageLike]
+    ) -> Int[Tensor, "n rows columns"]:
         """Tokens of images, on the CPU; one image a pass, in float32, so that they depend on that image alone.
 
         Args:

@@ -12,7 +12,6 @@ around it are masked, as training shows them; where there is more, it is filled 
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -24,16 +23,14 @@ from torch import Tensor
 import ggm_image
 from ggm_image.errors import UserError
 from ggm_image.network import Transformer
-from ggm_image.pipelines.base import image_generator, pad_batch, seed_of_window
+from ggm_image.pipelines.base import autocast, image_generator, pad_batch, sample_batch, seed_of_window
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.pipelines.network_calls import NetworkCalls
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
-from ggm_image.sampler import sample, sample_signal, truncated
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
-from ggm_image.schedule import Schedule
 from ggm_image.tokenizers.text import ByteTokenizer
 
 MAX_TEXTS = 1_000_000
@@ -203,45 +200,17 @@ class TextModel:
         """Texts ``first .. first + m - 1`` of at most a row's length, all with the same sites unknown."""
         m, width = known.shape
         size = self.kernel_batch
-        common: dict[str, Any] = {
-            "codebook_size": self.tokenizer.codebook_size,
-            "known": pad_batch(known, size).to(self.device),
-            "generator": [image_generator(seed, first + k) for k in range(size)],
-            "device": self.device,
-        }
-        denoiser = truncated(
+        tokens = sample_batch(
             self._denoiser(width),
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
+            settings,
+            [image_generator(seed, first + k) for k in range(size)],
+            device=self.device,
+            half=self.half,
+            height=1,
+            width=width,
+            codebook_size=self.tokenizer.codebook_size,
+            known=pad_batch(known, size).to(self.device),
         )
-        unknown = int((known[0] < 0).sum())
-        with torch.inference_mode(), self._autocast():
-            if settings.order == "schedule":
-                schedule = Schedule.round_robin(
-                    1,
-                    width,
-                    sweeps=settings.sweeps,
-                    block=min(settings.block, width),
-                    order=settings.site_order,  # type: ignore[arg-type]
-                    curve=settings.curve,  # type: ignore[arg-type]
-                    generator=torch.Generator().manual_seed(0),
-                )
-                tokens = sample(denoiser, schedule, size, **common)
-            else:
-                tokens = sample_signal(
-                    denoiser,
-                    size,
-                    height=1,
-                    width=width,
-                    calls=max(1, settings.first_calls(unknown)),
-                    revise_calls=settings.later_calls(unknown),
-                    revise_share=settings.revise_share,
-                    block=min(settings.block, width),
-                    confidence_noise=settings.confidence_noise,
-                    first_order=settings.first_order,
-                    **common,
-                )
         return tokens[:m].cpu()
 
     def _denoiser(self, width: int) -> Callable[..., Tensor]:
@@ -258,9 +227,6 @@ class TextModel:
             return self._calls(self.network, row, around, sites + before, labels, (1, self.length))
 
         return denoiser
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
 
     @isolate
     def signal(self, text: str | bytes, *, level: float = 0.9, block: int = 4) -> Float[Tensor, " t"]:
@@ -289,7 +255,7 @@ class TextModel:
         rows = torch.stack([tokens[0, start : start + width] for start in starts.tolist()])
         sums, counts = torch.zeros(2, total)
         for batch, places in zip(rows.split(self.kernel_batch), starts.split(self.kernel_batch), strict=True):
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), autocast(self.device, self.half):
                 found = signal_probability(
                     self._denoiser(width),
                     pad_batch(batch, self.kernel_batch).to(self.device),

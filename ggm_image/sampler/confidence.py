@@ -74,7 +74,7 @@ def sample_signal(
         raise UserError("the confidence noise must not be negative", confidence_noise, "0 turns it off")
     if first_order not in FIRST_ORDERS:
         raise UserError("the first order is none", first_order, f"choose one of {', '.join(FIRST_ORDERS)}")
-    order = None if first_order == "signal" else order_sites(height, width, first_order)  # type: ignore[arg-type]
+    order = None if first_order == "signal" else order_sites(height, width, first_order)
     block = max(1, height * width // 4) if block is None else block
     spread = Schedule.round_robin(height, width, sweeps=1, block=block)
 

@@ -74,8 +74,8 @@ def sample_by_settings(
         width,
         sweeps=settings.sweeps,
         block=min(settings.block, height * width),
-        order=settings.site_order,  # type: ignore[arg-type]
-        curve=settings.curve,  # type: ignore[arg-type]
+        order=settings.site_order,
+        curve=settings.curve,
         generator=torch.Generator().manual_seed(0),
     )
     return sample(denoiser, schedule, batch, **arguments)

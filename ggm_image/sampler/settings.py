@@ -9,6 +9,7 @@ from typing import Any
 
 from ggm_image.errors import UserError
 from ggm_image.sampler.registry import find_sampler
+from ggm_image.schedule.registry import find_curve, find_order
 
 FIRST_ORDERS = ("signal", "halton", "bayer")
 
@@ -67,8 +68,8 @@ class Settings:
         sweeps: S >= 1. For "signal" every sweep after the first revises.
         block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
         first_block: of the first sweep of "signal"; None = `block`. Large blocks do for revising.
-        curve: level curve of "schedule": sqrt, cosine, linear.
-        site_order: which sites share a block: bayer, halton, random.
+        curve: level curve of "schedule", a name of `ggm_image.schedule.CURVES`: sqrt, cosine, linear.
+        site_order: which sites share a block, a name of `ggm_image.schedule.ORDERS`: bayer, halton, random.
         guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
         guidance_power: how the weight grows from 1 while the image comes to be, see `sampler.guided`; with 0 it is
             the same throughout.
@@ -95,6 +96,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         find_sampler(self.order)
+        find_curve(self.curve)
+        find_order(self.site_order)
         if self.first_order not in FIRST_ORDERS:
             got, fix = f"got {self.first_order!r}", f"choose one of {', '.join(FIRST_ORDERS)}"
             raise UserError("first_order is none", got, fix)

@@ -261,6 +261,34 @@ def test_a_broken_picture_is_named(
     assert "red/broken.png" in capsys.readouterr().err
 
 
+def test_broken_images_are_left_out_when_asked(
+    sides: tuple[Path, Path], features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures are those of the images that remain, with their classes, and saved features are told apart."""
+    common = ("--features", features, "--statistics", tmp_path / "saved", "--json")
+    names = sorted(path.relative_to(sides[0]).as_posix() for path in sides[0].rglob("*.png"))
+    content, broken = (sides[0] / names[0]).read_bytes(), names[0]
+    (sides[0] / broken).unlink()
+    assert run(*sides, *common) == 0
+    expected = json.loads(capsys.readouterr().out)
+    (sides[0] / broken).write_bytes(content[: len(content) // 2])
+    assert run(*sides, *common) == 2
+    assert broken in capsys.readouterr().err
+    assert run(*sides, *common, "--skip-bad") == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert err.startswith("skipped: ")
+    assert broken in err
+    assert err.count("skipped: ") == 1
+    assert (report["generated"]["skipped"], report["reference"]["skipped"]) == ([broken], [])
+    assert report["generated"]["n"] == len(names) - 1
+    for key in ("value", "kid", "class_accuracy", "per_class"):
+        assert report[key] == expected[key]
+    saved = sorted((tmp_path / "saved").iterdir())[:2]
+    assert run(*saved, "--features", features, "--skip-bad") == 2
+    assert "--skip-bad is for files of images" in capsys.readouterr().err
+
+
 def test_help_does_not_import_torch() -> None:
     """Help has to answer at once."""
     code = "import sys, ggm_image.cli.main as m; m.main(['fid', '--help']); sys.exit('torch' in sys.modules)"

@@ -104,6 +104,23 @@ def test_classes_take_turns(model: Path, tmp_path: Path) -> None:
     assert (made["settings"]["seed"], made["settings"]["count"]) == (3, 5)
 
 
+def test_a_smaller_number_is_refused_before_the_model_is_loaded(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "files"
+    assert run("sample", "--model", model, "-n", 3, "--preset", "fast", "--out", out) == 0
+    capsys.readouterr()
+    before = digests(out)
+    monkeypatch.setattr("ggm_image.cli.sample.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    error = refused(capsys, run("sample", "--model", model, "-n", 2, "--preset", "fast", "--out", out))
+    assert "folder holds other images" in error
+    assert "count is 3, now 2" in error
+    (out / "manifest.json").rename(out / "manifest.partial")  # as in a run that was cut
+    assert "count is 3, now 2" in refused(capsys, run("sample", "--model", model, "-n", 2, "--out", out))
+    (out / "manifest.partial").rename(out / "manifest.json")
+    assert digests(out) == before
+
+
 def test_inpaint_classes_take_turns(model: Path, picture: Path, mask: Path, tmp_path: Path) -> None:
     common = ("inpaint", picture, mask, "--model", model, "--preset", "fast", "-n", 3)
     assert run(*common, "--class", "dog,cat", "--out", tmp_path / "both") == 0

@@ -15,7 +15,7 @@ from ggm_image.data.encode import check_image_size, encode
 from ggm_image.data.sources.image_files import open_source
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
-from ggm_image.image.io import load_image
+from ggm_image.image.io import open_image
 from ggm_image.image.preprocess import to_model
 from ggm_image.tokenizers.registry import load_tokenizer
 from tests.conftest import MeanTokenizer, pack
@@ -212,7 +212,7 @@ def test_decode_without_classes_is_flat(flat_folder: Path, tmp_path: Path) -> No
     cache = encode(flat_folder, tmp_path / "cache", MeanTokenizer())
     decode(cache, tmp_path / "out", MeanTokenizer())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{k:06d}.png" for k in range(5)]
-    assert load_image(tmp_path / "out" / "000004.png").shape == (3, 8, 8)
+    assert open_image(tmp_path / "out" / "000004.png").shape == (3, 8, 8)
 
 
 def test_decode_refuses_another_tokenizer_and_a_full_folder(class_folder: Path, tmp_path: Path) -> None:

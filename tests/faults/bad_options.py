@@ -89,6 +89,7 @@ def _options(w: World) -> Iterator[Case]:
         ["encode", "a", "b", "--tokenizer", ""], ["encode", "", "b", "--tokenizer", "x"], ["decode", "", ""],
         ["sample", "--model", ""], ["signal", ""], ["inpaint", "", ""], ["plot", ""], ["convert", "", ""],
         ["train", "", "--data", "", "--out", ""], ["sample", "--order", "random"],
+        ["sample", "--curve", "steep"], ["sample", "--site-order", "spiral"], ["fid", "a", "b", "--site-order", ""],
         ["sample", "\x1b[31m"], ["sample", "--\x1b[31m"], ["encode", "a", "b", "--tokenizer", "\x1b[31m"],
     ):  # fmt: skip
         yield Case(f"ggm-image {arguments!r}", lambda f, a=arguments: a)  # type: ignore[misc]

@@ -16,7 +16,7 @@ from ggm_image.errors import UserError
 from ggm_image.image import deep_png
 from ggm_image.image import io as images
 from ggm_image.image.inputs import open_single_image
-from ggm_image.image.io import load_image, open_image, open_pil, rgb_pixels, save_png, to_pil
+from ggm_image.image.io import open_image, open_pil, rgb_pixels, save_png, to_pil
 from ggm_image.image.masks import load_mask
 from ggm_image.image.preprocess import preprocess, to_model, to_uint8
 from ggm_image.image.visualize import image_grid
@@ -50,19 +50,19 @@ def png16(values: np.ndarray) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_rgb_comes_back_bit_equal(kind: str) -> None:
     values = gradient()
-    np.testing.assert_array_equal(load_image(packed(Image.fromarray(values), kind)).permute(1, 2, 0), values)
+    np.testing.assert_array_equal(open_image(packed(Image.fromarray(values), kind)).permute(1, 2, 0), values)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
 def test_grey_has_three_equal_channels(kind: str) -> None:
-    pixels = load_image(packed(Image.fromarray(np.full((8, 8), 77, np.uint8)), kind))
+    pixels = open_image(packed(Image.fromarray(np.full((8, 8), 77, np.uint8)), kind))
     assert pixels.shape == (3, 8, 8)
     assert (pixels == 77).all()
 
 
 def test_one_bit() -> None:
     values = np.indices((4, 6)).sum(0) % 2 == 1
-    pixels = load_image(packed(Image.fromarray(values)))
+    pixels = open_image(packed(Image.fromarray(values)))
     np.testing.assert_array_equal(pixels[2], values * 255)
 
 
@@ -72,7 +72,7 @@ def test_transparency_lies_on_white(kind: str) -> None:
     values = np.zeros((2, 3, 4), np.uint8)
     values[..., 0], values[..., 3] = 200, np.array([0, 128, 255])
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    pixels = load_image(packed(Image.fromarray(values), kind, **options))
+    pixels = open_image(packed(Image.fromarray(values), kind, **options))
     assert pixels[:, 0, 0].tolist() == [255, 255, 255]
     assert pixels[:, 0, 2].tolist() == [200, 0, 0]
     assert abs(int(pixels[1, 0, 1]) - 127) <= 1
@@ -81,17 +81,17 @@ def test_transparency_lies_on_white(kind: str) -> None:
 def test_grey_with_alpha_and_palette_with_transparency() -> None:
     values = np.zeros((2, 2, 2), np.uint8)
     values[..., 0], values[0, :, 1] = 50, 255
-    assert load_image(packed(Image.fromarray(values)))[:, :, 0].tolist() == [[50, 255]] * 3
+    assert open_image(packed(Image.fromarray(values)))[:, :, 0].tolist() == [[50, 255]] * 3
 
     palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8))
     palette.putpalette([10, 20, 30, 40, 50, 60])
-    assert load_image(packed(palette))[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
-    assert load_image(packed(palette, transparency=1))[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert open_image(packed(palette))[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
+    assert open_image(packed(palette, transparency=1))[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
 
 
 def test_cmyk_jpeg() -> None:
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-    pixels = load_image(packed(cyan, "JPEG", quality=95))
+    pixels = open_image(packed(cyan, "JPEG", quality=95))
     assert pixels.shape == (3, 16, 16)
     red, green, blue = pixels[:, 8, 8].tolist()
     assert red < 5
@@ -104,7 +104,7 @@ def test_cmyk_jpeg() -> None:
 def test_sixteen_bit_grey_is_scaled_not_clipped(kind: str) -> None:
     values = np.array([[0, 257, 1000], [30000, 65534, 65535]], np.uint16)
     expected = np.round(values / 257).astype(np.uint8)
-    np.testing.assert_array_equal(load_image(packed(Image.fromarray(values), kind))[1], expected)
+    np.testing.assert_array_equal(open_image(packed(Image.fromarray(values), kind))[1], expected)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -113,7 +113,7 @@ def test_sixteen_bit_png_of_every_kind(channels: int) -> None:
     alpha = values[..., -1:] / 65535 if channels in (2, 4) else 1.0
     colours = values[..., : 3 if channels > 2 else 1]
     expected = np.broadcast_to(np.round((colours * alpha + 65535 * (1 - alpha)) / 257), (3, 4, 3))
-    np.testing.assert_array_equal(load_image(png16(values)).permute(1, 2, 0), expected)
+    np.testing.assert_array_equal(open_image(png16(values)).permute(1, 2, 0), expected)
 
 
 # Seen to fail without apply_exif_orientation (torchvision) and without exif_transpose (Pillow).
@@ -123,7 +123,7 @@ def test_exif_orientation_is_applied(kind: str) -> None:
     values[:, :16] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise
-    pixels = load_image(packed(Image.fromarray(values), kind, exif=exif))
+    pixels = open_image(packed(Image.fromarray(values), kind, exif=exif))
     assert pixels.shape == (3, 32, 16)
     assert pixels[:, :12].min() > 240
     assert pixels[:, 20:].max() < 15
@@ -243,16 +243,16 @@ def test_exif_that_cannot_be_read_turns_nothing() -> None:
 
 def test_animation_gives_its_first_frame() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    pixels = load_image(packed(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    pixels = open_image(packed(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert pixels[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_pillow_takes_over_where_torchvision_has_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [packed(Image.fromarray(gradient())), packed(Image.fromarray(gradient()), "JPEG", quality=90)]
-    before = [load_image(d) for d in data]
+    before = [open_image(d) for d in data]
     monkeypatch.setattr(images, "torchvision_decode", lambda: None)
     monkeypatch.setattr(deep_png, "torchvision_decode", lambda: None)
-    after = [load_image(d) for d in data]
+    after = [open_image(d) for d in data]
     assert torch.equal(before[0], after[0])
     # Both are libjpeg, but perhaps two releases of it.
     assert (before[1].int() - after[1].int()).abs().max() <= 2
@@ -279,7 +279,7 @@ def test_a_broken_picture_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(broken_files()[name])
     with pytest.raises(UserError, match=name.replace(".", r"\.")) as caught:
-        load_image(path)
+        open_image(path)
     assert "csrc" not in str(caught.value)
 
 
@@ -293,7 +293,7 @@ def test_a_damaged_png_does_not_end_the_process(depth: int, place: int) -> None:
     assert data[24] == depth
     data[place] ^= 8
     with pytest.raises(UserError, match="image cannot be read"):
-        load_image(data)
+        open_image(data)
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,12 +302,12 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     data[16:24] = struct.pack(">II", 30000, 10000)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     with pytest.raises(UserError, match="more pixels than is safe"):
-        load_image(bytes(data), name="bomb.png")
+        open_image(bytes(data), name="bomb.png")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be opened .*nowhere\.png"):
-        load_image(tmp_path / "nowhere.png")
+        open_image(tmp_path / "nowhere.png")
 
 
 def test_preprocess_leaves_the_right_size_alone() -> None:
@@ -349,7 +349,7 @@ def test_pixels_to_model_and_back_for_every_value() -> None:
 def test_png_round_trip_and_nothing_left_over(tmp_path: Path) -> None:
     image = torch.from_numpy(gradient()).permute(2, 0, 1)
     save_png(image, tmp_path / "new" / "a.png")
-    assert torch.equal(load_image(tmp_path / "new" / "a.png"), image)
+    assert torch.equal(open_image(tmp_path / "new" / "a.png"), image)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
     assert to_pil(image).size == (7, 5)
 

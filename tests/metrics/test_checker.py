@@ -79,6 +79,7 @@ def test_cells_are_those_of_the_definition() -> None:
                 assert float(energy[n, row, column]) == pytest.approx(np.mean(values))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_has_no_cells() -> None:
     for wrong in (torch.zeros(1, 3, 3, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8)):
         with pytest.raises(UserError, match=r"at least 4 x 4 pixels \(got "):

@@ -110,6 +110,22 @@ def test_classes_of_a_flat_folder(tmp_path: Path) -> None:
     assert key(open_image_set(tmp_path)) != before
 
 
+def test_classes_stay_with_their_images_when_one_is_left_out(tmp_path: Path) -> None:
+    """Those of the manifest too, which counts the image that cannot be read."""
+    paint(tmp_path, ["red", "green", "blue"], classes=False)
+    (tmp_path / "manifest.json").write_text(json.dumps({"classes": ["red", "green", "blue"]}))
+    (tmp_path / "000001.png").write_bytes(b"no image")
+    side = open_image_set(tmp_path)
+    assert isinstance(side, ImageFileSet)
+    assert [reason.count("000001.png") for reason in side.leave_out_bad(workers=2)] == [1]
+    assert [side.class_names[k] for k in side.labels] == ["red", "blue"]
+    assert [side.name(k) for k in range(len(side))] == ["000000.png", "000002.png"]
+    assert side.skipped == ["000001.png"]
+    assert "manifest_sha256" in side.identity()
+    assert features_of(side).argmax(axis=1).tolist() == [0, 2]
+    assert side.leave_out_bad() == []
+
+
 def test_classes_beyond_a_million_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names sort as text: 1000000.png comes before 999999.png. Here with names of two digits, and 102 of them.
 

@@ -63,6 +63,7 @@ def test_ssim_is_the_papers(side: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("function", [psnr, ssim])
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_cannot_be_compared(function: object) -> None:
     with pytest.raises(UserError, match=r"\(1, 3, 8, 8\) and \(1, 3, 8, 9\)"):
         function(noise(1, 3, 8, 8), noise(1, 3, 8, 9))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ggm_image.data.encode import encode
 from ggm_image.data.sources.image_files import open_source
 from ggm_image.errors import UserError
-from ggm_image.image.io import load_image
+from ggm_image.image.io import open_image
 from ggm_image.image.preprocess import preprocess
 from ggm_image.metrics.feature_extractors import Extractor
 from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
@@ -56,7 +56,7 @@ def test_the_picture_shows_pairs(flat_folder: Path, tmp_path: Path) -> None:
     source, tokenizer = open_source(flat_folder), MeanTokenizer()
     cache = encode(source, tmp_path / "cache", tokenizer)
     assert report(source, cache, tokenizer, images=4)["images"] == 4
-    sheet = load_image(tmp_path / "cache" / "report.png")
+    sheet = open_image(tmp_path / "cache" / "report.png")
     assert sheet.shape == (3, 96, 4 * 2 * 96 + 3 * 8)
     # The report's own files do not stop the cache from being read or resumed.
     assert len(encode(source, tmp_path / "cache", tokenizer)) == 5
@@ -148,5 +148,5 @@ def test_the_worst_pictures_come_first(class_folder: Path, tmp_path: Path) -> No
     assert len(worst) == 16
     assert [entry["psnr_db"] for entry in worst] == pytest.approx(sorted(each * 2)[:16])
     assert {entry["name"] for entry in worst[:2]} == {source.names[int(np.argmin(each))]}
-    sheet = load_image(tmp_path / "cache" / "worst.png")
+    sheet = open_image(tmp_path / "cache" / "worst.png")
     assert sheet.shape == (3, 4 * 96 + 3 * 8, 4 * 2 * 96 + 3 * 8)

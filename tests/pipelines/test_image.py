@@ -364,10 +364,10 @@ def test_known_tokens_of_any_kind(model: Model) -> None:
     known = [-1] * 15 + [7]
     expected = model.sample_tokens([0, 1], settings=FAST, known=torch.tensor(known))
     for same in (known, np.array(known), np.array([known, known], dtype=np.int32)):
-        assert torch.equal(model.sample_tokens([0, 1], settings=FAST, known=same), expected)  # type: ignore[arg-type]
+        assert torch.equal(model.sample_tokens([0, 1], settings=FAST, known=same), expected)
     for wrong in (known[1:], [known] * 3, [float(k) for k in known]):
         with pytest.raises(UserError, match="known tokens do not fit"):
-            model.sample_tokens([0, 1], settings=FAST, known=wrong)  # type: ignore[arg-type]
+            model.sample_tokens([0, 1], settings=FAST, known=wrong)
     with pytest.raises(UserError, match=r"a label must be at most 3 \(got 4\)"):
         model.sample_tokens([4])
 

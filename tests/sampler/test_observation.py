@@ -126,6 +126,7 @@ def test_the_likelihood_of_latents():
             latent_log_likelihood(distances, tau)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_an_observation_that_does_not_fit_is_refused():
     for wrong in (torch.zeros(3, 16, 7), torch.zeros(16, 8), torch.zeros(3, 16, 8).long()):
         with pytest.raises(UserError, match=r"pass \(3, 16, 8\)"):

@@ -42,6 +42,7 @@ def test_by_name_with_the_identity_that_caches_go_by() -> None:
         (torch.full((1, 1, 1), -1), r"\[0, 256\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_tokens_that_are_no_text(tokens: torch.Tensor, what: str) -> None:
     with pytest.raises(UserError, match=what):
         ByteTokenizer().decode(tokens)

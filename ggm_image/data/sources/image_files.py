@@ -19,7 +19,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -339,6 +339,16 @@ class ImageSource(ImageFiles):
         except OSError as error:
             name = self.names[index]
             raise UserError("image cannot be opened", f"{name}: {error.strerror}", "check the source") from error
+
+    def only(self, kept: Sequence[int]) -> "ImageSource":
+        """The images of these numbers, in this order."""
+        return replace(
+            self,
+            names=[self.names[k] for k in kept],
+            labels=[self.labels[k] for k in kept],
+            read=lambda index: self.read(kept[index]),
+            state=lambda index: self.state(kept[index]),
+        )
 
 
 def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageSource:

@@ -13,7 +13,7 @@ import torch
 
 from ggm_image.data.sources.image_files import ImageSource, open_source
 from ggm_image.errors import UserError
-from ggm_image.image.io import load_image
+from ggm_image.image.io import open_image
 from tests.conftest import pack
 from tests.data.shards import png, write_tar
 
@@ -179,7 +179,7 @@ def test_apple_double_pax_headers_and_capital_suffixes(tmp_path: Path) -> None:
     files |= {f"./set/{place}/{long}.JPG": png(k) for k, place in enumerate("xy")}
     source = open_source(write_tar(tmp_path / "a.tar", dict(sorted(files.items()))))
     assert source.names == [f"set/{place}/{long}.JPG" for place in "xy"]
-    assert torch.equal(source[1], load_image(png(1)))
+    assert torch.equal(source[1], open_image(png(1)))
 
 
 def test_links_in_circles_end(class_folder: Path) -> None:

@@ -12,7 +12,7 @@ from ggm_image.data.sources.image_files import ImageSource
 from ggm_image.data.sources.open import open_images
 from ggm_image.data.sources.webdataset import open_webdataset
 from ggm_image.errors import UserError
-from ggm_image.image.io import load_image
+from ggm_image.image.io import open_image
 from tests.conftest import pack
 from tests.data.shards import png, samples, write_shards, write_tar
 
@@ -36,8 +36,8 @@ def test_files_are_grouped_by_their_name_up_to_the_first_dot(tmp_path: Path) -> 
     }
     a, b = stream_of(tmp_path, files)
     assert (a.name, a.label, b.name, b.label) == ("n01/a", 2, "n02/a", 0)
-    assert torch.equal(a.load(), load_image(png(1)))
-    assert torch.equal(b.load(), load_image(png(2)))
+    assert torch.equal(a.load(), open_image(png(1)))
+    assert torch.equal(b.load(), open_image(png(2)))
     assert len({a.key, b.key}) == 2
 
 

@@ -164,7 +164,7 @@ def test_tokens_out_of_range_are_not_written(tmp_path: Path, value: int, got: st
     tokens = torch.zeros(4, 2, 3, dtype=torch.int64)
     tokens[2, 1, 1] = value
     with pytest.raises(UserError, match=rf"\[0, 1024\) \(got {got}\); was this set encoded with another"):
-        writer.write(tokens, torch.zeros(4))
+        writer.write(tokens, torch.zeros(4, dtype=torch.int64))
     writer.discard_if_empty()
     assert not (tmp_path / "cache").exists()
 

@@ -98,6 +98,7 @@ def test_bad_images_are_refused(tokenizer: VQGAN, images: torch.Tensor, match: s
         (torch.zeros(1, 4, 4), "integers"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_tokens_are_refused(tokenizer: VQGAN, tokens: torch.Tensor, match: str) -> None:
     with pytest.raises(UserError, match=match):
         tokenizer.decode(tokens)
