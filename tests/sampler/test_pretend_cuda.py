@@ -210,6 +210,7 @@ def test_pretended_cuda_finds_faults() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch warns of it on its first use
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_real_device_gives_nearly_the_same_tokens_without_waiting(
@@ -221,8 +222,8 @@ def test_a_real_device_gives_nearly_the_same_tokens_without_waiting(
     step = base.step
 
     def strict(*arguments: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")  # an operation that waits raises
         try:
+            torch.cuda.set_sync_debug_mode("error")  # an operation that waits raises
             return step(*arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -60,7 +60,7 @@ class TimmPerceptual(nn.Module):
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
-    def compile(self) -> None:  # type: ignore[override]
+    def compile(self) -> None:
         """Compile the network and the comparison; enlarging and moving, whose offsets vary, stay outside."""
         self._compare = torch.compile(self._compare, dynamic=False)  # type: ignore[method-assign]
 
