@@ -216,7 +216,7 @@ def _outputs(w: World) -> Iterator[Case]:
         "a pipe": lambda f: pipe(f / "out"),
         "an image that is a pipe": lambda f: pipe(f / "out.png"),
         "a suffix alone": lambda f: f / ".png",
-        "another suffix": lambda f: f / "out.jpg",
+        "another suffix": lambda f: f / "out.bmp",
         "a device": lambda f: Path("/dev/null"),
         "a place below a device": lambda f: Path("/dev/null/out"),
         "a place in /proc": lambda f: Path("/proc/self/out"),
