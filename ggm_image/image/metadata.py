@@ -47,30 +47,47 @@ def kept_metadata(image: Image.Image) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     dropped: list[str] = []
-    orientation = 1
+    quarter = False
     try:
         exif = image.getexif()
-        orientation = exif.get(_TAG.Orientation, 1)
-        if content := _kept_exif(exif, dropped):
+        quarter = exif.get(_TAG.Orientation, 1) in (5, 6, 7, 8)
+        if content := _kept_exif(exif, quarter, dropped):
             found["exif"] = content
     except _BROKEN:
         dropped.append("EXIF, which cannot be read")
     if dpi := _resolution(image.info.get("dpi")):
-        found["dpi"] = dpi[::-1] if orientation in (5, 6, 7, 8) else dpi
+        found["dpi"] = dpi[::-1] if quarter else dpi
     if isinstance(profile := image.info.get("icc_profile"), bytes) and profile:
         found["icc_profile"] = profile
-    names = {"xmp": "XMP", "XML:com.adobe.xmp": "XMP", "photoshop": "IPTC", "comment": "the comment"}
+    names = {"xmp": "XMP", "XML:com.adobe.xmp": "XMP", "photoshop": "IPTC"}
     dropped += dict.fromkeys(name for key, name in names.items() if image.info.get(key))
+    if _has_text(image):
+        dropped.append("comments")
     return {**found, DROPPED: tuple(dropped)}
 
 
-def _kept_exif(exif: Image.Exif, dropped: list[str]) -> bytes:
-    """EXIF as bytes; empty where there is nothing to keep."""
+def _has_text(image: Image.Image) -> bool:
+    """Whether a JPEG has a comment or a PNG text chunks, besides our mark and what is metadata of another kind."""
+    comment = image.info.get("comment") or b""
+    data = comment if isinstance(comment, bytes) else str(comment).encode()
+    names = set(getattr(image, "text", ())) - {"Software", "ggm-image", "XML:com.adobe.xmp", "Raw profile type exif"}
+    return bool(names) or bool(data and not data.startswith(b"ggm-image "))
+
+
+def _kept_exif(exif: Image.Exif, quarter: bool, dropped: list[str]) -> bytes:
+    """EXIF as bytes; empty where there is nothing to keep.
+
+    Args:
+        exif: of the image.
+        quarter: whether the image is turned by a quarter.
+        dropped: gets the names of what is not kept.
+    """
     kept = Image.Exif()
     damaged = False
+    turned = {_TAG.XResolution: _TAG.YResolution, _TAG.YResolution: _TAG.XResolution} if quarter else {}
     for tag in _MAIN_TAGS:
-        if tag in exif:
-            value = 1 if tag == _TAG.Orientation else exif[tag]
+        if (source := turned.get(tag, tag)) in exif:
+            value = 1 if tag == _TAG.Orientation else exif[source]
             damaged |= not _add(kept, None, tag, value)
     for directory in (_IFD.Exif, _IFD.GPSInfo):
         for inner, value in exif.get_ifd(directory).items():

@@ -242,5 +242,11 @@ def _outputs(w: World) -> Iterator[Case]:
             if what.startswith("a device") and command in ("train", "train-tokenizer"):
                 continue
             yield Case(f"{command} into {what}", lambda f, m=make, p=place: m(p(f)))  # type: ignore[misc]
+    for name in ("out.jpg", "out.webp", "out.tif", "out", "out.bmp"):
+        for options in (["--quality", "0"], ["--quality", "lossless"], ["--quality", "²"], ["--format", "webp"]):
+            yield Case(
+                f"{name} with {' '.join(options)}",
+                lambda f, n=name, o=options: w.sample(f / n, *o),  # type: ignore[misc]
+            )
     yield Case("a resumed run that is none", lambda f: w.train(filled(f / "run"), "--resume"), REFUSED)
     yield Case("a run that is there already", lambda f: w.train(w.root / "run"), REFUSED)

@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from ggm_image.image.io import open_pil, to_storable_mode
 from ggm_image.image.metadata import DROPPED, with_metadata
+from ggm_image.io.image_formats import JPEG, PNG, TIFF, WEBP, Encoding, marked_image
 
 TAG, IFD = ExifTags.Base, ExifTags.IFD
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -83,11 +84,29 @@ def test_what_shows_the_old_pixels_is_dropped_and_named(form: str) -> None:
     assert saved("JPEG") not in image.info["exif"]
 
 
+def test_comments_are_named_and_our_mark_is_none() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Author", "me")
+    for data in (saved("PNG", pnginfo=texts), saved("JPEG", comment=b"by me")):
+        assert open_pil(data).info[DROPPED] == ("comments",)
+    for encoding in (Encoding(PNG), Encoding(JPEG, 95), Encoding(WEBP), Encoding(TIFF)):
+        ours = marked_image(Image.new("RGB", (8, 4)), "inpaint", {}, encoding)
+        assert open_pil(ours).info[DROPPED] == ()
+
+
+def test_a_resolution_in_exif_alone_is_turned_too() -> None:
+    exif = camera_exif()
+    exif[TAG.XResolution], exif[TAG.YResolution], exif[TAG.ResolutionUnit] = 300, 150, 2
+    kept = Image.Exif()
+    kept.load(open_pil(saved("WEBP", exif=exif.tobytes())).info["exif"])
+    assert (kept[TAG.XResolution], kept[TAG.YResolution], kept[TAG.ResolutionUnit]) == (150, 300, 2)
+
+
 def test_a_profile_of_inks_is_dropped_with_them() -> None:
     image = to_storable_mode(open_pil(saved("JPEG", "CMYK", icc_profile=SRGB, comment=b"proof")))
     assert image.mode == "RGB"
     assert "icc_profile" not in image.info
-    assert image.info[DROPPED] == ("the comment", "the ICC profile, which describes inks")
+    assert image.info[DROPPED] == ("comments", "the ICC profile, which describes inks")
 
 
 @pytest.mark.parametrize("dpi", [None, (0, 0), (float("nan"), 72), ("a", "b"), 72, (1e9, 72), (72,)])
