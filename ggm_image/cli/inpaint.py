@@ -22,11 +22,13 @@ from ggm_image.cli.sampling import (
     asked_labels,
     check_input,
     find_described_model,
-    is_image_path,
+    format_options,
     load,
     model_options,
+    output_encoding,
     sampler_options,
 )
+from ggm_image.io.image_formats import losses
 from ggm_image.io.outputs import Gate, check_inputs_kept, numbered
 from ggm_image.pipelines.classes import turns
 from ggm_image.runtime.streams import say
@@ -47,6 +49,8 @@ class ScalesType(click.ParamType):
 
 SHEET_SIDE = 128
 """Pixels to which the shorter side of an image is enlarged on a contact sheet."""
+GAP = 4
+"""Pixels between two images on it."""
 
 
 @click.command(cls=GroupedCommand)
@@ -80,7 +84,8 @@ SHEET_SIDE = 128
     device_option,
 )
 @where(
-    out_option("inpainted.png", help="PNG file for one sample or a contact sheet, or a folder."),
+    out_option("inpainted.png", help="File for one sample or a contact sheet (.png, .jpg, .webp, .tif), or a folder."),
+    format_options,
     overwrite_option,
     json_option,
 )
@@ -88,6 +93,8 @@ def inpaint(
     image: Path,
     mask: Path | None,
     out: Path,
+    image_format: str | None,
+    quality: int | str | None,
     overwrite: bool,
     model_name: str,
     tokenizer: str | None,
@@ -113,18 +120,22 @@ def inpaint(
     samples go to OUT-0.png, OUT-1.png ... and OUT shows them side by side after the input; into a folder OUT they go
     as single files with a manifest. With K classes, sample k gets class k mod K.
 
+    Results keep the EXIF, the ICC profile and the resolution of IMAGE. JPEG and WebP compression changes every pixel:
+    known ones are exact in PNG, TIFF, and WebP with --quality lossless.
+
     --scales auto goes from coarse to fine where the mask is wide; 1 is the full resolution only.
 
     A file or folder that `inpaint` did not write is only replaced with --overwrite; inputs never are.
     """
     from ggm_image.image.extension import Extension
 
-    single, gate = is_image_path(out), Gate("inpaint", overwrite)
+    single, encoding = output_encoding(out, image_format, quality)
+    gate = Gate("inpaint", overwrite, encoding=encoding)
     sheet = out if single and count > 1 else None
     if single:
-        paths = [out.with_name(f"{out.stem}-{k}.png") for k in range(count)] if sheet else [out]
+        paths = [out.with_name(f"{out.stem}-{k}{out.suffix}") for k in range(count)] if sheet else [out]
     else:
-        paths = [out / numbered(k) for k in range(count)]
+        paths = [out / numbered(k, encoding.suffix) for k in range(count)]
     for path in (out, *paths):
         check_inputs_kept(path, image, mask)
     for given in (image, mask):
@@ -143,11 +154,19 @@ def inpaint(
         gate.check_images(out, count)
 
     from ggm_image.image.masks import load_mask
+    from ggm_image.image.metadata import DROPPED
+    from ggm_image.image.visualize import grid_size
     from ggm_image.io.files import sha256_file
     from ggm_image.pipelines.inpaint import TAU
 
     # a bad file should not wait for the model
     picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
+    encoding.check_size(*picture.size)
+    if sheet:
+        height, width = grid_size(count + 1, *(side * _sheet_scale(picture) for side in picture.size[::-1]), gap=GAP)
+        encoding.check_size(width, height)
+    if dropped := picture.info.get(DROPPED):
+        say(f"results do not keep {', '.join(dropped)} of {image}")
     model = load(model_name, tokenizer, device)
     labels = None if asked is None else turns(asked, range(count))
     samples = model.inpaint(
@@ -184,14 +203,20 @@ def inpaint(
         "size": list(picture.size),
         "hole_pixels": int(hole.sum()),
         "windows": [asdict(window) for window in windows],
+        **encoding.described,
     }
+    if lost := losses(samples[0], encoding):
+        say(f"{encoding.format.name} files do not hold {', '.join(lost)}")
+    if encoding.quality is not None:
+        only = "PNG, TIFF and lossless WebP (--quality lossless)"
+        say(f"{encoding.format.name} compression changes known pixels too; they are exact only in {only}")
     if single:
         for path, sample in zip(paths, samples, strict=True):
             gate.save(path, sample, manifest)
         if sheet:
             gate.save(sheet, _contact_sheet(picture, hole, samples), manifest)
     elif removed := gate.save_images(samples, out, manifest):
-        say(f"removed {removed} images of the run before, which had more: {out}")
+        say(f"removed {removed} images of the run before that are not part of this one: {out}")
     if as_json:
         print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
         return
@@ -208,9 +233,14 @@ def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
 
     shown = torch.stack([rgb_pixels(part) for part in (image, *samples)])
     shown[0][:, torch.from_numpy(mask)] = 128
-    scale = max(1, -(-SHEET_SIDE // min(image.size)))
+    scale = _sheet_scale(image)
     shown = shown.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return to_pil(image_grid(shown, gap=4))
+    return to_pil(image_grid(shown, gap=GAP))
+
+
+def _sheet_scale(image: Any) -> int:
+    """The whole factor by which an image is enlarged on a contact sheet."""
+    return max(1, -(-SHEET_SIDE // min(image.size)))
 
 
 def _what_was_done(image: Any, mask: Any, windows: list[Any], scales: int) -> str:

@@ -23,13 +23,15 @@ from ggm_image.cli.sampling import (
     COMPILE,
     asked_labels,
     find_described_model,
-    is_image_path,
+    format_options,
     load,
     model_options,
+    output_encoding,
     sampler_options,
 )
 from ggm_image.cli.text import refuse_given, sample_texts
 from ggm_image.errors import UserError
+from ggm_image.io.image_formats import format_of
 from ggm_image.io.outputs import Gate
 from ggm_image.pipelines.classes import turns
 
@@ -42,7 +44,8 @@ from ggm_image.pipelines.classes import turns
 )
 @how(sampler_options, seed_option, COMPILE, device_option, shard_option)
 @where(
-    out_option("samples.png", help="PNG file for one image or a grid, or a folder."),
+    out_option("samples.png", help="File for one image or a grid (.png, .jpg, .webp, .tif), or a folder."),
+    format_options,
     click.option("--trajectory", type=click.Path(path_type=Path), help="Write the denoising steps as an animated GIF."),
     overwrite_option,
     json_option,
@@ -53,6 +56,8 @@ def sample(
     classes: tuple[str, ...],
     count: int,
     out: Path,
+    image_format: str | None,
+    quality: int | str | None,
     length: int | None,
     overwrite: bool,
     preset: str,
@@ -84,10 +89,12 @@ def sample(
     if found.modality == "text":
         context = click.get_current_context()
         given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
-        if given and out.suffix.lower() == ".png":
+        if given and format_of(out) is not None:
             raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
         fix = "leave it out: the model is one of text"
-        refuse_given(context, dict.fromkeys(("classes", "trajectory", "compiled", "shard"), fix))
+        refuse_given(
+            context, dict.fromkeys(("classes", "trajectory", "compiled", "shard", "image_format", "quality"), fix)
+        )
         sample_texts(
             found,
             model_name,
@@ -106,7 +113,8 @@ def sample(
     if length is not None:
         raise UserError("--length belongs to models of text", length, "leave it out: the model is one of images")
     rank, processes = rank_and_world_size(shard)
-    single, gate = is_image_path(out), Gate("sample", overwrite)
+    single, encoding = output_encoding(out, image_format, quality)
+    gate = Gate("sample", overwrite, encoding=encoding)
     if processes > 1 and (single or overwrite):
         what = "only a folder can be filled by several processes" if single else "--overwrite needs one process"
         fix = "give --out DIR" if single else "remove the folder, or choose another one"
@@ -145,6 +153,7 @@ def sample(
             share=(rank, processes),
             callback=callback,
             overwrite=overwrite,
+            encoding=encoding,
         )
         sampled, missing = done.drawn, done.missing
     seconds = time.perf_counter() - start
@@ -152,7 +161,7 @@ def sample(
         recording.save(trajectory)
     if as_json:
         labels = None if asked is None else turns(asked, range(count))
-        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | encoding.described
         told = {"out": str(out), "seconds": round(seconds, 3), "drawn": sampled, "missing": missing}
         click.echo(json.dumps({**told, "share": f"{rank}/{processes}", **manifest}))
         return
@@ -170,9 +179,11 @@ def _draw_grid(
 ) -> None:
     """One image, or a grid of them."""
     from ggm_image.image.io import to_pil
-    from ggm_image.image.visualize import image_grid
+    from ggm_image.image.visualize import grid_size, image_grid
     from ggm_image.runtime.progress import progress_bar
 
+    height, width = grid_size(count, *model.image_size)
+    gate.encoding.check_size(width, height)
     labels = None if asked is None else turns(asked, range(count))
     with progress_bar(total=count, unit="img", label="sample") as advance:
         tokens = model.sample_tokens(

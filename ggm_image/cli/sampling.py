@@ -9,6 +9,7 @@ import click
 from ggm_image.cli.options import NameOf, own_device
 from ggm_image.errors import UserError
 from ggm_image.io.files import check_plain
+from ggm_image.io.image_formats import DEFAULT_QUALITY, FORMATS, IMAGE_SUFFIXES, PNG, Encoding, format_of
 from ggm_image.pipelines.classes import class_labels
 from ggm_image.sampler.registry import SAMPLERS
 from ggm_image.schedule.registry import CURVES, ORDERS
@@ -17,13 +18,59 @@ if TYPE_CHECKING:
     from ggm_image.pipelines.model_folder import NetworkFolder
 
 
+class QualityType(click.ParamType):
+    """``lossless``, or a whole number from 1 to 100."""
+
+    name = "1-100|lossless"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "lossless":
+            return "lossless"
+        if str(value).isdecimal() and 1 <= int(value) <= 100:
+            return int(value)
+        return self.fail(f"{value!r} is neither lossless nor a whole number from 1 to 100", param, ctx)
+
+
+def format_options(command: Any) -> Any:
+    """``--format`` and ``--quality``, passed as ``image_format`` and ``quality``; give them to `output_encoding`."""
+    suffixes = [suffix[1:] for suffix in IMAGE_SUFFIXES]
+    form = click.option(
+        "--format",
+        "image_format",
+        type=click.Choice(suffixes, case_sensitive=False),
+        help="Format of the images in a folder; a file's suffix says its own.  [default: png]",
+    )
+    quality = click.option(
+        "--quality",
+        type=QualityType(),
+        help=f"Of JPEG and WebP; lossless is for WebP.  [default: {DEFAULT_QUALITY}]",
+    )
+    return form(quality(command))
+
+
 def is_image_path(path: Path) -> bool:
     """Whether ``--out`` names one image rather than a folder."""
-    if path.suffix.lower() == ".png" and not path.is_dir():
-        return True
     if path.suffix and not path.is_dir():
-        raise UserError("--out must be a .png file or a folder", f"got {path}", "name it X.png, or without a suffix")
+        if format_of(path) is not None:
+            return True
+        usual = ", ".join(entry.suffixes[0] for entry in FORMATS)
+        what = f"--out must be an image file ({usual}) or a folder"
+        raise UserError(what, f"got {path}", "name it X.png, or without a suffix")
     return False
+
+
+def output_encoding(out: Path, image_format: str | None, quality: int | str | None) -> tuple[bool, Encoding]:
+    """Whether ``--out`` names one image rather than a folder, and how images are written there.
+
+    Raises:
+        UserError: a suffix of no format, ``--format`` for a file of another one, or a quality that the format has not.
+    """
+    single = is_image_path(out)
+    asked = format_of(f"x.{image_format}") if image_format else None
+    form = (format_of(out) if single else asked) or PNG
+    if asked is not None and asked is not form:
+        raise UserError("--format belongs to a folder", f"--out {out}", f"name the file {out.stem}.{image_format}")
+    return single, Encoding.choose(form, quality)
 
 
 def check_input(path: Path, what: str) -> None:

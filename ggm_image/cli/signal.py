@@ -20,9 +20,9 @@ from ggm_image.cli.sampling import (
     asked_labels,
     check_input,
     find_described_model,
-    is_image_path,
     load,
     model_options,
+    output_encoding,
 )
 from ggm_image.cli.text import refuse_given, signal_of_text
 from ggm_image.errors import UserError
@@ -47,7 +47,7 @@ from ggm_image.io.outputs import Gate, check_inputs_kept
     device_option,
 )
 @where(
-    out_option("signal.png", help="PNG file for the image with the map beside it."),
+    out_option("signal.png", help="File for the image with the map beside it: .png, .jpg, .webp or .tif."),
     overwrite_option,
     json_option,
 )
@@ -77,14 +77,15 @@ def signal(
         refuse_given(context, dict.fromkeys(("out", "overwrite", "classes"), "leave it out: text is printed"))
         signal_of_text(image, model_name, tokenizer, level=level, block=block, device=device, as_json=as_json)
         return
-    if not is_image_path(out):
-        raise UserError("--out must be a .png file", f"got {out}", "name it X.png")
+    single, encoding = output_encoding(out, None, None)
+    if not single:
+        raise UserError("--out must be an image file", f"got {out}", "name it X.png")
     check_inputs_kept(out, image)
     check_input(image, "image")
     asked = asked_labels(found, classes)
     if asked is not None and len(asked) > 1:
         raise UserError("signal takes one class", ", ".join(classes), "give one, or none")
-    gate = Gate("signal", overwrite)
+    gate = Gate("signal", overwrite, encoding=encoding)
     gate.check_file(out)
 
     from ggm_image.image.inputs import open_single_image

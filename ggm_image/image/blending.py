@@ -9,7 +9,8 @@ from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.image.io import to_storable_mode, with_profile
+from ggm_image.image.io import to_storable_mode
+from ggm_image.image.metadata import with_metadata
 
 
 def blend_seam(
@@ -108,7 +109,7 @@ def composite(
         new = sampled.crop((left - column, top - row, right - column, bottom - row))
         box = (left, top, right, bottom)
         result.paste(_blend(image.crop(box), new, mask[top:bottom, left:right], feather), box)
-    return with_profile(result, image)
+    return with_metadata(result, image)
 
 
 def _blend(image: Image.Image, sampled: Image.Image, mask: Bool[np.ndarray, "h w"], feather: int) -> Image.Image:

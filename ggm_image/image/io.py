@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.image.deep_png import deep_pixels, deep_to_rgb, to_8_bits, torchvision_decode
+from ggm_image.image.metadata import DROPPED, KEPT, kept_metadata, with_metadata
 from ggm_image.io.files import atomic_path, read_plain
 
 _BROKEN = (
@@ -84,9 +85,10 @@ def open_image(source: Source, *, name: str = "", what: str = "image") -> UInt8[
 
 
 def open_pil(source: Source, *, name: str = "", what: str = "image", single: bool = False) -> Image.Image:
-    """Open one image upright in its own mode, with its metadata; of an animation the first frame.
+    """Open one image upright in its own mode; of an animation the first frame.
 
-    16-bit colour becomes 8-bit, rounded; 16-bit grey keeps its 16 bits.
+    16-bit colour becomes 8-bit, rounded; 16-bit grey keeps its 16 bits. Its ``info`` has the metadata that
+    `kept_metadata` keeps.
 
     Args:
         source, name, what: as for `open_image`.
@@ -97,7 +99,7 @@ def open_pil(source: Source, *, name: str = "", what: str = "image", single: boo
     """
     if isinstance(source, Image.Image):
         with _readable(name or _name_of(source), what):
-            return apply_exif_orientation(source)
+            return _upright(source)
     data, name = _content(source, name, what)
     with _readable(name, what, data), Image.open(io.BytesIO(data)) as image:
         # a phone's MPO file holds previews beside the image
@@ -106,10 +108,10 @@ def open_pil(source: Source, *, name: str = "", what: str = "image", single: boo
             raise UserError(f"{what} must be a single image", got, "save one frame of it")
         pixels = deep_pixels(data, image) if image.mode in ("LA", "RGB", "RGBA") else None
         if pixels is None:
-            return apply_exif_orientation(image)
+            return _upright(image)
         shallow = Image.fromarray(to_8_bits(pixels).permute(1, 2, 0).squeeze(2).contiguous().numpy())
         shallow.info = dict(image.info)
-        return apply_exif_orientation(shallow)
+        return _upright(shallow)
 
 
 def header_size(content: bytes) -> tuple[int, int] | None:
@@ -129,6 +131,17 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except _BROKEN:
         return image.copy()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its metadata says, with what of these still holds."""
+    kept = kept_metadata(image)  # first: Pillow turns a TIFF when it loads it, and forgets the orientation
+    turned = apply_exif_orientation(image)
+    for key in KEPT:
+        turned.info.pop(key, None)
+    turned.info.update(kept)
+    turned.getexif().load(kept.get("exif", b""))  # which Pillow may have parsed before it turned the image
+    return turned
 
 
 def _orientation(image: Image.Image) -> int:
@@ -264,7 +277,7 @@ def to_storable_mode(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             got = f"{values.min()} to {values.max()}"
             raise UserError("pixels must lie in [0, 65535]", got, "convert the image to 8 or 16 bits")
-        return with_profile(Image.fromarray(values.astype(np.uint16)), image)
+        return with_metadata(Image.fromarray(values.astype(np.uint16)), image)
     if mode == "F":
         raise UserError("pixels must be integers", "floating-point image", "convert it to 8 or 16 bits")
     if mode == "1":
@@ -272,13 +285,6 @@ def to_storable_mode(image: Image.Image) -> Image.Image:
     if mode == "L":
         return image.convert("LA")
     converted = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if mode == "CMYK":
-        converted.info.pop("icc_profile", None)  # it describes inks
+    if mode == "CMYK" and converted.info.pop("icc_profile", None):
+        converted.info[DROPPED] = (*converted.info.get(DROPPED, ()), "the ICC profile, which describes inks")
     return converted
-
-
-def with_profile(result: Image.Image, source: Image.Image) -> Image.Image:
-    """Numbers mean the same colours only under the same ICC profile; PNG writes it from ``info``."""
-    if profile := source.info.get("icc_profile"):
-        result.info["icc_profile"] = profile
-    return result

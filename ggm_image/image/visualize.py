@@ -8,6 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 
+def grid_size(n: int, height: int, width: int, columns: int | None = None, *, gap: int = 0) -> tuple[int, int]:
+    """Height and width of the `image_grid` of ``n`` images of ``height`` x ``width`` pixels."""
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = math.ceil(n / columns)
+    return rows * (height + gap) - gap, columns * (width + gap) - gap
+
+
 def image_grid(
     images: UInt8[Tensor, "n 3 h w"], columns: int | None = None, *, gap: int = 0
 ) -> UInt8[Tensor, "3 height width"]:
@@ -19,9 +26,8 @@ def image_grid(
         gap: white pixels between neighbours.
     """
     n, _, h, w = images.shape
+    sheet = images.new_full((3, *grid_size(n, h, w, columns, gap=gap)), 255)
     columns = min(n, columns or math.ceil(math.sqrt(n)))
-    rows = math.ceil(n / columns)
-    sheet = images.new_full((3, rows * (h + gap) - gap, columns * (w + gap) - gap), 255)
     for k, image in enumerate(images):
         top, left = k // columns * (h + gap), k % columns * (w + gap)
         sheet[:, top : top + h, left : left + w] = image

@@ -1,19 +1,15 @@
 """The gate in front of every output: what this command did not write is not written over without ``--overwrite``.
 
-Images that we write carry a mark: the command, its settings, and the SHA-256 of everything else in the file. A file
-whose mark is missing, is another command's or no longer matches is somebody else's, or has been edited since. Folders
-are known by their ``manifest.json``. Nothing here imports torch, so that a command can refuse before it starts to work.
+Images that we write carry a mark, see `ggm_image.io.marks`. A file whose mark is missing, is another command's or no
+longer matches is somebody else's, or has been edited since. Folders are known by their ``manifest.json``. Nothing here
+imports torch, so that a command can refuse before it starts to work.
 """
 
-import hashlib
-import io
 import json
 import os
 import shutil
-import struct
 import uuid
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_path, is_temporary, remove_temporaries, write_json
+from ggm_image.io.image_formats import IMAGE_SUFFIXES, LOSSLESS_PNG, Encoding, marked_image
+from ggm_image.io.marks import read_mark
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KEYWORD = b"ggm-image"
-SOFTWARE = b"Software\0ggm-image"
 MANIFEST, PARTIAL = "manifest.json", "manifest.partial"
 RUN_HEAD = "# Written by ggm-image: "
 """How ``config.yaml`` of a run begins."""
@@ -35,111 +31,22 @@ _CHECKPOINTS = {"checkpoint.pt", "checkpoint", "checkpoint-previous.pt", "checkp
 _RUN_FILES = {
     "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions",
 }  # fmt: skip
-_PNG, _GIF = b"\x89PNG\r\n\x1a\n", b"GIF8"
-_HEADER_END = 33  # of a PNG: signature, and IHDR of 13 bytes
-_MOST_MARK = 1 << 16  # Pillow refuses text chunks of a megabyte
-_GIF_COMMENT = b"\x21\xfe"
 
 
-def numbered(k: int) -> str:
+def numbered(k: int, suffix: str = ".png") -> str:
     """The file name of image ``k`` in a folder of images."""
-    return f"{k:06d}.png"
+    return f"{k:06d}{suffix}"
 
 
-def number_of(name: str) -> int | None:
-    """The number of the image of this file name; None if it is not one that `numbered` gives.
+def number_of(name: str, suffixes: Collection[str] = (".png",)) -> int | None:
+    """The number of the image of this file name; None if it is not one that `numbered` gives for these suffixes.
 
     Names sort as text and numbers do not: ``1000000.png`` comes before ``999999.png``.
     """
     stem, dot, suffix = name.rpartition(".")
-    if not (dot and suffix == "png" and stem.isascii() and stem.isdecimal() and len(stem) < 19):
+    if not (dot + suffix in suffixes and stem.isascii() and stem.isdecimal() and len(stem) < 19):
         return None
-    return int(stem) if numbered(int(stem)) == name else None
-
-
-def marked_png(image: "Image", command: str, settings: Mapping[str, Any] | None = None) -> bytes:
-    """The image as a PNG file with our mark; the same bytes for the same image and settings.
-
-    Args:
-        image: in a mode that PNG can hold.
-        command: that made it, e.g. ``sample``.
-        settings: what the image was made with, for JSON; kept in the text chunk ``ggm-image``, without what would make
-            it larger than 64 KiB.
-    """
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return mark_png(file.getvalue(), command, settings)
-
-
-def mark_png(data: bytes, command: str, settings: Mapping[str, Any] | None = None) -> bytes:
-    """As `marked_png`, of a whole PNG file without a mark."""
-    mark: dict[str, Any] = {"command": command, "sha256": hashlib.sha256(data).hexdigest()}
-    text = json.dumps({**mark, "settings": dict(settings or {})}).encode("ascii")
-    if len(text) > _MOST_MARK:
-        text = json.dumps(mark).encode("ascii")
-    chunks = _chunk(b"tEXt", SOFTWARE) + _chunk(b"tEXt", KEYWORD + b"\0" + text)
-    return data[:_HEADER_END] + chunks + data[_HEADER_END:]
-
-
-def mark_gif(data: bytes, command: str) -> bytes:
-    """A whole GIF file with our mark as its last block, a comment."""
-    digest = hashlib.sha256(data).hexdigest()
-    text = KEYWORD + b" " + json.dumps({"command": command, "sha256": digest}).encode("ascii")
-    assert data[-1:] == b"\x3b", "a GIF ends with its trailer"
-    assert len(text) < 256, "one sub-block"
-    return data[:-1] + _GIF_COMMENT + bytes([len(text)]) + text + b"\0\x3b"
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def read_mark(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Our mark in an image file: ``command``, ``sha256``, and of a PNG ``settings``.
-
-    Returns:
-        The mark with an entry ``intact``, whether the rest of the file is as it was written; None if there is none.
-    """
-    if not os.path.isfile(path):
-        return None
-    data = Path(path).read_bytes()
-    try:
-        if data.startswith(_PNG):
-            rest, text = _png_without_mark(data)
-        elif data.startswith(_GIF):
-            rest, text = _gif_without_mark(data)
-        else:
-            return None
-        mark = json.loads(text)
-        return {**mark, "intact": hashlib.sha256(rest).hexdigest() == mark["sha256"]}
-    except (ValueError, LookupError, TypeError, struct.error, RecursionError):
-        return None
-
-
-def _png_without_mark(data: bytes) -> tuple[bytes, bytes]:
-    """The file as it was before it was marked, and the mark's text."""
-    kept, text, place = bytearray(_PNG), None, len(_PNG)
-    while place + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
-        end = place + length + 12
-        content = data[place + 8 : end - 4]
-        if kind == b"tEXt" and content.startswith(KEYWORD + b"\0") and text is None:
-            text = content[len(KEYWORD) + 1 :]
-        elif not (kind == b"tEXt" and content == SOFTWARE):
-            kept += data[place:end]
-        place = end
-    if text is None:
-        raise ValueError("no mark")
-    return bytes(kept) + data[place:], text
-
-
-def _gif_without_mark(data: bytes) -> tuple[bytes, bytes]:
-    start = data.rindex(_GIF_COMMENT)
-    length = data[start + 2]
-    text = data[start + 3 : start + 3 + length]
-    if not text.startswith(KEYWORD + b" ") or data[start + 3 + length :] != b"\0\x3b":
-        raise ValueError("no mark")
-    return data[:start] + b"\x3b", text[len(KEYWORD) + 1 :]
+    return int(stem) if Path(numbered(int(stem))).stem == stem else None
 
 
 def maker_of(folder: str | os.PathLike[str]) -> str | None:
@@ -177,11 +84,13 @@ class Gate:
         command: whose outputs may be replaced, e.g. ``sample``.
         overwrite: replace anything; None for a command without ``--overwrite``.
         option: that names the output, for errors.
+        encoding: of the images.
     """
 
     command: str
     overwrite: bool | None = False
     option: str = "--out"
+    encoding: Encoding = LOSSLESS_PNG
 
     def refuse(self, path: str | os.PathLike[str], why: str) -> UserError:
         """The error for something at ``path`` that is not ours."""
@@ -220,10 +129,10 @@ class Gate:
         return None if mark["intact"] else "it was changed since"
 
     def save(self, path: str | os.PathLike[str], image: "Image", settings: Mapping[str, Any] | None = None) -> None:
-        """Write an image as PNG with our mark, atomically; checked once more, because work takes time."""
+        """Write an image with our mark, atomically; checked once more, because work takes time."""
         self.check_file(path)
         with atomic_path(path) as temporary:
-            temporary.write_bytes(marked_png(image, self.command, settings))
+            temporary.write_bytes(marked_image(image, self.command, settings, self.encoding))
 
     def check_folder(self, folder: str | os.PathLike[str], *, empty: bool = False) -> None:
         """Raise UserError unless ``folder`` may become or stay a folder of this command.
@@ -266,7 +175,7 @@ class Gate:
         return folder
 
     def check_images(self, folder: str | os.PathLike[str], count: int) -> None:
-        """Raise UserError unless ``000000.png ...`` and a manifest may be written into ``folder``.
+        """Raise UserError unless numbered images and a manifest may be written into ``folder``.
 
         Files of other names stay as they are. Our own images may be replaced, in a folder whose manifest is ours.
 
@@ -291,8 +200,9 @@ class Gate:
 
     def _numbered(self, folder: Path, count: int | None) -> Iterator[Path]:
         """The numbered images in a folder, all or those below ``count``, in order."""
-        numbers = sorted(k for k in map(number_of, _names(folder)) if k is not None)
-        return (folder / numbered(k) for k in numbers if count is None or k < count)
+        suffix = self.encoding.suffix
+        numbers = sorted(k for name in _names(folder) if (k := number_of(name, (suffix,))) is not None)
+        return (folder / numbered(k, suffix) for k in numbers if count is None or k < count)
 
     def save_images(self, images: list["Image"], folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> int:
         """Write ``000000.png ...`` and then the manifest: a folder with a manifest is complete.
@@ -314,11 +224,12 @@ class Gate:
         remove_temporaries(folder)
         (folder / MANIFEST).unlink(missing_ok=True)
         for k, image in enumerate(images):
-            with atomic_path(folder / numbered(k)) as temporary:
-                temporary.write_bytes(marked_png(image, self.command))
-        removed = 0
-        for path in list(self._numbered(folder, None)):
-            if (number_of(path.name) or 0) >= len(images) and self._not_ours(path) is None:
+            with atomic_path(folder / numbered(k, self.encoding.suffix)) as temporary:
+                temporary.write_bytes(marked_image(image, self.command, encoding=self.encoding))
+        written, removed = {numbered(k, self.encoding.suffix) for k in range(len(images))}, 0
+        for path in sorted(folder / name for name in _names(folder) if name not in written):
+            # also those of the run before in another format
+            if number_of(path.name, IMAGE_SUFFIXES) is not None and self._not_ours(path) is None:
                 path.unlink()
                 removed += 1
         write_json(folder / MANIFEST, {"command": self.command, **manifest})

@@ -24,6 +24,7 @@ from ggm_image.data.sources.prefetch import default_workers
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.io.files import sha256_file
+from ggm_image.io.image_formats import IMAGE_SUFFIXES
 from ggm_image.io.outputs import number_of
 from ggm_image.metrics.feature_file import RECORD, Features, are_features, open_features
 from ggm_image.pipelines.classes import turns
@@ -313,7 +314,7 @@ def _numbers(names: Sequence[str]) -> list[int]:
 
     Names are sorted as text, in which 1000000 comes before 999999.
     """
-    numbers = [number_of(name) for name in names]
+    numbers = [number_of(name, IMAGE_SUFFIXES) for name in names]
     if sorted(k for k in numbers if k is not None) == list(range(len(names))):
         return [k for k in numbers if k is not None]
     return list(range(len(names)))

@@ -537,7 +537,8 @@ class Model:
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
-            n images of the size and mode of ``image`` (larger where extended). With a mask that is black everywhere
+            n images of the size and mode of ``image`` (larger where extended), in their ``info`` what they keep of its
+            metadata, see `ggm_image.image.metadata.kept_metadata`. With a mask that is black everywhere
             they are the image itself.
 
         Raises:

@@ -18,7 +18,9 @@ from PIL import Image
 from ggm_image.errors import UserError
 from ggm_image.image.io import to_pil
 from ggm_image.io.files import remove_temporaries, write_json, write_together
-from ggm_image.io.outputs import MANIFEST, PARTIAL, marked_png, number_of, numbered, read_mark
+from ggm_image.io.image_formats import IMAGE_SUFFIXES, LOSSLESS_PNG, PNG, Encoding, marked_image
+from ggm_image.io.marks import read_mark
+from ggm_image.io.outputs import MANIFEST, PARTIAL, number_of, numbered
 from ggm_image.pipelines.classes import turns
 from ggm_image.pipelines.image import Model
 from ggm_image.runtime.progress import progress_bar
@@ -54,6 +56,7 @@ def sample_to_folder(
     share: tuple[int, int] = (0, 1),
     callback: Callback | None = None,
     overwrite: bool = False,
+    encoding: Encoding = LOSSLESS_PNG,
 ) -> Sampled:
     """Draw this process's share of images ``0 ... n - 1`` of a seed into a folder, as far as they are not there.
 
@@ -71,6 +74,7 @@ def sample_to_folder(
         share: number of this process, and how many there are.
         callback: see `Model.sample_tokens`; where it is given, the first batch is drawn even if it is there.
         overwrite: replace other images; for one process.
+        encoding: of the files.
 
     Raises:
         UserError: the folder holds other images.
@@ -78,7 +82,8 @@ def sample_to_folder(
     rank, processes = share
     asked = [classes] if isinstance(classes, str | int) else classes
     labels = None if asked is None else turns(asked, range(n))
-    folder = SampleFolder(out, model.manifest(n, classes=labels, seed=seed, settings=settings))
+    manifest = model.manifest(n, classes=labels, seed=seed, settings=settings) | encoding.described
+    folder = SampleFolder(out, manifest, encoding)
     if overwrite and (removed := folder.clear()):
         say(f"removed {removed} images of another request: {out}")
     if folder.claim() and callback is None:
@@ -105,10 +110,12 @@ class SampleFolder:
     Attributes:
         path: where it is.
         manifest: all that its images depend on, with their number ``count`` and ``classes``, a name each or None.
+        encoding: of the files.
     """
 
     path: Path
     manifest: dict[str, Any]
+    encoding: Encoding = LOSSLESS_PNG
 
     def clear(self) -> int:
         """Make room for this request, unless the folder is of it already; files that it does not need stay.
@@ -128,11 +135,11 @@ class SampleFolder:
             return 0
         removed = 0
         for name in os.listdir(self.path):
-            k, path = number_of(name), self.path / name
+            k, path = number_of(name, IMAGE_SUFFIXES), self.path / name
             if k is None or not path.is_file():
                 continue
-            mark = read_mark(path) or {"command": None}
-            if k < self.manifest["count"] or (mark["command"] == COMMAND and mark["intact"]):
+            replaced = k < self.manifest["count"] and path.suffix == self.encoding.suffix
+            if replaced or _is_ours(path):
                 path.unlink()
                 removed += 1
         (self.path / MANIFEST).unlink(missing_ok=True)
@@ -147,7 +154,7 @@ class SampleFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         # First the images, then the manifest, which is written before them: another process may be about to begin.
-        images = any(number_of(name) is not None for name in os.listdir(self.path))
+        images = any(number_of(name, (self.encoding.suffix,)) is not None for name in os.listdir(self.path))
         begun = self._read(PARTIAL)
         before = begun or self._read(MANIFEST)
         if before is None and images:
@@ -168,9 +175,11 @@ class SampleFolder:
         return False
 
     def holds(self, k: int) -> bool:
-        """Whether image ``k`` is there, and whole by its own checksums."""
+        """Whether image ``k`` is there, and whole by its own checksums, or by our mark where the format has none."""
+        if self.encoding.format is not PNG:
+            return _is_ours(self._file(k))
         try:
-            with Image.open(self.path / numbered(k)) as image:
+            with Image.open(self._file(k)) as image:
                 image.verify()
         except (OSError, SyntaxError, ValueError):
             return False
@@ -178,7 +187,11 @@ class SampleFolder:
 
     def write(self, k: int, image: Image.Image) -> None:
         """Write image ``k``."""
-        write_together(self.path / numbered(k), lambda path: path.write_bytes(marked_png(image, COMMAND)))
+        content = marked_image(image, COMMAND, encoding=self.encoding)
+        write_together(self._file(k), lambda path: path.write_bytes(content))
+
+    def _file(self, k: int) -> Path:
+        return self.path / numbered(k, self.encoding.suffix)
 
     def finish(self) -> int:
         """How many images are not there yet; if none, the folder is given its manifest.
@@ -200,7 +213,7 @@ class SampleFolder:
     def _missing(self) -> int:
         count: int = self.manifest["count"]
         names = set(os.listdir(self.path))
-        if missing := sum(numbered(k) not in names for k in range(count)):
+        if missing := sum(self._file(k).name not in names for k in range(count)):
             return missing
         return sum(not self.holds(k) for k in range(count))
 
@@ -216,6 +229,12 @@ class SampleFolder:
         return content
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether `sample` wrote a file, and nobody changed it since."""
+    mark = read_mark(path)
+    return mark is not None and mark.get("command") == COMMAND and mark["intact"]
+
+
 def _rename(before: Path, after: Path) -> None:
     """Rename, unless another process has done so."""
     try:
@@ -227,6 +246,7 @@ def _rename(before: Path, after: Path) -> None:
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first entry in which two requests differ, in words; empty if ``now`` is ``before``, or goes on from it."""
+    before, now = {"format": PNG.name, **before}, {"format": PNG.name, **now}  # which manifests do not say
     count = before.get("count")
     if isinstance(count, int) and count < now["count"]:
         classes = now["classes"]

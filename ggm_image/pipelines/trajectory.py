@@ -10,7 +10,7 @@ from torch import Tensor
 from ggm_image.image.io import to_pil
 from ggm_image.image.visualize import image_grid
 from ggm_image.io.files import atomic_path
-from ggm_image.io.outputs import mark_gif
+from ggm_image.io.marks import mark_gif
 from ggm_image.pipelines.image import Model
 
 FRAMES = 64

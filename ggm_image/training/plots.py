@@ -11,7 +11,7 @@ from typing import Any
 
 from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_path
-from ggm_image.io.outputs import mark_png
+from ggm_image.io.marks import mark_png
 
 CURVES = "curves.png"
 _TOGETHER = {"nll_level": "NLL at level, nats a token", "nll_masked": "NLL at masked share, nats a token"}

@@ -61,7 +61,9 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
     fid = ["fid", str(images)]
     new = str(tmp_path / "new.png")
     refused: list[tuple[list[str], str]] = [
-        ([*sample, "--out", "a.jpg"], ".png file or a folder"),
+        ([*sample, "--out", "a.bmp"], "(.png, .jpg, .webp, .tif) or a folder (got a.bmp)"),
+        ([*sample, "--out", "a.jpg", "--quality", "lossless"], "JPEG is never lossless"),
+        ([*sample, "--out", "a.png", "--format", "webp"], "--format belongs to a folder"),
         ([*sample, "--out", str(photo)], "was not written by this command"),
         ([*sample, "--out", str(tokens)], "was not written by this command"),
         ([*sample, "--out", new, "--trajectory", "a.mp4"], ".gif"),
@@ -75,7 +77,8 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
         ([*sample, "--out", str(images), "--shard", "0/2", "--overwrite"], "--overwrite needs one process"),
         (["sample", "--model", str(bare), "--out", new], "no weights"),
         (["sample", "--model", "cifar01", "--out", new], "known: cifar10"),
-        ([*inpaint, "--out", "a.jpg"], ".png file or a folder"),
+        ([*inpaint, "--out", "a.gif"], "(.png, .jpg, .webp, .tif) or a folder (got a.gif)"),
+        ([*inpaint, "--out", "a.tif", "--quality", "90"], "--quality belongs to JPEG and WebP"),
         ([*inpaint, "--out", str(photo)], "was not written by this command"),
         ([*inpaint, "--out", str(image), "--overwrite"], "must not be an input"),
         ([*inpaint, "--out", str(tokens)], "was not written by this command"),
@@ -83,7 +86,7 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
         ([*inpaint, "--out", new, "--class", "cta"], "did you mean cat"),
         (["inpaint", str(tmp_path / "none.png"), str(mask), "--out", new], "none.png"),
         (["inpaint", str(image), str(tmp_path / "none.png"), "--out", new], "none.png"),
-        ([*signal, "--out", "a.jpg"], "name it X.png"),
+        ([*signal, "--out", "a.bmp"], "name it X.png"),
         ([*signal, "--out", str(photo)], "was not written by this command"),
         ([*signal, "--out", new, "--class", "cat,dog"], "signal takes one class"),
         ([*fid, str(tmp_path / "none")], "does not exist"),

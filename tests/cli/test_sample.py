@@ -208,7 +208,10 @@ def test_trajectory(model: Path, tmp_path: Path, order: str) -> None:
         (("-n", "0"), ("-n",)),
         (("--temperature", "0"), ("--temperature",)),
         (("--top-p", "1.5"), ("--top-p",)),
-        (("--out", "picture.jpg"), (".png file or a folder",)),
+        (("--out", "picture.bmp"), (".png, .jpg, .webp, .tif", "or a folder", "picture.bmp")),
+        (("--quality", "90"), ("--quality belongs to JPEG and WebP",)),
+        (("--out", "a.jpg", "--quality", "101"), ("'101' is neither lossless nor",)),
+        (("--format", "webp"), ("--format belongs to a folder", "name the file samples.webp")),
         (("--trajectory", "a.mp4"), (".gif",)),
         (("--sweps", "2"), ("--sweeps",)),
     ],
@@ -391,7 +394,8 @@ def test_signal_refuses(model: Path, picture: Path, tmp_path: Path, capsys: pyte
     assert "text.png" in refused(capsys, run("signal", text, *out))
     assert "did you mean cat" in refused(capsys, run("signal", picture, "--class", "cta", *out))
     assert "--level" in refused(capsys, run("signal", picture, "--level", 1, *out))
-    assert "name it X.png" in refused(capsys, run("signal", picture, "--model", model, "--out", tmp_path / "map.jpg"))
+    assert "name it X.png" in refused(capsys, run("signal", picture, "--model", model, "--out", tmp_path / "map.bmp"))
+    assert "name it X.png" in refused(capsys, run("signal", picture, "--model", model, "--out", tmp_path / "map"))
     assert not (tmp_path / "map.png").exists()
 
 

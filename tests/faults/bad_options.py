@@ -216,7 +216,7 @@ def _outputs(w: World) -> Iterator[Case]:
         "a pipe": lambda f: pipe(f / "out"),
         "an image that is a pipe": lambda f: pipe(f / "out.png"),
         "a suffix alone": lambda f: f / ".png",
-        "another suffix": lambda f: f / "out.jpg",
+        "another suffix": lambda f: f / "out.bmp",
         "a device": lambda f: Path("/dev/null"),
         "a place below a device": lambda f: Path("/dev/null/out"),
         "a place in /proc": lambda f: Path("/proc/self/out"),
@@ -242,5 +242,11 @@ def _outputs(w: World) -> Iterator[Case]:
             if what.startswith("a device") and command in ("train", "train-tokenizer"):
                 continue
             yield Case(f"{command} into {what}", lambda f, m=make, p=place: m(p(f)))  # type: ignore[misc]
+    for name in ("out.jpg", "out.webp", "out.tif", "out", "out.bmp"):
+        for options in (["--quality", "0"], ["--quality", "lossless"], ["--quality", "²"], ["--format", "webp"]):
+            yield Case(
+                f"{name} with {' '.join(options)}",
+                lambda f, n=name, o=options: w.sample(f / n, *o),  # type: ignore[misc]
+            )
     yield Case("a resumed run that is none", lambda f: w.train(filled(f / "run"), "--resume"), REFUSED)
     yield Case("a run that is there already", lambda f: w.train(w.root / "run"), REFUSED)

@@ -12,17 +12,16 @@ from PIL import Image, PngImagePlugin
 
 from ggm_image.errors import UserError
 from ggm_image.io import outputs
+from ggm_image.io.image_formats import FORMATS, JPEG, WEBP, Encoding, encode, marked_image
+from ggm_image.io.marks import mark_gif, read_mark
 from ggm_image.io.outputs import (
     RUN_HEAD,
     Gate,
     check_inputs_kept,
     maker_of,
-    mark_gif,
-    marked_png,
     merged_folder,
     number_of,
     numbered,
-    read_mark,
 )
 
 SAMPLES = {"model_sha256": "0", "settings": {}, "seed": 0, "count": 2}
@@ -40,10 +39,10 @@ def gif() -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_a_marked_png(mode: str, tmp_path: Path) -> None:
+def test_a_marked_image(mode: str, tmp_path: Path) -> None:
     """Pillow reads the same pixels, the software and the settings; the bytes depend on both alone."""
-    data = marked_png(noise(0, mode), "sample", {"seed": 3, "name": "Fréchet"})
-    assert data == marked_png(noise(0, mode), "sample", {"seed": 3, "name": "Fréchet"})
+    data = marked_image(noise(0, mode), "sample", {"seed": 3, "name": "Fréchet"})
+    assert data == marked_image(noise(0, mode), "sample", {"seed": 3, "name": "Fréchet"})
     with Image.open(io.BytesIO(data)) as image:
         assert image.tobytes() == noise(0, mode).tobytes()
         assert image.info["Software"] == "ggm-image"
@@ -59,11 +58,69 @@ def test_a_marked_png(mode: str, tmp_path: Path) -> None:
 
 
 def test_a_mark_never_grows_beyond_what_pillow_reads(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(marked_png(noise(), "sample", {"classes": ["x" * 100] * 20_000}))
+    (tmp_path / "a.png").write_bytes(marked_image(noise(), "sample", {"classes": ["x" * 100] * 20_000}))
     with Image.open(tmp_path / "a.png") as image:
         image.load()
         assert len(image.info["ggm-image"]) < 1000
     Gate("sample").check_file(tmp_path / "a.png")
+
+
+def encodings() -> list[Encoding]:
+    return [Encoding.choose(form) for form in FORMATS] + [Encoding(WEBP)]
+
+
+ENCODINGS = pytest.mark.parametrize("encoding", encodings(), ids=lambda e: f"{e.format.name} {e.quality}")
+
+
+@ENCODINGS
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_mark_in_every_format(encoding: Encoding, mode: str, tmp_path: Path) -> None:
+    """Pillow reads the marked file as the plain one, and a byte beside the mark that changes breaks it."""
+    path, settings = tmp_path / "a", {"seed": 3, "name": "Fréchet"}
+    data = marked_image(noise(0, mode), "sample", settings, encoding)
+    assert data == marked_image(noise(0, mode), "sample", settings, encoding)
+    path.write_bytes(data)
+    mark = read_mark(path)
+    assert mark is not None
+    assert (mark["command"], mark["intact"], mark["settings"]) == ("sample", True, settings)
+    with Image.open(path) as image, Image.open(io.BytesIO(encode(noise(0, mode), encoding))) as plain:
+        assert image.format == plain.format == encoding.format.name.upper()
+        assert image.tobytes() == plain.tobytes()
+    start, end = data.index(b'{"command"') - 24, data.index(b'"}}') + 8
+    for place in (*range(12, start, 7), *range(end, len(data), 7)):
+        changed = bytearray(data)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        assert not (read_mark(path) or {"intact": False})["intact"], place
+    for others in (data[:-1], data + b"notes", encode(noise(0, mode), encoding)):
+        path.write_bytes(others)
+        with pytest.raises(UserError, match="exists and was not written by this command"):
+            Gate("sample", encoding=encoding).check_file(path)
+
+
+@ENCODINGS
+def test_our_files_of_every_format_are_replaced(encoding: Encoding, tmp_path: Path) -> None:
+    path, gate = tmp_path / f"a{encoding.suffix}", Gate("sample", encoding=encoding)
+    gate.save(path, noise(0), {"seed": 0})
+    gate.save(path, noise(1), {"seed": 1})
+    assert (read_mark(path) or {})["settings"] == {"seed": 1}
+    with pytest.raises(UserError, match="written by ggm-image sample"):
+        Gate("inpaint", encoding=encoding).save(path, noise(2))
+    noise(3).save(path)
+    with pytest.raises(UserError, match="no mark"):
+        gate.save(path, noise(2))
+
+
+def test_a_folder_in_another_format(tmp_path: Path) -> None:
+    """Images and manifest agree: ours of the former format go, those of others stay."""
+    jpeg = Encoding.choose(JPEG)
+    Gate("inpaint").save_images([noise(0), noise(1)], tmp_path, {"count": 2})
+    noise(8).save(tmp_path / "000007.png")
+    assert Gate("inpaint", encoding=jpeg).save_images([noise(0)], tmp_path, {"count": 1}) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000.jpg", "000007.png", "manifest.json"]
+    noise(9).save(tmp_path / "000001.jpg")
+    with pytest.raises(UserError, match="000001.jpg exists"):
+        Gate("inpaint", encoding=jpeg).save_images([noise(0), noise(1)], tmp_path, {"count": 2})
 
 
 def test_a_marked_gif(tmp_path: Path) -> None:
@@ -85,7 +142,7 @@ def test_a_marked_gif(tmp_path: Path) -> None:
 
 
 def somebodys(path: Path, how: str) -> None:
-    ours = marked_png(noise(), "sample", {})
+    ours = marked_image(noise(), "sample", {})
     if how == "photo":
         noise(5).save(path)
     elif how == "jpeg":
@@ -95,7 +152,7 @@ def somebodys(path: Path, how: str) -> None:
     elif how == "text":
         path.write_text("mine")
     elif how == "another command's":
-        path.write_bytes(marked_png(noise(), "inpaint", {}))
+        path.write_bytes(marked_image(noise(), "inpaint", {}))
     elif how == "repainted":  # an editor that keeps the text chunks
         with Image.open(io.BytesIO(ours)) as image:
             texts = PngImagePlugin.PngInfo()
@@ -271,6 +328,9 @@ def test_numbers() -> None:
         "-00001.png",
     ):
         assert number_of(name) is None
+    assert numbered(1, ".jpg") == "000001.jpg"
+    assert number_of("000001.jpg", (".jpg",)) == 1
+    assert number_of("000001.png", (".jpg",)) is None
 
 
 def test_folders_that_must_be_empty(tmp_path: Path) -> None:

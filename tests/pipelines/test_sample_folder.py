@@ -9,7 +9,8 @@ from PIL import Image
 
 from ggm_image.errors import UserError
 from ggm_image.image.io import to_pil
-from ggm_image.io.outputs import numbered, read_mark
+from ggm_image.io.marks import read_mark
+from ggm_image.io.outputs import numbered
 from ggm_image.pipelines import sample_folder
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
