@@ -167,7 +167,7 @@ def test_the_whole_comparison_and_its_resumption(
 
 
 def test_the_reference_is_split_by_class(compare: ModuleType) -> None:
-    """The parts share no image and hold all of them. Seen to fail with the first images whatever their class."""
+    """The parts share no image, hold all of them, and have the same share of each class."""
     labels = np.array([0] * 10 + [1] * 8 + [2] * 2)
     pixels = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 2, 2)
     images = compare.Images(pixels, labels, ["a", "b", "c"])

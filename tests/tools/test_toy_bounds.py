@@ -27,13 +27,13 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_exact_value_of_an_exact_masked_network_is_the_entropy(toy: ModuleType) -> None:
-    """One site a call is exact. Seen to fail with all sites filled at once."""
+    """One site a call is exact."""
     network = MaskedTable(LAW, all_states(SITES, CODES))
     assert toy.sampler_nll("masked", network, LAW, CODES, 4) == pytest.approx(ENTROPY, rel=1e-9)
 
 
 def test_the_exact_value_of_an_exact_duo_falls_to_the_entropy(toy: ModuleType) -> None:
-    """And is never below it. Seen to fail with the noisier time in the place of the cleaner one."""
+    """And is never below it."""
 
     def network(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
         answers = left_out("duo", round(1 - float(levels[0, 0]), 6))
