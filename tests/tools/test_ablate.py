@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def ablate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for folder in ("benchmarks", "experiments", "figures"):
         monkeypatch.syspath_prepend(TOOLS / folder)
     module = importlib.import_module("ablate")
-    for name in ("ablate", "compare_objectives", "baselines", "experiments", "quality_vs_cost"):
+    for name in ("ablate", "compare_methods", "compare_tables", "baselines", "experiments", "quality_vs_cost"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return module
 
@@ -136,6 +136,14 @@ def test_every_row_trains_and_draws(
     assert [row["task"]["row"] for row in rows if "nll" not in row] == ["marginal noise"]
     assert (out / "ablate.md").read_text().count("\n") == len(ablate.ROWS) + 2
     assert ablate.run(ablate.main, [*arguments, "--rows", "defualt"]) == 2
+
+
+def test_features_that_are_no_file_have_a_hash_too(ablate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--features` takes what `ggm-image fid` takes. Seen to fail with the hash of a file of that name."""
+    for name, sha256, expected in (("efficientnet-lite0", "5e" * 32, "5e" * 32), ("timm:a.b", None, "timm:a.b")):
+        found = SimpleNamespace(name=name, sha256=sha256)
+        monkeypatch.setattr(ablate, "load_extractor", lambda asked, found=found: found if asked == found.name else None)
+        assert ablate.hash_of_features(name) == expected
 
 
 def test_a_row_is_compared_with_the_default_of_its_seed(ablate: ModuleType, tmp_path: Path) -> None:

@@ -32,25 +32,31 @@ has none. Writes OUT/results.json (resumable) and OUT/ablate.md.
 import math
 import statistics
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 import torch.nn.functional as F
-from compare_objectives import BATCH, hash_of_features, judge, matrix_of, spread
+from compare_tables import spread
 from experiments import Results, Row
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ggm_image.cli.main import run
+from ggm_image.data.sources.image_files import open_source
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.image.preprocess import to_uint8
 from ggm_image.io.config_schema import load_config
 from ggm_image.io.files import write_text
+from ggm_image.metrics.extract_features import extract_features
+from ggm_image.metrics.feature_extractors import Extractor, load_extractor
+from ggm_image.metrics.feature_file import FeatureMatrix, Features, row_type
 from ggm_image.metrics.fid import frechet_distance
+from ggm_image.metrics.image_sets import ImageFileSet
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.network.positions import Positions
 from ggm_image.pipelines.base import image_generator
@@ -65,6 +71,7 @@ from ggm_image.training.evaluation import MASKED_SHARES, own_tokenizer, val_nll
 from ggm_image.training.trainer import GeneratorTrainer
 
 TEMPERATURE = 0.8
+BATCH = 100
 
 
 class DirectTransformer(Transformer):
@@ -246,6 +253,27 @@ def drawers(network: Transformer, trainer: GeneratorTrainer) -> dict[str, Callab
         "fd_schedule": partial(sample, denoiser, schedule, **common),
         "fd_signal": partial(sample_signal, denoiser, **half, **common),
     }
+
+
+def hash_of_features(features: str) -> str:
+    """SHA-256 of the weights of a feature network, whatever it is named by; its full name where a library has them."""
+    extractor = load_extractor(features)
+    return extractor.sha256 or extractor.name
+
+
+@lru_cache(maxsize=1)
+def judge(features: str, reference: str, device: str) -> tuple[Extractor, Features]:
+    """The feature network, and the features of the reference."""
+    extractor = load_extractor(features, device=device)
+    return extractor, extract_features(ImageFileSet(open_source(reference)), extractor, label="reference")
+
+
+def matrix_of(batches: list[Float64[np.ndarray, "_ d"]]) -> FeatureMatrix:
+    """Features in memory as figures want them."""
+    features = np.concatenate(batches)
+    rows = np.zeros(len(features), row_type(features.shape[1]))
+    rows["features"] = features
+    return FeatureMatrix(rows)
 
 
 def distance(context: Row, task: Row, trainer: GeneratorTrainer, draw: Callable[..., Tensor]) -> float:

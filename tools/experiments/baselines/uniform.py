@@ -1,21 +1,7 @@
-"""GGM's baselines on the same network, each from its paper and as small as it can be, for
-tools/experiments/compare_objectives.py.
+"""D3PM and SEDD: uniform noise on every token, all sites redrawn in every step.
 
-Legend: `b` batch, `l` sites, `v` codes, `a` a code; u = 1/v, uniform noise; level = P(a token is still clean).
-
-    network(tokens (b, l), levels (b, l), sites (k,), labels (b,)) -> (b, k, v)
-
-| method | the network's answer at a site | paper |
-| --- | --- | --- |
-| masked diffusion | log p(x_0 = a), the site masked | MaskGIT, arXiv 2202.04200; Halton order: arXiv 2503.17076 |
-| D3PM | log p(x_0 = a), every token in view and noisy alike | arXiv 2107.03006: uniform noise, x_0-prediction |
-| SEDD | log p_t(a at the site) / p_t(x_t), every token in view | arXiv 2310.16834: score entropy, uniform rates |
-
-Where they differ from their papers: D3PM is trained by the cross-entropy of x_0 alone (its variational bound has the
-same minimiser), and its step takes the mean of q(x_s | x_t, x_0) over p(x_0 | x_t), which is the exact posterior of a
-site. Both draw all sites at once in a step (tau-leaping; SEDD's is the paper's Tweedie step). With exact networks
-D3PM's and SEDD's steps are the same: the product of the exact posteriors of the sites. tests/tools/test_baselines.py
-shows all that by enumeration.
+Both draw all sites at once in a step (tau-leaping; SEDD's is the paper's Tweedie step). With exact networks the two
+steps are the same: the product of the exact posteriors of the sites.
 """
 
 import math
@@ -26,30 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from baselines.base import LOWEST_LEVEL, Network, sample_uniforms
 from ggm_image.glauber import add_noise, sample_codes
-from ggm_image.schedule import CURVES, Query, order_sites
+from ggm_image.schedule import CURVES, Query
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.trainer import GeneratorTrainer
-
-LOWEST_LEVEL = 1e-3
-"""Of D3PM and SEDD: the chain starts from pure noise at this level; SEDD's weight is 1/level, and its step divides."""
-
-Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-class MaskedTrainer(GeneratorTrainer):
-    """Masked diffusion: a cosine share of the sites is masked, the others are clean; cross-entropy."""
-
-    def query(self) -> Query:
-        height, width = self.config.network.grid
-        sites_total = height * width
-        share = math.cos(math.pi / 2 * float(torch.rand((), generator=self.generator)))
-        sites = torch.randperm(sites_total, generator=self.generator)[: max(1, math.ceil(share * sites_total))]
-        return Query(sites, None)
-
-    def corrupt(self, x_0: Int[Tensor, "b l"], query: Query) -> tuple[Tensor, Tensor]:
-        tokens = x_0.index_fill(1, query.sites, self.config.network.codebook_size)
-        return tokens, torch.ones(x_0.shape, device=x_0.device)
 
 
 class D3PMTrainer(GeneratorTrainer):
@@ -184,8 +151,7 @@ def tau_leap(
     and a network's errors with it. A temperature divides the network's logarithms; 1 is the paper.
     """
     b, curve_of = len(generators), CURVES[curve]
-    uniforms = torch.stack([torch.rand(calls + 1, sites, generator=g, dtype=torch.float64) for g in generators], dim=1)
-    uniforms = uniforms.to(device)
+    uniforms = sample_uniforms(generators, (calls + 1, sites), device)
     x = (uniforms[0] * codebook_size).long()
     every = torch.arange(sites, device=device)
     grid = [max(first_level, curve_of(1 - n / calls)) for n in range(calls)] + [1.0]
@@ -194,66 +160,6 @@ def tau_leap(
         sample = network(x, torch.full((b, sites), level, device=device), every, labels) / temperature
         x = sample_codes(step(sample, x, level, next_level).log(), uniforms[n + 1])
     return x
-
-
-def halton(
-    network: Network,
-    calls: int,
-    labels: Int[Tensor, " b"] | None,
-    *,
-    height: int,
-    width: int,
-    codebook_size: int,
-    generators: Sequence[torch.Generator],
-    temperature: float = 1.0,
-    device: torch.device | str = "cpu",
-) -> Int[Tensor, "b l"]:
-    """Masked diffusion in Halton order: after call n of N, cos(pi/2 n/N) of the sites are left masked.
-
-    At most one call a site is made. The paper's arccos law is the same curve.
-    """
-    sites, b = height * width, len(generators)
-    order = order_sites(height, width, "halton").to(device)
-    calls = min(calls, sites)
-    left = [math.floor(sites * math.cos(math.pi / 2 * (n + 1) / calls)) for n in range(calls)]
-    uniforms = torch.stack([torch.rand(sites, generator=g, dtype=torch.float64) for g in generators]).to(device)
-    x = torch.full((b, sites), codebook_size, device=device)
-    placed = 0
-    for n in range(calls):
-        until = max(min(sites - left[n], sites - (calls - 1 - n)), placed + 1)  # at least one a call
-        block = order[placed:until]
-        logits = network(x, (x != codebook_size).float(), block, labels) / temperature
-        x[:, block] = sample_codes(logits.log_softmax(-1), uniforms[:, block])
-        placed = until
-    return x
-
-
-@torch.no_grad()
-def any_order_bound(
-    network: Network,
-    tokens: Int[Tensor, "n l"],
-    labels: Int[Tensor, " n"] | None,
-    *,
-    codebook_size: int,
-    generator: torch.Generator,
-    batch_size: int = 100,
-) -> float:
-    """An upper bound on -log p(x_0), nats a token, of a network that fills masked sites: the mean over random orders.
-
-    With M uniform in 1..l and M random sites masked, the mean of -log p0(x_0) over them (arXiv 2110.02037).
-    """
-    total, sites_total = 0.0, tokens.shape[1]
-    parts = tokens.split(batch_size)
-    for k, part in enumerate(parts):
-        # M in equal parts over the batches, so that a few of them see every number of masked sites
-        uniform = (k + float(torch.rand((), generator=generator))) / len(parts)
-        sites = torch.randperm(sites_total, generator=generator)[: 1 + int(uniform * sites_total)]
-        x = part.clone()
-        x[:, sites] = codebook_size
-        own = None if labels is None else labels[k * batch_size : k * batch_size + len(part)]
-        logits = network(x, torch.ones(x.shape), sites, own).double()
-        total += len(part) * float(F.cross_entropy(logits.flatten(0, 1), part[:, sites].flatten()))
-    return total / len(tokens)
 
 
 @torch.no_grad()
@@ -281,10 +187,10 @@ def score_bound(
         sample = log_score(x_t, levels, None if labels is None else labels[rows]).double()
         cost = score_entropy(sample.flatten(0, 1), x_t.flatten(), x_0.flatten(), levels.flatten())
         total += (cost.view(x_0.shape).mean(1) * density[rows]).sum()
-    return float(total) / n + _start_divergence(codebook_size)
+    return float(total) / n + start_divergence(codebook_size)
 
 
-def _start_divergence(v: int) -> float:
+def start_divergence(v: int) -> float:
     """KL(q(x_T | x_0) || noise) of a site at the lowest level."""
     low = (1 - LOWEST_LEVEL) / v
     clean = LOWEST_LEVEL + low
