@@ -33,7 +33,7 @@ RUN_HEAD = "# Written by ggm-image: "
 
 _CHECKPOINTS = {"checkpoint.pt", "checkpoint", "checkpoint-previous.pt", "checkpoint-previous"}
 _RUN_FILES = {
-    "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions",
+    "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions", "wandb",
 }  # fmt: skip
 _PNG, _GIF = b"\x89PNG\r\n\x1a\n", b"GIF8"
 _HEADER_END = 33  # of a PNG: signature, and IHDR of 13 bytes

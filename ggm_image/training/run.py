@@ -17,6 +17,7 @@ from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet, fit_to_cache, load_tokens
 from ggm_image.training.distributed import DistributedContext, make_fabric, processes_asked, report_once
 from ggm_image.training.initialization import trained_network
+from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.optim import check_optimizer
 from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
@@ -80,6 +81,8 @@ def train_generator(
     with context.together():
         heard = say if context.is_main_process else lambda line: None
         cache, training, val_set = _check_run(settings, Path(data), out, val, resume, context.world_size, heard)
+        if context.is_main_process:
+            check_loggers(settings.train.logger)
     with report_once():
         checkpoint = load_checkpoint(out, context) if resume and has_checkpoint(out) else None
     make = method or GeneratorTrainer

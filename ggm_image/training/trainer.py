@@ -264,7 +264,10 @@ class GeneratorTrainer:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is saved.
         """
         with self.context.together():
-            log = MetricLogger(self.out, COLUMNS, self.step) if self.context.is_main_process else None
+            log = None
+            if self.context.is_main_process:
+                loggers, config = self.config.train.logger, plain(self.config)
+                log = MetricLogger(self.out, COLUMNS, self.step, loggers=loggers, config=config, say=self.say)
         try:
             give_up = self._give_up if self.context.world_size == 1 else None
             with self.context.lost(), GracefulStop(silent=not self.context.is_main_process, give_up=give_up) as stop:
@@ -342,6 +345,8 @@ class GeneratorTrainer:
             stop.optional(lambda: self._validate(log))
         if sample:
             stop.optional(self._sample)
+            if log is not None and self._grid_path().exists():
+                log.show(self.step, "samples", self._grid_path())
 
     def _grid_path(self) -> Path:
         suffix = "txt" if self.manifest.modality == "text" else "png"

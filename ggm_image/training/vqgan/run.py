@@ -25,6 +25,7 @@ from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together
 from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, time_left
+from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import MetricLogger, fetch, to_stderr
 from ggm_image.training.plots import plot_at_the_end
 from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
@@ -113,6 +114,7 @@ def train_tokenizer(
         check_resumed(state.get("record", {}), record, TOKENIZER_FREE_TO_CHANGE, to_stderr, fix)
     if not force:
         check_memory(config, images=len(source), kept_bytes=MEMORY_LIMIT, device=device)
+    check_loggers(config.train.logger)
     trainer = TokenizerTrainer(config, device)
     size = check_image_size(trainer.model, None)
     images = TrainingImages(source, size, workers, trainer.device)
@@ -130,7 +132,7 @@ def train_tokenizer(
     with held(out):
         remove_temporaries(out, out / "tokenizer", out / "reconstructions")
         save_config(out / "config.yaml", config)
-        log = MetricLogger(out, COLUMNS, trainer.step)
+        log = MetricLogger(out, COLUMNS, trainer.step, loggers=config.train.logger, config=plain(config))
         try:
             with GracefulStop(give_up=lambda: _give_up(trainer, out)) as stop:
                 _loop(trainer, images, order, record, out, log, stop)
@@ -188,6 +190,8 @@ def _loop(
         path = out / "reconstructions" / f"{trainer.step:07d}.png"
         if train.sample_every and trainer.step and trainer.step % train.sample_every == 0 and not path.exists():
             stop.optional(lambda: _show(trainer, pictures, path))
+            if path.exists():
+                log.show(trainer.step, "reconstructions", path)
 
     def finite(values: Mapping[str, Any]) -> dict[str, float]:
         """Numbers in place of tensors, which are waited for once."""
