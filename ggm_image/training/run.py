@@ -109,7 +109,8 @@ def train_generator(
             if checkpoint is not None:
                 trainer.load_state_dict(checkpoint)
                 del checkpoint
-        return trainer.fit()
+        trainer.fit()
+        return out / "model"
 
 
 def _check_run(

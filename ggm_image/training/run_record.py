@@ -36,8 +36,8 @@ TOKENIZER_FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         "steps", "max_minutes", "log_every", "logger", "sample_every", "checkpoint_minutes", "weights_dtype",
-        "precision", "compile", "learning_rate", "schedule", "final_share", "decay_fraction", "warmup_steps", "restart_every",
-        "restart_until",
+        "precision", "compile", "learning_rate", "schedule", "final_share", "decay_fraction", "warmup_steps",
+        "restart_every", "restart_until",
     )
 ) | {"start", "name", "licence"} | frozenset(
     f"loss.{name}"
