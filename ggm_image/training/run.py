@@ -12,7 +12,7 @@ from ggm_image.io.files import held, remove_temporaries
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.training.batches import rows_of_rank
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet, fit_to_cache, load_tokens
 from ggm_image.training.distributed import DistributedContext, make_fabric, processes_asked, report_once
@@ -21,7 +21,7 @@ from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.optim import check_optimizer
 from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
-from ggm_image.training.trainer import GeneratorTrainer, _another_kind
+from ggm_image.training.trainer import GeneratorTrainer
 
 
 def train_generator(
@@ -147,7 +147,7 @@ def _check_resumed(
     try:
         before = generator_record_of(checkpoint)
     except (KeyError, TypeError, AttributeError) as error:
-        raise _another_kind(error) from error
+        raise other_kind_of_run(error, "train") from error
     if "data.class_names" not in before:
         with suppress(UserError):  # the model beside an earlier version's checkpoint has the names
             before["data.class_names"] = NetworkFolder.read(out / "model").class_names

@@ -33,6 +33,7 @@ from ggm_image.training.checkpoint import (
     OTHER_DEVICE,
     generator_state,
     has_checkpoint,
+    other_kind_of_run,
     random_state,
     save_checkpoint,
     save_sharded_checkpoint,
@@ -44,7 +45,7 @@ from ggm_image.training.corruption import cumulative_noise, replace_by_noise
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.dataset import TokenSet
 from ggm_image.training.distributed import DistributedContext, make_fabric
-from ggm_image.training.evaluation import FIGURES, MASKED_SHARES, VALIDATION_LEVELS, mean_nll, sample_grid, val_nll
+from ggm_image.training.evaluation import FIGURES, mean_nll, sample_grid, val_nll
 from ggm_image.training.initialization import initialize_network
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.loop import TrainingLoop
@@ -52,22 +53,6 @@ from ggm_image.training.optim import EMA, OptimizerSettings, make_optimizer, reg
 from ggm_image.training.sharded_state import cut, whole, whole_tensor
 from ggm_image.training.signals import GracefulStop
 from ggm_image.training.text_evaluation import bits_per_byte, sample_texts
-
-COLUMNS = (
-    "loss",
-    "gradient_norm",
-    "learning_rate",
-    "images_per_second",
-    "minutes",
-    "nll",
-    *(f"nll_level_{level:g}" for level in VALIDATION_LEVELS),
-    *(f"nll_masked_{share:g}" for share in MASKED_SHARES),
-)
-
-
-def _another_kind(error: Exception) -> UserError:
-    what = "checkpoint is not one of this kind of run"
-    return UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run")
 
 
 class GeneratorTrainer(TrainingLoop):
@@ -78,7 +63,7 @@ class GeneratorTrainer(TrainingLoop):
         block: queried sites of every step; drawn as the samplers will ask for them where None.
     """
 
-    COLUMNS = COLUMNS
+    COLUMNS = ("loss", "gradient_norm", "learning_rate", "images_per_second", "minutes", "nll", *FIGURES)
     FOLDERS = ("model", "samples")
     block: int | None = None
 
@@ -212,7 +197,7 @@ class GeneratorTrainer(TrainingLoop):
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise _another_kind(error) from error
+            raise other_kind_of_run(error, "train") from error
 
     def _load_noise_generator(self, state: Mapping[str, Any]) -> None:
         saved = state.get("noise_generator", state["generator"])
@@ -363,10 +348,7 @@ class GeneratorTrainer(TrainingLoop):
 
     def _sample(self) -> None:
         """A grid of 16 images, if the tokenizer is at hand; training never fails for the lack of one."""
-        if not (self.context.is_main_process or self.context.sharded):
-            network = None
-        else:
-            network = self.averaged()
+        network = self.averaged() if self.context.is_main_process or self.context.sharded else None
         with self.context.together(), self.fabric.autocast():
             if network is not None and self.context.is_main_process:
                 try:

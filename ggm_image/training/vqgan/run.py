@@ -23,7 +23,7 @@ from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run, save_checkpoint
 from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
@@ -33,9 +33,6 @@ from ggm_image.training.vqgan.cost_estimate import check_memory
 from ggm_image.training.vqgan.trainer import FROZEN, TokenizerTrainer, starting_point
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images that are kept; more are decoded anew every epoch
-COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
-           "adversarial", "adversarial_weight", "matching", "matching_weight", "discriminator",
-           "learning_rate")  # fmt: skip
 
 
 class TrainingImages:
@@ -161,7 +158,9 @@ class TokenizerRun(TokenizerTrainer):
         workers: threads that decode images.
     """
 
-    COLUMNS = COLUMNS
+    COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
+               "adversarial", "adversarial_weight", "matching", "matching_weight", "discriminator",
+               "learning_rate")  # fmt: skip
     FOLDERS = ("tokenizer", "reconstructions")
     LOG_CHECKPOINTS = False
     MAY_BE_INFINITE = ("psnr",)  # where an image is met exactly
@@ -192,8 +191,7 @@ class TokenizerRun(TokenizerTrainer):
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            what, fix = "checkpoint is not one of this kind of run", "name the folder of a `train-tokenizer` run"
-            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
+            raise other_kind_of_run(error, "train-tokenizer") from error
 
     def advance(self) -> dict[str, Any]:
         values = self.train_step(self.augmented(self.images[self.order.next()]))
