@@ -33,7 +33,7 @@ from ggm_image.training.loop import TrainingLoop
 from ggm_image.training.optim import EMA, OptimizerSettings, make_optimizer
 from ggm_image.training.vqgan.codebook import CodebookEMA
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
-from ggm_image.training.vqgan.perceptual import load_perceptual
+from ggm_image.training.vqgan.perceptual import hold_products_in_bf16, load_perceptual
 from ggm_image.training.vqgan.timm_perceptual import TimmPerceptual
 
 FROZEN = ("encoder.", "quant_conv.", "quantize.")
@@ -73,6 +73,8 @@ class TokenizerTrainer(TrainingLoop):
         if config.loss.perceptual > 0:
             self.perceptual = load_perceptual(config.loss.perceptual_weights, config.loss.perceptual_size)
             self.perceptual = self.perceptual and self.perceptual.to(self.device)
+            if self.perceptual is not None and config.train.precision == "bf16-mixed" and self.device.type == "cuda":
+                hold_products_in_bf16(self.perceptual)  # on a CPU they are computed in float32
         settings = OptimizerSettings(
             learning_rate=0.0,
             weight_decay=None,
@@ -155,7 +157,8 @@ class TokenizerTrainer(TrainingLoop):
             reconstruction = self.model.decoder.conv_out(self.decode_body(codes)).float()
         reconstruction = F.pixel_shuffle(reconstruction, self.model.patch_size)
         error = reconstruction - images
-        terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * error.square().mean()}
+        squared_error = error.square().mean()
+        terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * squared_error}
         if self.perceptual is not None:
             # the first rows are as random as any
             some = slice(math.ceil(loss.perceptual_images * len(images)))
@@ -178,7 +181,7 @@ class TokenizerTrainer(TrainingLoop):
             logs["discriminator"] = self._discriminator_step(images, reconstruction.detach())
         self.step += 1
         self.ema.update(self.model, self.step)
-        logs["psnr"] = 10 * torch.log10(4 / error.detach().square().mean())
+        logs["psnr"] = 10 * torch.log10(4 / squared_error.detach())
         logs["commitment"] = commitment.detach()
         return logs
 
@@ -206,7 +209,7 @@ class TokenizerTrainer(TrainingLoop):
         """
         last = self.model.decoder.conv_out.weight
         plain = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
-        gradient = torch.autograd.grad(torch.stack(list(plain.values())).sum(), reconstruction)[0]
+        gradient = torch.autograd.grad(list(plain.values()), reconstruction)[0]
 
         def norm(g: Tensor) -> Tensor:
             return torch.autograd.grad(reconstruction, last, g, retain_graph=True)[0].norm()
