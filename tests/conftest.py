@@ -69,8 +69,7 @@ def unchecked_shapes() -> Iterator[None]:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without curves: matplotlib takes three times as long as the training of a tiny network."""
-    for run in ("ggm_image.training.trainer", "ggm_image.training.vqgan.run"):
-        monkeypatch.setattr(f"{run}.plot_at_the_end", lambda folder: None)
+    monkeypatch.setattr("ggm_image.training.loop.plot_at_the_end", lambda folder: None)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ RUN_HEAD = "# Written by ggm-image: "
 
 _CHECKPOINTS = {"checkpoint.pt", "checkpoint", "checkpoint-previous.pt", "checkpoint-previous"}
 _RUN_FILES = {
-    "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions",
+    "config.yaml", "log.csv", "curves.png", "model", "samples", "tensorboard", "tokenizer", "reconstructions", "wandb",
 }  # fmt: skip
 
 

@@ -80,6 +80,12 @@ def set_generator_state(generator: torch.Generator, state: Mapping[str, Any] | t
     return same
 
 
+def other_kind_of_run(error: Exception, command: str) -> UserError:
+    """For a checkpoint that lacks what one of ``command`` holds, or holds tensors of other shapes."""
+    what = "checkpoint is not one of this kind of run"
+    return UserError(what, f"{type(error).__name__}: {error}", f"name the folder of a `{command}` run")
+
+
 OTHER_DEVICE = "resume: on another kind of device, so the noise differs from that of an uninterrupted run"
 """What is said where `set_generator_state` returns false."""
 

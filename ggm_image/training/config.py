@@ -14,6 +14,7 @@ from ggm_image.network import NetworkConfig
 from ggm_image.objective import LOSSES
 from ggm_image.runtime.precision import PRECISIONS
 from ggm_image.sampler.settings import Settings
+from ggm_image.training.loggers import logger_names
 from ggm_image.training.optim import OPTIMIZERS, SCHEDULES
 
 
@@ -135,6 +136,8 @@ class TrainConfig:
         start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
         seed: of initial weights, data order and noise.
         log_every: steps between lines of log.csv.
+        logger: where the same figures and the sample grids go besides log.csv, which is always written: tensorboard,
+            wandb, csv for nothing else; a list, or names separated by commas.
         validate_every: steps between held-out measurements; 0 for the end alone.
         validate_pictures: how many held-out images at most.
         sample_every: steps between sample grids; 0 for none.
@@ -164,6 +167,7 @@ class TrainConfig:
     start_from_codes: bool = True
     seed: int = 0
     log_every: int = 20
+    logger: Any = "tensorboard"
     validate_every: int = 1000
     validate_pictures: int = 1000
     sample_every: int = 1000
@@ -194,6 +198,7 @@ class TrainConfig:
         )
         check_choice("train.precision", self.precision, PRECISIONS)
         check_compile(self.compile)
+        logger_names(self.logger)
         check_choice("train.weights_dtype", self.weights_dtype, WEIGHTS_DTYPES)
         check_choice("train.strategy", self.strategy, STRATEGIES)
         check_choice("train.optimizer", self.optimizer, tuple(OPTIMIZERS))

@@ -154,7 +154,7 @@ class DistributedContext:
     """The processes of one run.
 
     Args:
-        fabric: launched.
+        fabric: launched; None for a single process that does without.
 
     Attributes:
         rank, world_size: number of this process, and of all.
@@ -162,12 +162,19 @@ class DistributedContext:
         sharded: whether parameters are spread over the processes.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
-        self.fabric = fabric
-        self.rank, self.world_size = fabric.global_rank, fabric.world_size
+    def __init__(self, fabric: Fabric | None = None) -> None:
+        self._fabric = fabric
+        self.rank: int = 0 if fabric is None else fabric.global_rank
+        self.world_size: int = 1 if fabric is None else fabric.world_size
         self.is_main_process = self.rank == 0
-        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+        self.sharded = fabric is not None and isinstance(fabric.strategy, ModelParallelStrategy)
         self._group: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
+
+    @property
+    def fabric(self) -> Fabric:
+        """That of several processes, or of one that was given it."""
+        assert self._fabric is not None
+        return self._fabric
 
     @property
     def mesh(self) -> DeviceMesh:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ggm_image.errors import printable
 from ggm_image.io.files import write_text
+from ggm_image.training.loggers import LOGGERS, Logger, logger_names
 
 
 def to_stderr(line: str) -> None:
@@ -29,16 +31,33 @@ def fetch(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class MetricLogger:
-    """``log.csv`` (and TensorBoard, where it is installed and can write): one row whenever something was measured.
+    """``log.csv``, one row whenever something was measured, and the loggers of ``train.logger``.
+
+    A logger that fails during the run is switched off, which is said once; ``log.csv`` is written in any case.
 
     Args:
         folder: of the run.
         columns: names of the values, in order; ``step`` comes first.
         step: rows beyond this step, of a run that was cut, are dropped.
+        loggers: ``train.logger``, see `loggers.logger_names`.
+        config: shown with the run, where a logger does so.
+        say: receives what is to be said.
+
+    Raises:
+        UserError: a logger cannot be opened.
     """
 
-    def __init__(self, folder: Path, columns: Iterable[str], step: int) -> None:
-        self.columns = ["step", *columns]
+    def __init__(
+        self,
+        folder: Path,
+        columns: Iterable[str],
+        step: int,
+        *,
+        loggers: Any = "tensorboard",
+        config: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = to_stderr,
+    ) -> None:
+        self.columns, self._say = ["step", *columns], say
         self.path = folder / "log.csv"
         rows = [self.columns]
         if step and self.path.exists():
@@ -46,21 +65,13 @@ class MetricLogger:
                 rows += [row for row in list(csv.reader(file))[1:] if row and row[0].isdigit() and int(row[0]) <= step]
         last = [dict(zip(self.columns, row, strict=False)) for row in rows[1:] if row[0] == str(step)]
         self._last = {name for row in last for name, value in row.items() if value}
+        self._loggers: dict[str, Logger] = {}
+        for name in logger_names(loggers):
+            if (start := LOGGERS[name]) is not None and (opened := start(folder, step, config or {}, say)) is not None:
+                self._loggers[name] = opened
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(self.path, text.getvalue())
-        self._board = self._open_board(folder, step)
-
-    @staticmethod
-    def _open_board(folder: Path, step: int) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        try:
-            return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        except UnicodeEncodeError:  # TensorBoard takes no folder whose name is not UTF-8
-            return None
 
     def has(self, name: str) -> bool:
         """Whether the step that the run was resumed from has a value of this name."""
@@ -73,13 +84,24 @@ class MetricLogger:
         row = [str(step), *(f"{values[name]:.6g}" if name in values else "" for name in self.columns[1:])]
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._each(lambda logger: logger.write(step, values))
+
+    def show(self, step: int, name: str, path: Path) -> None:
+        """Show an image (PNG) or a text (any other file) that the run has written, where a logger can."""
+        self._each(lambda logger: logger.show(step, name, path))
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        """Close all loggers; a further call does nothing."""
+        self._each(lambda logger: logger.close())
+        self._loggers.clear()
+
+    def _each(self, work: Callable[[Logger], None]) -> None:
+        for name, logger in list(self._loggers.items()):
+            try:
+                work(logger)
+            except Exception as error:  # whatever it is, hours of training must not end for a curve
+                del self._loggers[name]
+                self._say(f"logger {name} is switched off: {type(error).__name__}: {printable(error)}")
 
 
 class Stopwatch:

@@ -26,16 +26,26 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self._module: nn.Module | None = None
+        self._live: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the module's state after its ``step``-th step."""
-        live = module.state_dict()
+        live = self._tensors(module)
         names = [name for name, value in self.state.items() if value.is_floating_point()]
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([own(self.state[n]) for n in names], [own(live[n]) for n in names], weight)
         for name in self.state.keys() - names:
             self.state[name].copy_(live[name])
+
+    def _tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """The module's parameters and buffers by name, found at the first call: `state_dict` takes milliseconds."""
+        if self._module is not module:
+            found = dict(module.named_parameters(remove_duplicate=False))
+            found |= module.named_buffers(remove_duplicate=False)
+            self._module, self._live = module, {name: found[name] for name in self.state}
+        return self._live
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, value in self.state.items():

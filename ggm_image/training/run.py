@@ -12,15 +12,16 @@ from ggm_image.io.files import held, remove_temporaries
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.training.batches import rows_of_rank
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet, fit_to_cache, load_tokens
 from ggm_image.training.distributed import DistributedContext, make_fabric, processes_asked, report_once
 from ggm_image.training.initialization import trained_network
+from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.optim import check_optimizer
 from ggm_image.training.run_record import FREE_TO_CHANGE, check_resumed, generator_record, generator_record_of
-from ggm_image.training.trainer import GeneratorTrainer, _another_kind
+from ggm_image.training.trainer import GeneratorTrainer
 
 
 def train_generator(
@@ -80,6 +81,8 @@ def train_generator(
     with context.together():
         heard = say if context.is_main_process else lambda line: None
         cache, training, val_set = _check_run(settings, Path(data), out, val, resume, context.world_size, heard)
+        if context.is_main_process:
+            check_loggers(settings.train.logger)
     with report_once():
         checkpoint = load_checkpoint(out, context) if resume and has_checkpoint(out) else None
     make = method or GeneratorTrainer
@@ -106,7 +109,8 @@ def train_generator(
             if checkpoint is not None:
                 trainer.load_state_dict(checkpoint)
                 del checkpoint
-        return trainer.fit()
+        trainer.fit()
+        return out / "model"
 
 
 def _check_run(
@@ -143,7 +147,7 @@ def _check_resumed(
     try:
         before = generator_record_of(checkpoint)
     except (KeyError, TypeError, AttributeError) as error:
-        raise _another_kind(error) from error
+        raise other_kind_of_run(error, "train") from error
     if "data.class_names" not in before:
         with suppress(UserError):  # the model beside an earlier version's checkpoint has the names
             before["data.class_names"] = NetworkFolder.read(out / "model").class_names

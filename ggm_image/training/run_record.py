@@ -20,7 +20,7 @@ FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         # how long, and how often something is measured or saved
-        "steps", "max_minutes", "log_every", "validate_every", "validate_pictures", "sample_every",
+        "steps", "max_minutes", "log_every", "logger", "validate_every", "validate_pictures", "sample_every",
         "checkpoint_minutes", "weights_dtype",
         # how it is computed
         "accumulate", "activation_checkpointing", "strategy", "precision", "compile",
@@ -35,9 +35,9 @@ FREE_TO_CHANGE = frozenset(
 TOKENIZER_FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
-        "steps", "max_minutes", "log_every", "sample_every", "checkpoint_minutes", "weights_dtype", "precision",
-        "compile", "learning_rate", "schedule", "final_share", "decay_fraction", "warmup_steps", "restart_every",
-        "restart_until",
+        "steps", "max_minutes", "log_every", "logger", "sample_every", "checkpoint_minutes", "weights_dtype",
+        "precision", "compile", "learning_rate", "schedule", "final_share", "decay_fraction", "warmup_steps",
+        "restart_every", "restart_until",
     )
 ) | {"start", "name", "licence"} | frozenset(
     f"loss.{name}"

@@ -7,10 +7,7 @@ Several processes draw the same batch, with the same noise, and each works on it
 the order of the data depends on how many there are.
 """
 
-import math
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
-from ggm_image.errors import PeerFailure, UserError, printable
+from ggm_image.errors import UserError, printable
 from ggm_image.io.config_schema import plain
-from ggm_image.io.files import remove_temporaries
 from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
-from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.schedule import Query, random_levels, random_query
 from ggm_image.training.batches import (
@@ -38,57 +33,39 @@ from ggm_image.training.checkpoint import (
     OTHER_DEVICE,
     generator_state,
     has_checkpoint,
+    other_kind_of_run,
     random_state,
     save_checkpoint,
     save_sharded_checkpoint,
     set_generator_state,
     set_random_state,
-    time_left,
 )
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.corruption import cumulative_noise, replace_by_noise
 from ggm_image.training.criterion import Criterion
 from ggm_image.training.dataset import TokenSet
-from ggm_image.training.distributed import PAUSE, DistributedContext, make_fabric
-from ggm_image.training.evaluation import FIGURES, MASKED_SHARES, VALIDATION_LEVELS, mean_nll, sample_grid, val_nll
+from ggm_image.training.distributed import DistributedContext, make_fabric
+from ggm_image.training.evaluation import FIGURES, mean_nll, sample_grid, val_nll
 from ggm_image.training.initialization import initialize_network
-from ggm_image.training.logging import MetricLogger, Stopwatch, fetch, to_stderr
-from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make_optimizer, regrouped
-from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.logging import to_stderr
+from ggm_image.training.loop import TrainingLoop
+from ggm_image.training.optim import EMA, OptimizerSettings, make_optimizer, regrouped
 from ggm_image.training.sharded_state import cut, whole, whole_tensor
-from ggm_image.training.signals import GracefulStop, Interrupted, last_words
+from ggm_image.training.signals import GracefulStop
 from ggm_image.training.text_evaluation import bits_per_byte, sample_texts
 
-COLUMNS = (
-    "loss",
-    "gradient_norm",
-    "learning_rate",
-    "images_per_second",
-    "minutes",
-    "nll",
-    *(f"nll_level_{level:g}" for level in VALIDATION_LEVELS),
-    *(f"nll_masked_{share:g}" for share in MASKED_SHARES),
-)
 
-
-def _another_kind(error: Exception) -> UserError:
-    what = "checkpoint is not one of this kind of run"
-    return UserError(what, f"{type(error).__name__}: {error}", "name the folder of a `train` run")
-
-
-class GeneratorTrainer:
+class GeneratorTrainer(TrainingLoop):
     """One run; all that changes is in ``state_dict``.
 
     Attributes:
         record: what defines the run, see `run_record`; stored with every checkpoint.
-        compiled: whether the blocks and the loss are.
-        untimed: steps of this process still to come for which the clock stands, as they compile.
         block: queried sites of every step; drawn as the samplers will ask for them where None.
-        timer: what the run's minutes are counted by.
     """
 
+    COLUMNS = ("loss", "gradient_norm", "learning_rate", "images_per_second", "minutes", "nll", *FIGURES)
+    FOLDERS = ("model", "samples")
     block: int | None = None
-    timer: Callable[[], float] = staticmethod(time.monotonic)
 
     def __init__(
         self,
@@ -103,10 +80,10 @@ class GeneratorTrainer:
         context: DistributedContext | None = None,
     ) -> None:
         train = config.train
-        self.config, self.manifest, self.out = config, manifest, out
+        context = context or DistributedContext(make_fabric(device, train.precision))
+        super().__init__(config, train, out, context=context, say=report or to_stderr)
+        self.config, self.manifest = config, manifest
         self.training, self.held_out = training, val_set
-        self.context = context or DistributedContext(make_fabric(device, train.precision))
-        self.say = (report or to_stderr) if self.context.is_main_process else lambda line: None
         self.record: dict[str, Any] = {}
         self.fabric = self.context.fabric
         self.own, self.pieces = rows_of_rank(
@@ -136,18 +113,9 @@ class GeneratorTrainer:
         self.noise = torch.full((config.network.codebook_size,), 1 / config.network.codebook_size, device=self.device)
         criterion = self.make_criterion(network)
         self._cumulative = cumulative_noise(self.noise.to(self.sampling_device))
-        compiled, line = compile_pays(
-            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
-        )
-        if line:
-            self.say(line)
-        if compiled and (why := cannot_compile(self.device.type)):
-            self.say(f"not compiled, so training is slower: {why}")
-            compiled = False
-        if compiled:
+        if self.compile_if_it_pays(self.device):
             network.compile_blocks()
             criterion.compile_head()
-        self.compiled, self.untimed = compiled, UNTIMED_STEPS if compiled else 0
         self.criterion = self.fabric.setup_module(criterion)
         self.ema = EMA(network, train.ema_decay)
         settings = OptimizerSettings(
@@ -159,10 +127,6 @@ class GeneratorTrainer:
         )
         optimizer = make_optimizer(train.optimizer, network, settings, sharded=self.context.sharded)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
-        self.step, self._seconds = 0, 0.0
-        self._saved_step: int | None = None
-        self._resumed_at = -1
-        self.clock = Stopwatch(timer=self.timer, running=not self.untimed)
 
     def make_network(self) -> Transformer:
         """The untrained network; another architecture overrides this."""
@@ -228,15 +192,12 @@ class GeneratorTrainer:
             self.order.load_state_dict(state["order"])
             self.generator.set_state(state["generator"])
             set_random_state(state["random"])
-            self.step = state["step"]
+            self.resume_at(state["step"], state["seconds"])
             self._load_noise_generator(state)
-            self.clock = Stopwatch(state["seconds"], self.timer, running=not self.untimed)
-            self._seconds = state["seconds"]
-            self._saved_step = self._resumed_at = self.step
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise _another_kind(error) from error
+            raise other_kind_of_run(error, "train") from error
 
     def _load_noise_generator(self, state: Mapping[str, Any]) -> None:
         saved = state.get("noise_generator", state["generator"])
@@ -247,126 +208,43 @@ class GeneratorTrainer:
         if not same:
             self.say(OTHER_DEVICE)
 
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, in [0, 1], by steps or by time, whichever is larger; the same everywhere."""
+    def advance(self) -> dict[str, Any]:
+        return self.train_step()
+
+    def report(self, numbers: Mapping[str, float], steps_per_second: float, left: str) -> tuple[dict[str, float], str]:
         train = self.config.train
-        seconds = self.clock.seconds if self.context.world_size == 1 else self._seconds
-        by_time = seconds / (60 * train.max_minutes) if train.max_minutes else 0.0
-        return min(1.0, max(self.step / train.steps, by_time))
+        row = {**numbers, "images_per_second": steps_per_second * train.batch_size}
+        return row, (
+            f"step {self.step}/{train.steps}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.2f}  "
+            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {row['minutes']:.1f} min, {left}"
+        )
 
-    def fit(self) -> Path:
-        """Train to the end, and export the averaged weights.
-
-        Raises:
-            UserError: the loss or the gradient is no longer finite, or another process has died.
-            Elsewhere: another process has raised an error.
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is saved.
-        """
-        with self.context.together():
-            log = MetricLogger(self.out, COLUMNS, self.step) if self.context.is_main_process else None
-        try:
-            give_up = self._give_up if self.context.world_size == 1 else None
-            with self.context.lost(), GracefulStop(silent=not self.context.is_main_process, give_up=give_up) as stop:
-                with suppress(Interrupted):
-                    self._loop(log, stop)
-                stop.taken()
-                if self._saved_step != self.step or self._resumed_at == self.step:
-                    self.save()
-        finally:
-            if log is not None:
-                log.close()
-        with self.context.together():
-            if self.context.is_main_process and not stop.wanted:  # it can take longer than a signal leaves
-                plot_at_the_end(self.out)
-        if self.progress < 1:
-            self.say(f"saved at step {self.step}; run the same command with --resume to go on")
-            if not self.context.is_main_process:
-                time.sleep(PAUSE)
-                raise PeerFailure(130)
-            raise KeyboardInterrupt
-        return self.out / "model"
-
-    def _give_up(self) -> str:
-        """Tidy up before the process ends within a step."""
-        remove_temporaries(self.out, self.out / "model", self.out / "samples")
-        return last_words(self.step + 1, self._saved_step)
-
-    def _loop(self, log: MetricLogger | None, stop: GracefulStop) -> None:
-        train = self.config.train
-        stopping, logged = self.context.agree(stop.wanted, self.clock.seconds)
-        logged_step, saved = self.step, logged
-        if self.step and not stopping:
-            self._measure(log, stop)  # what an earlier process had no time for
-            stopping, _ = self.context.agree(stop.wanted, 0.0)
-        while self.progress < 1 and not stopping:
-            values = self.train_step()
-            if self.untimed:
-                self.untimed -= 1
-                if not self.untimed:
-                    self.clock.start()
-                    logged_step = self.step
-            stopping, now = self.context.agree(stop.wanted, self.clock.seconds)
-            if stopping:
-                stop.taken()
-            self._seconds = now
-            done = self.progress >= 1
-            due = now - saved >= 60 * train.checkpoint_minutes
-            if self.step % train.log_every == 0 or done or due:
-                row = self._finite(values)
-                row["images_per_second"] = (self.step - logged_step) * train.batch_size / max(now - logged, 1e-9)
-                row["minutes"] = now / 60
-                self._write(log, row)
-                self.say(self._line(row))
-                logged_step, logged = self.step, now
-            if due or done:  # before anything that is only measured
-                with stop.saving():
-                    self.save()
-                _, saved = self.context.agree(stop.wanted, self.clock.seconds)
-            if not stopping:
-                self._measure(log, stop)
-                stopping = stop.wanted and self.context.world_size == 1  # several agree after the next step
-        if self.step != logged_step:
-            self._finite(values)  # weights of a run that has diverged must not replace the last good checkpoint
-
-    def _measure(self, log: MetricLogger | None, stop: GracefulStop) -> None:
+    def measure(self, stop: GracefulStop) -> None:
         """The held-out figures and the sample grid that are due at this step, unless they are there already."""
         train, done = self.config.train, self.progress >= 1
         validate = done or bool(train.validate_every and self.step % train.validate_every == 0)
         sample = bool(train.sample_every and (done or self.step % train.sample_every == 0))
         if self._resumed_at == self.step:
-            there = (log.has("nll"), self._grid_path().exists()) if log is not None else (False, False)
+            there = (self.log.has("nll"), self._grid_path().exists()) if self.log is not None else (False, False)
             has_figures, has_grid = self.context.sum(list(map(float, there)))
             validate, sample = validate and not has_figures, sample and not has_grid
         if validate:
-            stop.optional(lambda: self._validate(log))
+            stop.optional(self._validate)
         if sample:
             stop.optional(self._sample)
+            if self.log is not None and self._grid_path().exists():
+                self.log.show(self.step, "samples", self._grid_path())
 
     def _grid_path(self) -> Path:
         suffix = "txt" if self.manifest.modality == "text" else "png"
         return self.out / "samples" / f"{self.step:07d}.{suffix}"
-
-    def _write(self, log: MetricLogger | None, row: Mapping[str, float]) -> None:
-        with self.context.together():
-            if log is not None:
-                log.write(self.step, row)
 
     def train_step(self) -> dict[str, Any]:
         """One update; returns loss and gradient norm as tensors, so that nothing waits for them.
 
         The loss is this process's part of the mean over the batch: the sum over the processes is the loss.
         """
-        train = self.config.train
-        rate = learning_rate(
-            train.learning_rate,
-            step=self.step,
-            warmup_steps=train.warmup_steps,
-            progress=self.progress,
-            final_share=train.final_share,
-            schedule=train.schedule,
-            decay_fraction=train.decay_fraction,
-        )
+        train, rate = self.config.train, self.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -419,38 +297,10 @@ class GeneratorTrainer:
             x_0, labels = self._resident.rows(rows)
         return x_0, labels, Query(shared[0], shared[1].bool() if len(shared) > 1 else None)
 
-    def _finite(self, values: Mapping[str, Any]) -> dict[str, float]:
-        """Numbers in place of tensors, the loss that of the whole batch; all processes must ask."""
-        numbers = fetch(values)
-        (numbers["loss"],) = self.context.sum([numbers["loss"]])
-        with self.context.together():
-            self._check_finite(numbers)
-        return numbers
-
-    def _check_finite(self, numbers: Mapping[str, float]) -> None:
-        if not all(map(math.isfinite, numbers.values())):
-            good = (
-                f"the last good checkpoint is in {self.out}" if has_checkpoint(self.out) else "there is no checkpoint"
-            )
-            raise UserError(
-                f"training diverged at step {self.step}",
-                f"loss {numbers['loss']}, gradient norm {numbers['gradient_norm']}",
-                f"{good}; go on with --resume and a lower train.learning_rate",
-            )
-
-    def _line(self, row: Mapping[str, float]) -> str:
-        train = self.config.train
-        left = time_left(
-            step=self.step,
-            steps=train.steps,
-            seconds=60 * row["minutes"],
-            minutes=train.max_minutes,
-            steps_per_second=row["images_per_second"] / train.batch_size,
-        )
-        return (
-            f"step {self.step}/{train.steps}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.2f}  "
-            f"lr {row['learning_rate']:.2e}  {row['images_per_second']:.0f} images/s  {row['minutes']:.1f} min, {left}"
-        )
+    def numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
+        found = super().numbers(values)
+        (found["loss"],) = self.context.sum([found["loss"]])
+        return found
 
     def averaged(self) -> Transformer:
         """A network with the averaged weights, to be read only: made once, its weights are the average itself.
@@ -468,7 +318,7 @@ class GeneratorTrainer:
             self._averaged = network
         return network
 
-    def _validate(self, log: MetricLogger | None) -> None:
+    def _validate(self) -> None:
         """Held-out figures; the processes take them in turn."""
         if not len(self.held_out):
             return
@@ -478,7 +328,7 @@ class GeneratorTrainer:
         totals = self.context.sum([found.get(name, 0.0) for name in FIGURES])
         values = dict(zip(FIGURES, totals, strict=True))
         values["nll"] = mean_nll(values)
-        self._write(log, values)
+        self.write_row(values)
         self.say(
             f"step {self.step}  held-out NLL {values['nll']:.4f} nats/token, "
             + "  ".join(
@@ -498,10 +348,7 @@ class GeneratorTrainer:
 
     def _sample(self) -> None:
         """A grid of 16 images, if the tokenizer is at hand; training never fails for the lack of one."""
-        if not (self.context.is_main_process or self.context.sharded):
-            network = None
-        else:
-            network = self.averaged()
+        network = self.averaged() if self.context.is_main_process or self.context.sharded else None
         with self.context.together(), self.fabric.autocast():
             if network is not None and self.context.is_main_process:
                 try:
@@ -527,7 +374,6 @@ class GeneratorTrainer:
         with self.context.together():
             if self.context.is_main_process:
                 self._export(average)
-        self._saved_step = self.step
 
     def _export(self, average: Mapping[str, Tensor]) -> None:
         config = plain(self.config)

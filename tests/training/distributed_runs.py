@@ -23,6 +23,7 @@ import torch.distributed.fsdp
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  imported before the fork
 
 from ggm_image.cli.main import main
+from ggm_image.training import loop
 from ggm_image.training import trainer as generator
 from ggm_image.training.sharded_state import own
 from ggm_image.training.trainer import GeneratorTrainer
@@ -100,7 +101,7 @@ def fork(rank: int, world: int, port: int, job: dict[str, Any], log: Path) -> in
             os.environ |= {name: str(value) for name, value in told.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         torch.set_num_threads(1)
-        generator.plot_at_the_end = lambda folder: None  # which takes longer than the training
+        loop.plot_at_the_end = lambda folder: None  # which takes longer than the training
         ACCIDENTS[job.get("accident", "")]()
         code = main(job["arguments"])
     finally:

@@ -213,3 +213,28 @@ def test_wsd_is_constant_and_falls_to_zero() -> None:
     assert [rate(100, p) for p in (0.875, 1.0)] == pytest.approx([1.0, 0.0])
     with pytest.raises(UserError, match=r"train\.decay_fraction must be positive"):
         TrainConfig(decay_fraction=0.0)
+
+
+def test_the_average_follows_a_module_without_its_state_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`state_dict` took milliseconds of every step. Tied weights, buffers and integers are averaged as before."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    module.register_buffer("lost", torch.ones(2), persistent=False)
+    average = optim.EMA(module, 0.5)
+    before = {name: value.clone() for name, value in average.state.items()}
+    assert "lost" not in before
+    monkeypatch.setattr(torch.nn.Module, "state_dict", lambda *_, **__: pytest.fail("a state_dict was made"))
+    for step in (1000, 1001):
+        with torch.no_grad():
+            for value in (*module.parameters(), module[1].running_mean):
+                value.add_(1.0)
+            module[1].num_batches_tracked.add_(3)
+        average.update(module, step)
+    for name, value in average.state.items():
+        if name == "1.num_batches_tracked":
+            assert int(value) == 6
+        elif name == "1.running_var":
+            assert torch.equal(value, before[name])
+        else:
+            # half of the way to 1, then half of the way to 2
+            assert torch.allclose(value - before[name], torch.tensor(1.25)), name

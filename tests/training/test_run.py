@@ -20,7 +20,7 @@ from ggm_image.network import Transformer
 from ggm_image.pipelines.model_folder import find_model
 from ggm_image.pipelines.model_weights import load_network
 from ggm_image.tokenizers.registry import load_tokenizer
-from ggm_image.training import evaluation
+from ggm_image.training import evaluation, loop
 from ggm_image.training import trainer as module
 from ggm_image.training.checkpoint import CHECKPOINT
 from ggm_image.training.config import GeneratorConfig
@@ -108,7 +108,7 @@ def log_of(run_folder: Path) -> list[dict[str, str]]:
 
 def test_a_run_without_a_compiler(config: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(module, "cannot_compile", lambda device: f"no compiler for {device}")
+    monkeypatch.setattr(loop, "cannot_compile", lambda device: f"no compiler for {device}")
     train_generator(
         config,
         cache,
@@ -161,7 +161,7 @@ def test_a_cut_run_goes_on_bit_for_bit(
         return values
 
     monkeypatch.setattr(GeneratorTrainer, "train_step", cut)
-    monkeypatch.setattr(module, "plot_at_the_end", lambda out: pytest.fail("no time for curves"))
+    monkeypatch.setattr(loop, "plot_at_the_end", lambda out: pytest.fail("no time for curves"))
     with pytest.raises(KeyboardInterrupt):
         run("cut")
     monkeypatch.undo()
@@ -255,9 +255,9 @@ def test_what_an_earlier_process_had_no_time_to_measure_is_measured(
     run("whole")
     measure = GeneratorTrainer._validate
 
-    def cut(self: GeneratorTrainer, log: Any) -> None:
+    def cut(self: GeneratorTrainer) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        measure(self, log)
+        measure(self)
 
     monkeypatch.setattr(GeneratorTrainer, "_validate", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -284,7 +284,7 @@ def test_compiling_is_not_training(config: Path, cache: Path, tmp_path: Path, mo
 
     for name in ("compile_blocks", "compile_head"):
         monkeypatch.setattr(Transformer if name == "compile_blocks" else Criterion, name, lambda self: None)
-    monkeypatch.setattr(module, "cannot_compile", lambda device: "")
+    monkeypatch.setattr(loop, "cannot_compile", lambda device: "")
     said: list[str] = []
     overrides = ["train.steps=100", "train.max_minutes=0.1", "train.compile=true", "train.log_every=1"]
     train_generator(config, cache, tmp_path / "run", overrides=overrides, method=Slow, device="cpu", report=said.append)

@@ -7,6 +7,7 @@ from ggm_image.io.config_schema import check_choice, check_numbers
 from ggm_image.runtime.precision import PRECISIONS
 from ggm_image.tokenizers.vq.vqgan import VQGANConfig
 from ggm_image.training.config import check_compile
+from ggm_image.training.loggers import logger_names
 from ggm_image.training.optim import OPTIMIZERS, SCHEDULES
 
 
@@ -59,7 +60,7 @@ class TokenizerTrain:
 
     Attributes:
         steps, max_minutes, batch_size, optimizer, learning_rate, schedule, final_share, decay_fraction, warmup_steps,
-            ema_decay, seed, log_every, checkpoint_minutes, precision, compile: as in `config.TrainConfig`; the
+            ema_decay, seed, log_every, logger, checkpoint_minutes, precision, compile: as in `config.TrainConfig`; the
             discriminator is always trained by AdamW.
         flip: mirror half of the images.
         codebook_decay: of the moving averages that carry the codes.
@@ -87,6 +88,7 @@ class TokenizerTrain:
     decoder_only: bool = False
     flip: bool = True
     log_every: int = 50
+    logger: Any = "tensorboard"
     sample_every: int = 1000
     checkpoint_minutes: float = 5.0
     precision: str = "auto"
@@ -104,6 +106,7 @@ class TokenizerTrain:
         )
         check_choice("train.precision", self.precision, PRECISIONS)
         check_compile(self.compile)
+        logger_names(self.logger)
         check_choice("train.optimizer", self.optimizer, tuple(OPTIMIZERS))
         check_choice("train.schedule", self.schedule, tuple(SCHEDULES))
         check_choice("train.weights_dtype", self.weights_dtype, ("float16", "float32", "bfloat16"))

@@ -114,6 +114,16 @@ class Lpips(nn.Module):
         return torch.stack(distances).sum()
 
 
+def hold_products_in_bf16(module: nn.Module) -> None:
+    """Round the weights of a frozen module's products to bfloat16 once; autocast would do so at every pass.
+
+    The module then works under bfloat16 autocast only, with the same results: its other weights stay in float32.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.to(torch.bfloat16)
+
+
 def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
     """A perceptual loss, in evaluation mode, without gradients of its own.
 

@@ -1,6 +1,5 @@
 """A run of `train-tokenizer`: images in, a tokenizer folder out, whatever interrupts it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,19 +23,16 @@ from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint, time_left
-from ggm_image.training.logging import MetricLogger, fetch, to_stderr
-from ggm_image.training.plots import plot_at_the_end
+from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run, save_checkpoint
+from ggm_image.training.loggers import check_loggers
+from ggm_image.training.logging import to_stderr
 from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
-from ggm_image.training.signals import GracefulStop, last_words
+from ggm_image.training.signals import GracefulStop
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.cost_estimate import check_memory
 from ggm_image.training.vqgan.trainer import FROZEN, TokenizerTrainer, starting_point
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images that are kept; more are decoded anew every epoch
-COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
-           "adversarial", "adversarial_weight", "matching", "matching_weight", "discriminator",
-           "learning_rate")  # fmt: skip
 
 
 class TrainingImages:
@@ -113,33 +109,16 @@ def train_tokenizer(
         check_resumed(state.get("record", {}), record, TOKENIZER_FREE_TO_CHANGE, to_stderr, fix)
     if not force:
         check_memory(config, images=len(source), kept_bytes=MEMORY_LIMIT, device=device)
-    trainer = TokenizerTrainer(config, device)
-    size = check_image_size(trainer.model, None)
-    images = TrainingImages(source, size, workers, trainer.device)
-    order = ResumableSampler(images.rows, config.train.batch_size, config.train.seed)
+    check_loggers(config.train.logger)
+    run = TokenizerRun(config, device, out, source, record, workers)
     if state is not None:
-        try:
-            trainer.load_state_dict(state["trainer"])
-            order.load_state_dict(state["order"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            what, fix = "checkpoint is not one of this kind of run", "name the folder of a `train-tokenizer` run"
-            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
+        run.load_checkpoint(state)
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
-        remove_temporaries(out, out / "tokenizer", out / "reconstructions")
+        remove_temporaries(out, *(out / name for name in run.FOLDERS))
         save_config(out / "config.yaml", config)
-        log = MetricLogger(out, COLUMNS, trainer.step)
-        try:
-            with GracefulStop(give_up=lambda: _give_up(trainer, out)) as stop:
-                _loop(trainer, images, order, record, out, log, stop)
-        finally:
-            log.close()
-        folder = export_tokenizer(out / "tokenizer", config, trainer, images.rows)
-        if not stop.wanted:  # it can take longer than a signal leaves
-            plot_at_the_end(out)
-        return folder
+        run.fit()
+    return out / "tokenizer"
 
 
 def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
@@ -167,105 +146,89 @@ def _check_exact(tokenizer: VQGAN, dtype: str) -> None:
             raise UserError(what, f"{dtype} rounds {name}", "set train.weights_dtype=float32")
 
 
-def _loop(
-    trainer: TokenizerTrainer,
-    pictures: TrainingImages,
-    order: ResumableSampler,
-    record: Mapping[str, Any],
-    out: Path,
-    log: MetricLogger,
-    stop: GracefulStop,
-) -> None:
-    train = trainer.train
+class TokenizerRun(TokenizerTrainer):
+    """A trainer with its images and its folder.
 
-    def save() -> None:
-        with stop.saving():
-            state = {"record": dict(record), "trainer": trainer.state_dict(), "order": order.state_dict()}
-            save_checkpoint(out, state)
-        trainer.saved_step = trainer.step
+    Args:
+        config: complete.
+        device: where to train.
+        out: folder of the run.
+        source: images to train on.
+        record: what defines the run, see `run_record`; stored with every checkpoint.
+        workers: threads that decode images.
+    """
 
-    def show() -> None:
-        path = out / "reconstructions" / f"{trainer.step:07d}.png"
-        if train.sample_every and trainer.step and trainer.step % train.sample_every == 0 and not path.exists():
-            stop.optional(lambda: _show(trainer, pictures, path))
+    COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
+               "adversarial", "adversarial_weight", "matching", "matching_weight", "discriminator",
+               "learning_rate")  # fmt: skip
+    FOLDERS = ("tokenizer", "reconstructions")
+    LOG_CHECKPOINTS = False
+    MAY_BE_INFINITE = ("psnr",)  # where an image is met exactly
 
-    def finite(values: Mapping[str, Any]) -> dict[str, float]:
-        """Numbers in place of tensors, which are waited for once."""
-        found = fetch({"gradient_norm": trainer.gradient_norm} | dict(values))
-        # psnr is infinite where an image is met exactly
-        if not all(math.isfinite(value) for name, value in found.items() if name != "psnr"):
-            kept = f"resume {out} with --resume" if has_checkpoint(out) else "start again"
-            fix = f"{kept}, with a lower train.learning_rate"
-            raise UserError("the loss is not finite", f"step {trainer.step}", fix)
-        return {name: value for name, value in found.items() if name != "gradient_norm"}
+    def __init__(
+        self,
+        config: TokenizerTrainConfig,
+        device: str,
+        out: Path,
+        source: ImageSource,
+        record: Mapping[str, Any],
+        workers: int,
+    ) -> None:
+        super().__init__(config, device, out)
+        self.record = dict(record)
+        self.images = TrainingImages(source, check_image_size(self.model, None), workers, self.device)
+        self.order = ResumableSampler(self.images.rows, config.train.batch_size, config.train.seed)
 
-    show()  # what an earlier process had no time for
-    saved = logged = trainer.clock.seconds
-    logged_step = checked = trainer.step
-    while trainer.progress() < 1:
-        values = trainer.train_step(trainer.augmented(pictures[order.next()]))
-        if stop.wanted:
-            stop.taken()
-        step = trainer.step
-        if trainer.untimed:
-            trainer.untimed -= 1
-            if not trainer.untimed:
-                trainer.clock.start()
-                logged_step = step
-        due = trainer.clock.seconds - saved > 60 * train.checkpoint_minutes
-        if step % train.log_every == 0 or due or stop.wanted:
-            logs, checked = finite(values), step  # before anything is saved
-        if step % train.log_every == 0:
-            row = logs | {
-                "minutes": trainer.clock.seconds / 60,
-                "perplexity": trainer.codebook.perplexity(),
-                "dead": trainer.codebook.dead(),
-                "restarted": int(trainer.restarted),
-                "learning_rate": trainer.rate(),
-            }
-            log.write(step, row)
-            trainer.restarted = 0
-            seconds = trainer.clock.seconds
-            left = time_left(
-                step=step,
-                steps=train.steps,
-                seconds=seconds,
-                minutes=train.max_minutes,
-                steps_per_second=(step - logged_step) / max(seconds - logged, 1e-9),
-            )
-            logged_step, logged = step, seconds
-            to_stderr(
-                f"step {step}  {100 * trainer.progress():.1f}%  psnr {logs['psnr']:.2f} dB  perplexity "
-                f"{row['perplexity']:.0f}  dead {row['dead']:.0f}  {left}"
-            )
-        if due:
-            save()
-            saved = trainer.clock.seconds
-        show()
-        if stop.wanted:
-            stop.taken()
-            if trainer.saved_step != step:
-                if checked != step:  # the signal came after the check above
-                    finite(values)
-                save()
-            to_stderr(f"saved at step {step}; run the same command with --resume to go on")
-            raise KeyboardInterrupt
-    if checked != trainer.step:
-        finite(values)
-    save()
+    def load_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where ``state`` was taken; `train_tokenizer` has compared its record.
 
+        Raises:
+            UserError: it is not the checkpoint of such a run.
+        """
+        try:
+            self.load_state_dict(state["trainer"])
+            self.order.load_state_dict(state["order"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise other_kind_of_run(error, "train-tokenizer") from error
 
-def _give_up(trainer: TokenizerTrainer, out: Path) -> str:
-    """Tidy up before the process ends within a step."""
-    remove_temporaries(out, out / "tokenizer", out / "reconstructions")
-    return last_words(trainer.step + 1, trainer.saved_step)
+    def advance(self) -> dict[str, Any]:
+        values = self.train_step(self.augmented(self.images[self.order.next()]))
+        return {"gradient_norm": self.gradient_norm} | values
 
+    def report(self, numbers: Mapping[str, float], steps_per_second: float, left: str) -> tuple[dict[str, float], str]:
+        row = {name: value for name, value in numbers.items() if name != "gradient_norm"} | {
+            "perplexity": self.codebook.perplexity(),
+            "dead": self.codebook.dead(),
+            "restarted": int(self.restarted),
+            "learning_rate": self.rate,
+        }
+        self.restarted = 0
+        return row, (
+            f"step {self.step}  {100 * self.progress:.1f}%  psnr {row['psnr']:.2f} dB  perplexity "
+            f"{row['perplexity']:.0f}  dead {row['dead']:.0f}  {left}"
+        )
 
-def _show(trainer: TokenizerTrainer, images: TrainingImages, path: Path) -> None:
-    try:
-        save_png(reconstructions(trainer, images), path)
-    except Exception as error:  # whatever it is, hours of training must not end for an image
-        to_stderr(f"no reconstructions: {type(error).__name__}: {printable(error)}")
+    def measure(self, stop: GracefulStop) -> None:
+        path, every = self.out / "reconstructions" / f"{self.step:07d}.png", self.train.sample_every
+        if every and self.step % every == 0 and not path.exists():
+            stop.optional(lambda: self._reconstruct(path))
+            if self.log is not None and path.exists():
+                self.log.show(self.step, "reconstructions", path)
+
+    def _reconstruct(self, path: Path) -> None:
+        try:
+            save_png(reconstructions(self, self.images), path)
+        except Exception as error:  # whatever it is, hours of training must not end for an image
+            self.say(f"no reconstructions: {type(error).__name__}: {printable(error)}")
+
+    def save(self) -> None:
+        state = {"record": self.record, "trainer": self.state_dict(), "order": self.order.state_dict()}
+        save_checkpoint(self.out, state)
+
+    def finish(self) -> None:
+        export_tokenizer(self.out / "tokenizer", self.config, self, self.images.rows)
 
 
 def averaged(trainer: TokenizerTrainer, config: VQGANConfig) -> VQGAN:

@@ -27,7 +27,7 @@ class TimmPerceptual(nn.Module):
 
     Args:
         network: a classifier of timm, with its weights.
-        size: pixels a side to which images are enlarged, bicubic; 0 leaves them as they are.
+        size: pixels a side to which images are enlarged, bicubic; 0 leaves them as they are. More than `MARGIN`.
         stages: which of timm's stages are compared.
 
     Raises:
@@ -44,6 +44,7 @@ class TimmPerceptual(nn.Module):
         name = str(config["architecture"])
         try:
             self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(stages))
+            _drop_later_blocks(self.body)
             state = network.state_dict()
             self.body.load_state_dict({key: state[key] for key in self.body.state_dict()})
         except (AssertionError, IndexError, KeyError, RuntimeError, AttributeError) as error:
@@ -51,6 +52,7 @@ class TimmPerceptual(nn.Module):
             fix = "use a convolutional network such as timm:tf_efficientnet_lite0 or timm:resnet50"
             raise UserError("a perceptual loss needs a network with feature stages", reason, fix) from error
         self.size = size
+        self._resize: dict[tuple[int, torch.device], Float[Tensor, "padded side"]] = {}
         mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
         # images in [-1, 1] to the network's own scale: (x / 2 + 1/2 - mean) / std
         self.scale: Tensor
@@ -70,12 +72,24 @@ class TimmPerceptual(nn.Module):
 
     def _moved(self, images: Float[Tensor, "n 3 h w"], offset: tuple[int, int]) -> Float[Tensor, "n 3 s s"]:
         x = images.float()
-        if self.size:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
         h, w = x.shape[-2:]
         top, left = self.MARGIN + offset[0], self.MARGIN + offset[1]
-        x = F.pad(x, (self.MARGIN,) * 4, mode="reflect")[..., top : top + h, left : left + w]
+        if self.size:
+            # Bicubic enlarging and reflection at the edges are linear in rows and in columns, and moving chooses among
+            # the rows of their matrices. Their own kernels add up gradients one by one, atomically on a GPU.
+            rows = self._matrix(h, x.device)[top : top + self.size]  # (s, h)
+            columns = self._matrix(w, x.device)[left : left + self.size]  # (s, w)
+            with torch.autocast(x.device.type, enabled=False):
+                x = rows @ (x @ columns.t())
+        else:
+            x = F.pad(x, (self.MARGIN,) * 4, mode="reflect")[..., top : top + h, left : left + w]
         return x.contiguous(memory_format=torch.channels_last)
+
+    def _matrix(self, side: int, device: torch.device) -> Float[Tensor, "padded side"]:
+        """`resize_matrix` of images of a side, to ``size`` and a margin."""
+        if (side, device) not in self._resize:
+            self._resize[side, device] = resize_matrix(side, self.size, self.MARGIN).to(device)
+        return self._resize[side, device]
 
     def _stages(self, x: Float[Tensor, "n 3 s s"]) -> list[Tensor]:
         found: list[Tensor] = self.body(x * self.scale + self.shift)
@@ -98,6 +112,28 @@ class TimmPerceptual(nn.Module):
         with torch.autocast(kind, torch.bfloat16, enabled=half):
             moved = [self._moved(images, (offset_y, offset_x)) for images in (a, b)]
             return self._compare(*moved)
+
+
+def resize_matrix(side: int, larger: int, margin: int) -> Float[Tensor, "padded side"]:
+    """What enlarges ``side`` pixels to ``larger`` ones, bicubic, and reflects ``margin`` of them beyond each edge.
+
+    The rows are those of torch's own bicubic interpolation (``align_corners=False``) of unit vectors.
+
+    Returns:
+        Matrix (larger + 2 margin, side), in float32 on the CPU; each row sums to 1.
+    """
+    with torch.autocast("cpu", enabled=False):
+        unit_vectors = torch.eye(side)[None, None]  # (1, 1, side, side): row k is 1 at pixel k
+        rows = F.interpolate(unit_vectors, size=(larger, side), mode="bicubic", align_corners=False)[0]
+        return F.pad(rows, (0, 0, margin, margin), mode="reflect")[0]
+
+
+def _drop_later_blocks(body: Any) -> None:
+    """Remove the blocks after the last stage that is asked for: timm's EfficientNets compute them all the same."""
+    kind, _, last = body.feature_info.module_name()[-1].partition(".")
+    blocks = getattr(body, "blocks", None)
+    if kind == "blocks" and last.isdecimal() and isinstance(blocks, nn.Sequential):
+        body.blocks = blocks[: int(last) + 1]
 
 
 def load_timm_perceptual(name: str, size: int) -> TimmPerceptual:

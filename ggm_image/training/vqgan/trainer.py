@@ -8,6 +8,7 @@ decoder can be trained alone, for tokens that stay as they are.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.image.preprocess import to_model
-from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.registry import load_image_tokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN
@@ -29,24 +29,25 @@ from ggm_image.training.checkpoint import (
     set_generator_state,
     set_random_state,
 )
-from ggm_image.training.logging import Stopwatch, to_stderr
-from ggm_image.training.optim import EMA, OptimizerSettings, learning_rate, make_optimizer
+from ggm_image.training.loop import TrainingLoop
+from ggm_image.training.optim import EMA, OptimizerSettings, make_optimizer
 from ggm_image.training.vqgan.codebook import CodebookEMA
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
-from ggm_image.training.vqgan.perceptual import load_perceptual
+from ggm_image.training.vqgan.perceptual import hold_products_in_bf16, load_perceptual
 from ggm_image.training.vqgan.timm_perceptual import TimmPerceptual
 
 FROZEN = ("encoder.", "quant_conv.", "quantize.")
 """Names of the weights that the tokens are made of begin so."""
 
 
-class TokenizerTrainer:
-    """Everything that changes while a tokenizer is trained, and one step of it."""
+class TokenizerTrainer(TrainingLoop):
+    """Everything that changes while a tokenizer is trained, and one step of it; `run.TokenizerRun` is a whole run."""
 
-    def __init__(self, config: TokenizerTrainConfig, device: str) -> None:
+    def __init__(self, config: TokenizerTrainConfig, device: str, out: Path = Path()) -> None:
         from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 
-        self.loss, self.train, self.device = config.loss, config.train, torch.device(device)
+        super().__init__(config, config.train, out)
+        self.config, self.loss, self.train, self.device = config, config.loss, config.train, torch.device(device)
         self.train.precision = choose_precision(self.train.precision, self.device)[0]
         self.gradient_norm: Tensor | float = 0.0
         torch.manual_seed(config.train.seed)
@@ -72,6 +73,8 @@ class TokenizerTrainer:
         if config.loss.perceptual > 0:
             self.perceptual = load_perceptual(config.loss.perceptual_weights, config.loss.perceptual_size)
             self.perceptual = self.perceptual and self.perceptual.to(self.device)
+            if self.perceptual is not None and config.train.precision == "bf16-mixed" and self.device.type == "cuda":
+                hold_products_in_bf16(self.perceptual)  # on a CPU they are computed in float32
         settings = OptimizerSettings(
             learning_rate=0.0,
             weight_decay=None,
@@ -84,22 +87,11 @@ class TokenizerTrainer:
         self.d_optimizer = make_optimizer("adamw", self.discriminator, judge)
         self.ema = EMA(self.model, config.train.ema_decay)
         self.generator = torch.Generator(sampling_device(self.device)).manual_seed(config.train.seed)
-        self.step, self.start_sha256 = 0, ""
+        self.start_sha256 = ""
         self.restarted: Tensor | int = 0
-        self.saved_step: int | None = None
         if config.start:
             self.begin_from(starting_point(config.start))
-        train = config.train
-        compiled, line = compile_pays(
-            train.compile, self.device, train.precision, steps=train.steps, minutes=train.max_minutes
-        )
-        if line:
-            to_stderr(line)
-        if compiled and (why := cannot_compile(self.device.type)):
-            to_stderr(f"not compiled, so training is slower: {why}")
-            compiled = False
-        self.untimed = UNTIMED_STEPS if compiled else 0
-        self.clock = Stopwatch(running=not self.untimed)
+        compiled = self.compile_if_it_pays(self.device)
         maybe: Callable[..., Any] = torch.compile if compiled else (lambda f: f)
         self.encode, self.decode_body = maybe(self._encode), maybe(self._decode_body)
         if compiled and self.device.type == "cuda" and isinstance(self.perceptual, TimmPerceptual):
@@ -122,23 +114,6 @@ class TokenizerTrainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16-mixed")
 
-    def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
-        by_time = self.clock.seconds / (60 * self.train.max_minutes) if self.train.max_minutes else 0.0
-        return min(1.0, max(self.step / self.train.steps, by_time))
-
-    def rate(self) -> float:
-        train = self.train
-        return learning_rate(
-            train.learning_rate,
-            step=self.step,
-            warmup_steps=train.warmup_steps,
-            progress=self.progress(),
-            final_share=train.final_share,
-            schedule=train.schedule,
-            decay_fraction=train.decay_fraction,
-        )
-
     def quantise(self, z: Float[Tensor, "n e gh gw"]) -> tuple[Tensor, Tensor]:
         """Straight-through codes (n, e, gh, gw) and commitment loss; moves the codebook."""
         weight = self.model.quantize.embedding.weight
@@ -155,7 +130,7 @@ class TokenizerTrainer:
             return codes.view(n, h, w, e).permute(0, 3, 1, 2), commitment
         straight = flat + (codes - flat).detach()
         self.codebook.update(weight.data, flat.detach(), indices)
-        if self.step % self.train.restart_every == 0 and self.progress() < self.train.restart_until:
+        if self.step % self.train.restart_every == 0 and self.progress < self.train.restart_until:
             self.restarted = self.restarted + self.codebook.restart_dead(weight.data, flat.detach(), self.generator)
         return straight.view(n, h, w, e).permute(0, 3, 1, 2), commitment
 
@@ -173,16 +148,17 @@ class TokenizerTrainer:
         Returns:
             Terms of the loss and what is logged with them, as tensors, so that nothing waits for them.
         """
-        loss, adversarial = self.loss, self.progress() >= self.loss.adversarial_start
+        loss, adversarial = self.loss, self.progress >= self.loss.adversarial_start
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.rate
         with self.autocast():
             z = self.encode(images)
             codes, commitment = self.quantise(z)
             reconstruction = self.model.decoder.conv_out(self.decode_body(codes)).float()
         reconstruction = F.pixel_shuffle(reconstruction, self.model.patch_size)
         error = reconstruction - images
-        terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * error.square().mean()}
+        squared_error = error.square().mean()
+        terms = {"pixel": loss.l1 * error.abs().mean() + loss.l2 * squared_error}
         if self.perceptual is not None:
             # the first rows are as random as any
             some = slice(math.ceil(loss.perceptual_images * len(images)))
@@ -205,7 +181,7 @@ class TokenizerTrainer:
             logs["discriminator"] = self._discriminator_step(images, reconstruction.detach())
         self.step += 1
         self.ema.update(self.model, self.step)
-        logs["psnr"] = 10 * torch.log10(4 / error.detach().square().mean())
+        logs["psnr"] = 10 * torch.log10(4 / squared_error.detach())
         logs["commitment"] = commitment.detach()
         return logs
 
@@ -233,7 +209,7 @@ class TokenizerTrainer:
         """
         last = self.model.decoder.conv_out.weight
         plain = {name: terms[name] for name in ("pixel", "perceptual") if name in terms}
-        gradient = torch.autograd.grad(torch.stack(list(plain.values())).sum(), reconstruction)[0]
+        gradient = torch.autograd.grad(list(plain.values()), reconstruction)[0]
 
         def norm(g: Tensor) -> Tensor:
             return torch.autograd.grad(reconstruction, last, g, retain_graph=True)[0].norm()
@@ -281,15 +257,14 @@ class TokenizerTrainer:
         if (begun := state.get("decoder_only", False)) != self.train.decoder_only:
             what, fix = "train.decoder_only must be that of the run that is resumed", "give another --out"
             raise UserError(what, f"{self.train.decoder_only}, the checkpoint has {begun}", fix)
-        self.step, self.clock = state["step"], Stopwatch(state["seconds"], running=not self.untimed)
-        self.saved_step = self.step
+        self.resume_at(state["step"], state["seconds"])
         self.restarted = state.get("restarted", 0)
         self.start_sha256 = state.get("start_sha256", self.start_sha256)
         for name in ("model", "codebook", "discriminator", "optimizer", "d_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.ema.load(state["ema"])
         if not set_generator_state(self.generator, state["generator"], self.train.seed + self.step):
-            to_stderr(OTHER_DEVICE)
+            self.say(OTHER_DEVICE)
         set_random_state(state["random"])
 
 

@@ -22,7 +22,7 @@ from ggm_image.metrics.image_sets import DecodedSet
 from ggm_image.tokenizers.convert import convert_tokenizer
 from ggm_image.tokenizers.registry import find_tokenizer, tokenizer_specs
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
-from ggm_image.training.vqgan import trainer as module
+from ggm_image.training import loop
 from ggm_image.training.vqgan.codebook import CodebookEMA
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.perceptual import LINEAR_FILE, VGG_FILE, SmallPerceptual, load_perceptual
@@ -140,7 +140,7 @@ def test_a_run_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(module, "cannot_compile", lambda device: f"no compiler for {device}")
+    monkeypatch.setattr(loop, "cannot_compile", lambda device: f"no compiler for {device}")
     train_tokenizer(config, class_folder, tmp_path / "run", overrides=["train.steps=1", "train.compile=true"])
     assert "not compiled, so training is slower: no compiler for cpu" in capsys.readouterr().err
 
