@@ -21,6 +21,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, list[dict[str, bytes]]] = {}
         self.asked: list[str] = []
         self.token = "secret"
+        self.private: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -58,7 +59,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.server.asked.append(f"{self.command} {path}")
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+        name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        if name in self.server.private and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            self.answer({"error": "not found"}, 401, X_Error_Code="RepoNotFound")  # as the Hub hides what is private
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             name, kind, revision = match[1], match[2], match[3] or "main"
             found = self.server.find(name, revision)
             if found is None:

@@ -21,6 +21,7 @@ class Server(ThreadingHTTPServer):
         self.data, self.etag = DATA, '"one"'
         self.faults: dict[str, Any] = {}
         self.asked: list[tuple[str, str | None]] = []
+        self.authorizations: list[str | None] = []
 
     def url(self, path: str = "/file") -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -36,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.faults.get(self.path, {})
         wanted = self.headers.get("Range")
         self.server.asked.append((self.path, wanted))
+        self.server.authorizations.append(self.headers.get("Authorization"))
         if "status" in fault:
             self.send_error(fault["status"])
             return

@@ -89,11 +89,12 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
         click.echo(f"ggm-image {ggm_image.__version__}")
         click.echo(_torch_version())
+        click.echo(f"device {_device()}")
         ctx.exit()
 
 
 def _torch_version() -> str:
-    """torch's version, which names the build (``+cpu``, ``+cu128``), and Python's; torch itself is not imported."""
+    """torch's version, which names the build (``+cpu``, ``+cu128``), and Python's."""
     from importlib import metadata
 
     try:
@@ -103,6 +104,20 @@ def _torch_version() -> str:
     return f"torch {torch}, Python {sys.version.split()[0]}"
 
 
+def _device() -> str:
+    """The device that commands use without ``--device``, and what it is; asks torch, so it takes seconds."""
+    try:
+        import torch
+    except Exception as error:  # a broken installation is what somebody asks for the version for
+        return f"unknown: torch cannot be imported ({printable(error)})"
+    from ggm_image.runtime.devices import resolve_device
+
+    device = resolve_device()
+    if device == "cuda":
+        return f"cuda ({', '.join(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
@@ -110,7 +125,7 @@ def _torch_version() -> str:
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the version.",
+    help="Show the versions of ggm-image, torch and Python, and the device.",
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:

@@ -60,8 +60,8 @@ def snapshot(name: str) -> Snapshot:
         name: ``owner/name``, with ``@`` and a branch, tag or commit hash for another revision than ``main``.
 
     Raises:
-        UserError: there is no such repository or revision, it is no model, the network fails, or it is forbidden and
-            the files are not in the cache.
+        UserError: there is no such repository or revision, it is no model or tokenizer, the network fails, or it is
+            forbidden and the files are not in the cache.
     """
     repository, _, revision = name.partition("@")
     revision = revision or "main"
@@ -86,7 +86,9 @@ def snapshot(name: str) -> Snapshot:
     for file in FILES[:2]:
         if not (found / file).is_file():
             fix = "give a repository that `ggm-image push` wrote"
-            raise UserError(f"a model's repository holds {' and '.join(FILES[:2])}", f"{name} has no {file}", fix)
+            raise UserError(
+                f"a repository of a model or tokenizer holds {' and '.join(FILES[:2])}", f"{name} has no {file}", fix
+            )
     _commits[key] = found.name
     return Snapshot(found, repository, found.name)
 

@@ -15,6 +15,7 @@ import torch
 from ggm_image.errors import UserError
 from ggm_image.io.download import cache_dir, download
 from ggm_image.io.files import sha256_file, write_text
+from ggm_image.io.hub import is_repository, snapshot
 from ggm_image.io.resources import resource_dir
 from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.meta import shapes_only
@@ -39,10 +40,13 @@ def _known() -> dict[str, Path]:
 
 
 def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
-    """The tokenizer of a known name, of a folder, or of a published file.
+    """The tokenizer of a known name, of a folder, of a published file, or of ``owner/name`` on the Hub.
+
+    A repository on the Hub is a tokenizer's folder, or a model's that has one in ``tokenizer/``;
+    ``owner/name@revision`` names a branch, tag or commit.
 
     Raises:
-        UserError: if there is none; names the nearest known ones.
+        UserError: if there is none; names the nearest known ones. For one on the Hub as `ggm_image.io.hub.snapshot`.
     """
     path = Path(name_or_path)
     known, name = _known(), str(name_or_path)
@@ -55,6 +59,10 @@ def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
         return published_spec(path)
     if path.is_dir():
         return TokenizerSpec.read(path)
+    if isinstance(name_or_path, str) and is_repository(name):
+        found = snapshot(name).folder
+        inside = found / "tokenizer"
+        return TokenizerSpec.read(inside if (inside / "config.yaml").is_file() else found)
     near = difflib.get_close_matches(name, [*known, *TEXT_TOKENIZERS], n=3, cutoff=0.3) or sorted(known)
     raise UserError(
         "no such tokenizer, neither a known name nor a folder or file",
@@ -115,8 +123,9 @@ def load_image_tokenizer(name_or_path: str | Path, *, device: str | torch.device
     """A tokenizer of images, ready to encode and decode.
 
     Args:
-        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, or what somebody
-            published: a checkpoint or its folder. The weights of a known one are downloaded at the first use.
+        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, what somebody published (a
+            checkpoint or its folder), or ``owner/name`` of a tokenizer or model on the Hub. The weights of a known one
+            are downloaded at the first use.
         device: where to put it, see `choose_device`.
 
     Returns:

@@ -12,8 +12,9 @@ from ggm_image.cli.main import main
 from ggm_image.errors import UserError
 from ggm_image.io import hub as hub_module
 from ggm_image.pipelines.load import load_model
+from ggm_image.tokenizers.registry import load_tokenizer
 from tests.hub_server import Hub, running
-from tests.models import tiny_model_folder
+from tests.models import tiny_model_folder, tiny_tokenizer_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 NAME = "anna/robots-16"
@@ -137,3 +138,39 @@ def test_refused_pushes(
     assert "HF_HUB_OFFLINE forbids the network" in refused(str(folder), NAME, "--licence", "mit")
     assert hub.repositories == {}
     assert not [request for request in hub.asked if request.startswith("POST /api/models")]
+
+
+def test_tokenizers_come_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer's repository, and the tokenizer in a model's; the cache serves it without the network."""
+    folder = tiny_tokenizer_folder(tmp_path / "tokenizer")
+    files = {name: (folder / name).read_bytes() for name in ("config.yaml", "model.safetensors")}
+    hub.repositories["anna/tokens"] = [files]
+    hub.repositories[NAME] = [
+        {"config.yaml": b"network: {}", "model.safetensors": b"x"} | {f"tokenizer/{name}": files[name] for name in files}
+    ]
+    here = load_tokenizer(folder)
+    for name in ("anna/tokens", NAME, f"anna/tokens@{hub.commit_hash('anna/tokens')}"):
+        assert load_tokenizer(name).sha256 == here.sha256
+    with pytest.raises(UserError, match="no such repository on the Hub"):
+        load_tokenizer("anna/nothing")
+    hub.repositories["anna/empty"] = [{"config.yaml": files["config.yaml"]}]
+    with pytest.raises(UserError, match="a repository of a model or tokenizer holds config.yaml and model.safetensors"):
+        load_tokenizer("anna/empty")
+    monkeypatch.setenv("GGM_IMAGE_OFFLINE", "1")
+    monkeypatch.setattr(hub_module, "_commits", {})
+    hub.asked.clear()
+    assert load_tokenizer("anna/tokens").sha256 == here.sha256
+    assert hub.asked == []
+
+
+def test_a_private_repository_needs_the_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the header of every request; without it, or with another, the Hub hides the repository."""
+    folder = tiny_tokenizer_folder(tmp_path / "tokenizer")
+    hub.repositories[NAME] = [{name: (folder / name).read_bytes() for name in ("config.yaml", "model.safetensors")}]
+    hub.private.add(NAME)
+    monkeypatch.setenv("HF_TOKEN", "another")
+    with pytest.raises(UserError, match=r"no such repository on the Hub .*log in with `hf auth login` or set HF_TOKEN"):
+        load_tokenizer(NAME)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert load_tokenizer(NAME).sha256 == load_tokenizer(folder).sha256

@@ -194,6 +194,18 @@ def test_two_variables_forbid_the_network(
         assert server.asked == []
 
 
+def test_a_hub_token_is_sent_to_no_other_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    download(tmp_path / "file", [server.url()])
+    server.faults["/private"] = {"status": 401}
+    with pytest.raises(UserError, match=r"cannot be downloaded \(http.*/private: HTTP 401\); fetch it elsewhere"):
+        download(tmp_path / "other", [server.url("/private")])
+    assert server.authorizations == [None, None]
+
+
 def test_fetch_takes_a_copy_of_another_library_if_it_is_the_same(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
