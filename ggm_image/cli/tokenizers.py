@@ -37,7 +37,7 @@ def _row(spec: "TokenizerSpec") -> dict[str, Any]:
 @click.command(cls=GroupedCommand)
 @where(json_option)
 def tokenizers(as_json: bool) -> None:
-    """List the known tokenizers: pixels, grid, codes, what is on disk, reported reconstruction FID.
+    """List the known tokenizers: pixels, grid, codes, what is on disk, reported figures of reconstructions.
 
     Those that are not on disk are downloaded when they are first used, into GGM_IMAGE_CACHE (~/.cache/ggm-image).
     With GGM_IMAGE_OFFLINE=1 nothing is; --json says where each file belongs.
@@ -49,19 +49,23 @@ def tokenizers(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table: list[tuple[str, ...]] = [("name", "pixels", "grid", "codes", "family", "on disk", "rFID")]
+    table: list[tuple[str, ...]] = [("name", "pixels", "grid", "codes", "family", "on disk", "rFID", "FD", "PSNR")]
     for row in rows:
-        rfid = [value for key, value in row["reported"].items() if key.startswith("rfid") and key != "rfid_source"]
+        reported = row["reported"]
+        rfid = [value for key, value in reported.items() if key.startswith("rfid") and key != "rfid_source"]
+        figures = (rfid[0] if rfid else "-", *(reported.get(key, "-") for key in ("fd_efficientnet_lite0", "psnr_db")))
         disk = "no" if row["megabytes"] is None else f"{row['megabytes']} MB"
         grid = " x ".join(map(str, row["grid"]))
-        cells = (row["name"], row["image_size"], grid, row["codes"], row["family"], disk, rfid[0] if rfid else "-")
+        cells = (row["name"], row["image_size"], grid, row["codes"], row["family"], disk, *figures)
         table.append(tuple(map(str, cells)))
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     text = ", ".join(f"{name} ({make().codebook_size} codes)" for name, make in TEXT_TOKENIZERS.items())
     click.echo(f"For text, without weights: {text}.")
-    click.echo("rFID is what the publisher reports, with what it was measured on in the card; --json has all of it.")
+    click.echo(
+        "rFID and PSNR (dB) are reported, FD is ours, on EfficientNet-Lite0's features; the cards say on which images."
+    )
 
 
 @click.command(cls=GroupedCommand)

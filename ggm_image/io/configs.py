@@ -40,8 +40,9 @@ def shipped_configs() -> list[ShippedConfig]:
 def _described(path: Path) -> ShippedConfig:
     text = path.read_text(encoding="utf-8")
     head = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
-    tool = re.search(r"python (tools/(?!\S*train_perceptual)[\w/]+\.py)", text)
     kind = "train-tokenizer" if re.search(r"^architecture:", text, re.MULTILINE) else "train"
+    # Beside `ggm-image train` a script makes the data; alone it is what reads the config.
+    tool = None if f"ggm-image {kind} " in text else re.search(r"python (tools/[\w/]+\.py)", text)
     return ShippedConfig(
         name=path.stem,
         path=path,

@@ -22,8 +22,11 @@ def save_weights(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) ->
         save_file(stored, temporary)
 
 
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """All tensors of a safetensors file; those in float8 as bfloat16, which holds all of their values.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -31,13 +34,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError("file of weights not found", path, "check the path")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} must be a whole safetensors file", str(error), "copy it again") from error
+    # Few operations know float8: it only halves a file.
+    return {name: value.bfloat16() if value.dtype in _FLOAT8 else value for name, value in tensors.items()}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a module of exactly its shapes; half precision is widened.
+    """Load a safetensors file into a module of exactly its shapes; half precision and float8 are widened.
 
     Raises:
         UserError: if the file is damaged, does not fit, or holds values that are not finite.

@@ -13,6 +13,7 @@ from ggm_image.tokenizers.base import Architecture
 from ggm_image.tokenizers.vq.families import FAMILIES
 
 WEIGHTS = "model.safetensors"
+_COMPARE = "compare it with tokenizers/cifar10-f4-4096/config.yaml"
 _WRONG = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -100,7 +101,7 @@ class TokenizerSpec:
         if not path.is_file():
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
         try:
-            written = read_yaml(path, "must describe a tokenizer", "compare it with tokenizers/cifar10-f4/config.yaml")
+            written = read_yaml(path, "must describe a tokenizer", _COMPARE)
             entries: Any = OmegaConf.to_container(written, resolve=True)
             weights, family = entries["weights"], str(entries.get("family") or "taming")
             return TokenizerSpec(
@@ -126,7 +127,7 @@ class TokenizerSpec:
             raise UserError(
                 f"{path} must describe a tokenizer",
                 f"{type(error).__name__}: {error}",
-                "compare it with tokenizers/cifar10-f4/config.yaml",
+                _COMPARE,
             ) from error
 
 

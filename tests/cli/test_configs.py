@@ -14,7 +14,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs"]) == 0
     shown = capsys.readouterr().out
     assert "\nimagenet256  (not run: a starting point)\n" in shown
-    assert "  hardware  one CPU core, 85 minutes" in shown
+    assert "  hardware  one H100, 2 minutes" in shown
     assert main(["configs", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert {"what", "size", "hardware", "command", "path"} <= rows["cifar10"].keys()

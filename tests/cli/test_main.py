@@ -100,7 +100,7 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
         ([*fid, str(images), "--metrics", "fdi"], "fdi"),
         (["encode", str(images), str(text), "--tokenizer", "x"], "was not written by this command"),
         (["decode", str(tokens), str(text)], "must be a new or an empty folder"),
-        (["convert", "cifar10-f4", str(text)], "must be a new or an empty folder"),
+        (["convert", "robots64-f8-2048", str(text)], "must be a new or an empty folder"),
         (["train", "cifar01", "--data", "a", "--out", "b"], "did you mean cifar10"),
         (["train", "cifar10", "--data", "a", "--out", str(run)], "was not written by this command"),
         (["train-tokenizer", "tokenizer_cifar10", "--data", "a", "--out", str(run)], "was not written by"),

@@ -64,8 +64,8 @@ def test_changed_text_and_files_of_others(folder: Path, tmp_path: Path, capsys: 
         (("--tokenizer", "bytes", "--flip"), "--flip belongs to images"),
         (("--tokenizer", "bytes", "--shifts", 2), "--shifts belongs to images"),
         (("--tokenizer", "bytes", "--image-size", 8), "--image-size belongs to images"),
-        (("--tokenizer", "cifar10-f4", "--length", 8), "--length belongs to text"),
-        (("--tokenizer", "cifar10-f4", "--text-key", "t"), "--text-key belongs to text"),
+        (("--tokenizer", "robots64-f8-2048", "--length", 8), "--length belongs to text"),
+        (("--tokenizer", "robots64-f8-2048", "--text-key", "t"), "--text-key belongs to text"),
     ],
 )
 def test_options_of_the_other_kind(

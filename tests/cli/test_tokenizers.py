@@ -38,8 +38,10 @@ def test_list(capsys: pytest.CaptureFixture[str], offline: Path) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(tokenizer_specs()) + 3
     assert "For text, without weights: bytes (256 codes)." in lines
-    assert "vqgan-imagenet-f16-1024   256     16 x 16  1024   taming     no       7.94" in lines
-    assert any(line.startswith("cifar10-f4 ") and " 6.0 MB" in line for line in lines)
+    assert "vqgan-imagenet-f16-1024   256     16 x 16  1024   taming     no       7.94  -       -" in lines
+    assert "ldm-vq-f4                 256     64 x 64  8192   taming     no       0.58  -       27.43" in lines
+    assert any(line.startswith("cifar10-f4-4096 ") and " 8.3 MB" in line for line in lines)
+    assert any(line.startswith("robots64-f8-2048 ") and " 6.5 MB" in line for line in lines)
     there = offline / "tokenizers" / "llamagen-ds16-c2i" / "vq_ds16_c2i.pt"
     there.parent.mkdir(parents=True)
     there.write_bytes(bytes(2_500_000))
@@ -95,9 +97,9 @@ def test_convert_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert load_tokenizer(tmp_path / "out").name == "unit"
     assert "must be a new or an empty folder" in refused(capsys, run("convert", folder, tmp_path / "out"))
     assert "need a file or a folder" in refused(
-        capsys, run("convert", "cifar10-f4", tmp_path / "b", "--pixels", "0..1")
+        capsys, run("convert", "robots64-f8-2048", tmp_path / "b", "--pixels", "0..1")
     )
     assert "no such tokenizer" in refused(capsys, run("convert", tmp_path / "none.ckpt", tmp_path / "b"))
     assert "no such tokenizer" in refused(capsys, run("convert", folder, tmp_path / "b", "--like", "vqgan-f16"))
-    assert run("convert", "cifar10-f4", tmp_path / "c") == 0
-    assert load_tokenizer(tmp_path / "c").sha256 == load_tokenizer("cifar10-f4").sha256
+    assert run("convert", "robots64-f8-2048", tmp_path / "c") == 0
+    assert load_tokenizer(tmp_path / "c").sha256 == load_tokenizer("robots64-f8-2048").sha256

@@ -58,7 +58,7 @@ def test_the_cache_depends_neither_on_batch_size_nor_on_threads(
 
 def test_half_precision_is_noted_and_does_not_mix(class_folder: Path, tmp_path: Path) -> None:
     """Seen to fail with a manifest that says nothing of it."""
-    tokenizer = load_tokenizer("cifar10-f4")
+    tokenizer = load_tokenizer("cifar10-f4-4096")
     exact = encode(class_folder, tmp_path / "exact", tokenizer, image_size=32)
     half = encode(class_folder, tmp_path / "half", tokenizer, image_size=32, precision="bf16")
     same = (exact.tokens(range(12)) == half.tokens(range(12))).float().mean()

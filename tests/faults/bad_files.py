@@ -228,7 +228,7 @@ def _conversions(w: World) -> Iterator[Case]:
         "of two checkpoints in a folder": two,
         "of an empty folder": lambda f: ["convert", str((f / "in").mkdir() or f / "in"), str(f / out)],
         "like a tokenizer that is unknown": lambda f: ["convert", path, str(f / out), "--like", "x"],
-        "like a tokenizer of another kind": lambda f: ["convert", path, str(f / out), "--like", "cifar10-f4"],
+        "like a tokenizer of another kind": lambda f: ["convert", path, str(f / out), "--like", "cifar10-f4-4096"],
         "like itself": lambda f: ["convert", own, str(f / out), "--like", own],
         "of pixels in a file": lambda f: ["convert", path, str(f / out), "--pixels", "0..1"],
         "of unknown pixels": lambda f: ["convert", path, str(f / out), "--pixels", "0..2"],

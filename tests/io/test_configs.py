@@ -18,7 +18,7 @@ def test_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cifar10").mkdir()
     assert find_config(name) == CONFIGS / "cifar10.yaml"
-    assert load_config(GeneratorConfig, name).network.width == 192
+    assert load_config(GeneratorConfig, name).network.width == 256
 
 
 def test_a_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +51,11 @@ def test_every_config_says_what_it_is() -> None:
         assert config.hardware, config.name
         assert "\n" not in config.what + config.size + config.hardware
     assert found["imagenet256"].size == "312 million parameters, 454 GFLOP an image and training step"
-    assert found["cifar10"].size.startswith("4.0 million parameters")
+    assert found["cifar10"].size.startswith("8.5 million parameters")
     assert found["cifar10"].tried
     assert not found["imagenet256"].tried
     assert found["tokenizer_f16"].command == "train-tokenizer"
     assert found["compare_cifar10"].command == "tools/experiments/compare_objectives.py"
     assert found["tokenizer_cifar10"].command == "train-tokenizer"
+    assert found["robots64"].command == "train"  # seen to be the script that makes its images
+    assert found["tokenizer_robots64"].command == "train-tokenizer"

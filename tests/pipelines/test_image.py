@@ -269,7 +269,7 @@ def test_signal_judges_windows_in_batches(model: Model, monkeypatch: pytest.Monk
 def test_a_folder_of_pictures_does_not_hide_a_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # seen to fail: the README's own commands unpack CIFAR-10 into a folder cifar10
     (tmp_path / "cifar10").mkdir()
-    (tmp_path / "cifar10-f4").mkdir()
+    (tmp_path / "cifar10-f4-4096").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_model("cifar10").name == "cifar10"
 

@@ -1,5 +1,6 @@
 """Tokenizers by name and by folder, and what is said of a folder that is not one."""
 
+import hashlib
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ggm_image.data.sources.image_files import open_source
 from ggm_image.errors import UserError
 from ggm_image.io.files import sha256_file
 from ggm_image.io.resources import resource_dir
+from ggm_image.io.safetensors import read_weights
 from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.registry import build_tokenizer, tokenizer_specs
 from tests.models import tiny_tokenizer_folder
@@ -59,7 +61,7 @@ def test_the_names_that_were_promised() -> None:
         ("llamagen", 16, 16384),
         ("maskgit", 16, 1024),
     } <= known
-    assert "cifar10-f4" in SPECS
+    assert {"cifar10-f4-4096", "robots64-f8-2048"} <= SPECS.keys()
 
 
 @pytest.fixture
@@ -192,10 +194,11 @@ def test_unknown_families_and_odd_files_are_named(tmp_path: Path) -> None:
             load_tokenizer(folder)
 
 
-def test_cifar10_tokens_and_reconstructions_are_pinned() -> None:
+@pytest.mark.parametrize(("name", "model"), [("cifar10-f4-4096", "cifar10"), ("robots64-f8-2048", "robots64")])
+def test_shipped_tokens_and_reconstructions(name: str, model: str) -> None:
     # the shipped images are our own samples; their tokens are read from their pixels
-    tokenizer = load_tokenizer("cifar10-f4")
-    source = open_source(resource_dir("assets") / "models" / "cifar10" / "samples")
+    tokenizer = load_tokenizer(name)
+    source = open_source(resource_dir("assets") / "models" / model / "samples")
     images = torch.stack([source[k] for k in range(len(source))]).float() / 127.5 - 1
     tokens = tokenizer.encode(images)
     again = tokenizer.decode(tokens)
@@ -204,8 +207,25 @@ def test_cifar10_tokens_and_reconstructions_are_pinned() -> None:
     assert len(tokens.unique()) > 200
 
 
+TOKEN_TENSORS = {
+    "cifar10-f4-4096": "86bbdb3e5f68dceae38b0cad740aa20fb91d444c58ce8313f08c52964d13ee49",
+    "robots64-f8-2048": "aab173c4516bef10258a437bd02fc4c4a93b2fec63e3d405c2b84864210fb1ea",
+}
+
+
+@pytest.mark.parametrize("name", TOKEN_TENSORS)
+def test_shipped_encoders_and_codes_are_pinned(name: str) -> None:
+    """A tokenizer of this name gives these tokens for ever: only its decoder may be replaced."""
+    digest = hashlib.sha256()
+    for key, value in sorted(read_weights(SPECS[name].weights).items()):
+        if not key.startswith(("decoder.", "post_quant_conv.")):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest() == TOKEN_TENSORS[name]
+
+
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such tokenizer.*cifar10-f4"):
+    with pytest.raises(UserError, match=r"no such tokenizer.*cifar10-f4-4096"):
         load_tokenizer("cifar10-f8")
     with pytest.raises(UserError, match=r"config\.yaml"):
         load_tokenizer(tmp_path)

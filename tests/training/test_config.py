@@ -19,6 +19,7 @@ SIZES = {
     "ffhq256": (1024, 0, (16, 16)),
     "imagenet256": (16384, 1000, (16, 16)),
     "imagenet256-f8": (8192, 1000, (32, 32)),
+    "robots64": (2048, 12, (8, 8)),
     "text": (256, 0, (1, 256)),
 }
 """What the token caches that they name have."""
@@ -38,7 +39,7 @@ def test_every_shipped_config_is_complete_and_builds(path: Path) -> None:
     config = load_config(GeneratorConfig, path)
     written = OmegaConf.to_container(OmegaConf.load(path))
     assert written == plain(config), "a shipped file names every key, so that no default can change it"
-    codes, classes, grid = SIZES.get(path.stem, (1024, 10, (8, 8)))
+    codes, classes, grid = SIZES.get(path.stem, (4096, 10, (8, 8)))
     with torch.device("meta"):
         network = Transformer(complete_network(config.network, codebook_size=codes, classes=classes, grid=grid))
     millions = sum(p.numel() for p in network.parameters()) / 1e6

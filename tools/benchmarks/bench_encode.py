@@ -1,6 +1,6 @@
 """Throughput of encoding files as a share of the bare tokenizer's forward pass, at the batch size that suits it best.
 
-python tools/benchmarks/bench_encode.py SRC --tokenizer cifar10-f4 --images 2048 --bare 1,4,16,64
+python tools/benchmarks/bench_encode.py SRC --tokenizer cifar10-f4-4096 --images 2048 --bare 1,4,16,64
 
 Without `--bare` the forward pass has the batch size of the encoding.
 

@@ -37,6 +37,7 @@ SIZES: dict[str, tuple[int, int, tuple[int, int]]] = {
     "ffhq256": (1024, 0, (16, 16)),
     "imagenet256": (16384, 1000, (16, 16)),
     "imagenet256-f8": (8192, 1000, (32, 32)),
+    "robots64": (2048, 12, (8, 8)),
 }
 """Codes, classes and grid of the token caches that the shipped configs are for; of any other, those of CIFAR-10."""
 
@@ -44,7 +45,7 @@ SIZES: dict[str, tuple[int, int, tuple[int, int]]] = {
 def load_complete(path: Path, overrides: Sequence[str] = ()) -> GeneratorConfig:
     """A config with the sizes that a token cache would fill in."""
     config = load_config(GeneratorConfig, path, overrides)
-    codes, classes, grid = SIZES.get(path.stem, (1024, 10, (8, 8)))
+    codes, classes, grid = SIZES.get(path.stem, (4096, 10, (8, 8)))
     config.network = complete_network(config.network, codebook_size=codes, classes=classes, grid=grid)
     return config
 
