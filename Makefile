@@ -1,14 +1,17 @@
-# Two commands are all that is needed: `make sample CLASS=cat` and `make test`. Both set up what they need.
+# Two commands are all that is needed: `make sample` and `make test`. Both set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
-CLASS ?= cat
+# Robots, or one class of the CIFAR-10 model: make sample CLASS=cat
+CLASS ?=
+MODEL ?= $(if $(CLASS),cifar10,robots64)
+COUNT ?= $(if $(CLASS),16,24)
 SEED ?= 0
 JOBS ?= 2
 # e.g. PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu' for torch without CUDA
 PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
-PICTURE = samples/$(CLASS).png
+PICTURE = samples/$(or $(CLASS),$(MODEL)).png
 # One thread a process. The tests of a file stay together: they share what is slow to make.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
@@ -16,7 +19,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $
 .PHONY: sample test test-all test-shapes test-web lint docs bench soak clean
 
 sample: $(VENV)/.installed
-	@$(BIN)/ggm-image sample --class "$(CLASS)" -n 16 --seed $(SEED) --out "$(PICTURE)"
+	@$(BIN)/ggm-image sample --model "$(MODEL)" $(if $(CLASS),--class "$(CLASS)") -n $(COUNT) --seed $(SEED) --out "$(PICTURE)"
 	@echo "$(CURDIR)/$(PICTURE)"
 
 test: $(VENV)/.with-test

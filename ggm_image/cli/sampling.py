@@ -38,12 +38,12 @@ def format_options(command: Any) -> Any:
         "--format",
         "image_format",
         type=click.Choice(suffixes, case_sensitive=False),
-        help="Format of the images in a folder; a file's suffix says its own.  [default: png]",
+        help="Format of the images in a folder, png by default.",
     )
     quality = click.option(
         "--quality",
         type=QualityType(),
-        help=f"Of JPEG and WebP; lossless is for WebP.  [default: {DEFAULT_QUALITY}]",
+        help=f"Of JPEG and WebP, {DEFAULT_QUALITY} by default; lossless is for WebP.",
     )
     return form(quality(command))
 

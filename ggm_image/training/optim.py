@@ -42,7 +42,7 @@ class EMA:
     def _tensors(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's parameters and buffers by name, found at the first call: `state_dict` takes milliseconds."""
         if self._module is not module:
-            found = dict(module.named_parameters(remove_duplicate=False))
+            found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
             found |= module.named_buffers(remove_duplicate=False)
             self._module, self._live = module, {name: found[name] for name in self.state}
         return self._live

@@ -146,7 +146,8 @@ def test_tokenizers_come_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pyt
     files = {name: (folder / name).read_bytes() for name in ("config.yaml", "model.safetensors")}
     hub.repositories["anna/tokens"] = [files]
     hub.repositories[NAME] = [
-        {"config.yaml": b"network: {}", "model.safetensors": b"x"} | {f"tokenizer/{name}": files[name] for name in files}
+        {"config.yaml": b"network: {}", "model.safetensors": b"x"}
+        | {f"tokenizer/{name}": files[name] for name in files}
     ]
     here = load_tokenizer(folder)
     for name in ("anna/tokens", NAME, f"anna/tokens@{hub.commit_hash('anna/tokens')}"):

@@ -71,7 +71,7 @@ def test_open_streams_stay() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="descriptors are closed by a POSIX shell")
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize(("arguments", "code"), [("configs cifar10 out.yaml", 0), ("sample --out x.jpg", 2)])
+@pytest.mark.parametrize(("arguments", "code"), [("configs cifar10 out.yaml", 0), ("sample --out x.bmp", 2)])
 def test_closed_descriptors(closed: str, arguments: str, code: int, tmp_path: Path) -> None:
     """What is written goes to its file and to no other; what is open gets its lines."""
     command = f"'{sys.executable}' -m ggm_image {arguments} {closed}"

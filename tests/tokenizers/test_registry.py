@@ -208,8 +208,8 @@ def test_shipped_tokens_and_reconstructions(name: str, model: str) -> None:
 
 
 TOKEN_TENSORS = {
-    "cifar10-f4-4096": "86bbdb3e5f68dceae38b0cad740aa20fb91d444c58ce8313f08c52964d13ee49",
-    "robots64-f8-2048": "aab173c4516bef10258a437bd02fc4c4a93b2fec63e3d405c2b84864210fb1ea",
+    "cifar10-f4-4096": "a9466e61c6e8fa02a01e18472fd10970d1e28a3b4eea3535864e37bc1b6b06a9",
+    "robots64-f8-2048": "f1ae29efa7351a685b2c307344fe801c03f671968b2dd12ce0ce882e28943712",
 }
 
 

@@ -79,4 +79,4 @@ def test_from_text_to_a_model(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_text_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggm_image.training.trainer.plot_at_the_end", lambda folder: None)
+    monkeypatch.setattr("ggm_image.training.loop.plot_at_the_end", lambda folder: None)

@@ -227,8 +227,8 @@ def test_every_shipped_config_builds(path: Path) -> None:
     config = load_config(TokenizerTrainConfig, path)
     with torch.device("meta"):
         model = VQGAN(config.architecture)
-    cell = {"f8": 8, "f16": 16}.get(path.stem.removeprefix("tokenizer_"), 4)
-    assert (model.downscale, model.image_size) == (cell, 32 if cell == 4 else 256)
+    sizes = {"f8": (8, 256), "f16": (16, 256), "robots64": (8, 64)}  # of a cell, and of an image
+    assert (model.downscale, model.image_size) == sizes.get(path.stem.removeprefix("tokenizer_"), (4, 32))
     known = [spec.architecture for spec in tokenizer_specs() if spec.family == "taming"]
     built = [OmegaConf.merge(OmegaConf.structured(VQGANConfig), entries) for entries in known]
     assert config.architecture in [OmegaConf.to_object(entries) for entries in built]  # so it can start from one
