@@ -3,12 +3,12 @@
 import click
 
 from ggm_image.cli.options import GroupedCommand, device_option, how, own_device, what, where
-from ggm_image.cli.sampling import MODEL, find_described_model
+from ggm_image.cli.sampling import find_described_model, shipped_model_option
 from ggm_image.web.server import PORT, check_address, serve
 
 
 @click.command(cls=GroupedCommand)
-@what(MODEL)
+@what(shipped_model_option("robots64"))
 @how(device_option)
 @where(
     click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port."),

@@ -83,13 +83,13 @@ def check_input(path: Path, what: str) -> None:
         raise UserError(f"{what} cannot be opened", f"{path}: {error.strerror}", "check the file") from error
 
 
-MODEL = click.option(
-    "--model",
-    "model_name",
-    default="cifar10",
-    show_default=True,
-    help="Shipped name, folder, or OWNER/NAME on the Hub.",
-)
+def shipped_model_option(default: str) -> Callable[[Any], Any]:
+    """``--model``, with the shipped model that is meant where none is named."""
+    described = "Shipped name, folder, or OWNER/NAME on the Hub."
+    return click.option("--model", "model_name", default=default, show_default=True, help=described)
+
+
+MODEL = shipped_model_option("cifar10")
 TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
 COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network, for hundreds of images.")
 
