@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from ggm_image import load_tokenizer
 from ggm_image.data.sources.image_files import open_source
 from ggm_image.errors import UserError
+from ggm_image.image.preprocess import to_uint8
 from ggm_image.io.files import sha256_file
 from ggm_image.io.resources import resource_dir
 from ggm_image.io.safetensors import read_weights
+from ggm_image.metrics.checker import chequered_share
 from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.registry import build_tokenizer, tokenizer_specs
 from tests.models import tiny_tokenizer_folder
@@ -205,6 +207,16 @@ def test_shipped_tokens_and_reconstructions(name: str, model: str) -> None:
     psnr = 10 * torch.log10(4 / (again - images).square().mean())
     assert float(psnr) > 24
     assert len(tokens.unique()) > 200
+
+
+def test_the_shipped_decoder_paints_no_chequered_patches() -> None:
+    """Not even of random tokens. Photographs have 0.028% of their cells; earlier decoders painted ten times as many."""
+    tokenizer = load_tokenizer("cifar10-f4-4096")
+    source = open_source(resource_dir("assets") / "models" / "cifar10" / "samples")
+    real = tokenizer.encode(torch.stack([source[k] for k in range(len(source))]).float() / 127.5 - 1)
+    random = torch.randint(0, tokenizer.codebook_size, (80, 8, 8), generator=torch.Generator().manual_seed(0))
+    images = to_uint8(tokenizer.decode(torch.cat([real, random])))
+    assert float(chequered_share(images).mean()) <= 2 * 0.00028
 
 
 TOKEN_TENSORS = {

@@ -61,7 +61,8 @@ def test_every_network_has_a_row(toy: ModuleType, tmp_path: Path, monkeypatch: p
     entropy = float(-(law * law.log()).sum()) / toy.SITES
     assert [row["task"]["network"] for row in rows] == list(toy.TRAINED)
     assert all(entropy < row["sampler"] < 3 for row in rows)
-    assert all(0.8 * entropy < row["bound"] < 30 for row in rows)  # that of D3PM is far off after a few steps
+    most = {"d3pm": 30}  # after two steps its posterior is still far off
+    assert all(0.8 * entropy < row["bound"] < most.get(row["task"]["network"], 8) for row in rows)
     assert (tmp_path / "toy" / "toy_bounds.md").read_text().count("± 0.0000") == 2 * len(rows)
     monkeypatch.setattr(toy, "measure", None)
     assert toy.run(toy.main, arguments) == 0
