@@ -1,12 +1,12 @@
 """The card of a model that is shared: what it is, its licence, samples, figures, and how to use it."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_path, write_text
+from ggm_image.pipelines.figures import measured_rows, plain_figures
 from ggm_image.pipelines.image import Model
 
 SAMPLES = "samples.png"
@@ -59,7 +59,7 @@ def card_text(model: Model, folder: Path, *, repository: str, licence: str) -> s
         f"*{COUNT} samples: seed 0, preset best, the classes in turn. Not selected.*",
         f"```bash\nggm-image sample --model {repository} -n 16 --out samples.png\n```",
     ]
-    figures = _figures(folder / "quality.json")
+    figures = _figures(folder)
     if figures:
         parts += ["## Figures", figures]
     own = folder / "README.md"
@@ -68,13 +68,9 @@ def card_text(model: Model, folder: Path, *, repository: str, licence: str) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(path: Path) -> str:
+def _figures(folder: Path) -> str:
     """The rows of ``quality.json`` as a table; empty where there are none."""
-    try:
-        rows = json.loads(path.read_bytes())["results"]
-        rows = [{k: v for k, v in row.items() if isinstance(v, int | float | str)} for row in rows]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return ""
+    rows = [plain_figures(row) for row in measured_rows(folder)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if not columns:
         return ""
