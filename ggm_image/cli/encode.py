@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +34,11 @@ from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate, merged_folder
 from ggm_image.runtime.devices import resolve_device
 from ggm_image.runtime.streams import say
+
+if TYPE_CHECKING:
+    from ggm_image.data.sources.image_files import ImageSource
+    from ggm_image.data.token_cache.reader import TokenCache
+    from ggm_image.metrics.feature_extractors import Extractor
 
 
 def tokenizer_option(help: str) -> Callable[[F], F]:
@@ -160,10 +165,10 @@ def encode(
 
     Several processes share the work: under torchrun, or each with its own --shard I/N. The last one completes OUT,
     which does not depend on how many there were. A final `encode SRC OUT --verify` (or `encode OUT --verify`, where SRC
-    is no longer there) proves count, hashes and that nothing is there twice, and with SRC that every image is the one
+    no longer exists) checks counts, hashes and that no shard is duplicated, and with SRC that every image is the one
     that was encoded.
 
-    --seed draws the images of the report; encoding itself draws nothing.
+    --seed chooses the images of the report; encoding itself is deterministic.
     """
     context = click.get_current_context()
     if wants_proof:
@@ -198,9 +203,8 @@ def encode(
     from ggm_image.data.encode import encode as encode_source
     from ggm_image.data.encode import nearest_folder
     from ggm_image.data.sources.base import ImageStream, read_classes
-    from ggm_image.data.sources.image_files import ImageSource, open_source
+    from ggm_image.data.sources.image_files import ImageSource
     from ggm_image.data.sources.open import open_images
-    from ggm_image.data.token_cache.manifest import shards_left
     from ggm_image.metrics.reconstruction import report
     from ggm_image.runtime.ranks import rank_and_world_size
     from ggm_image.tokenizers.registry import load_tokenizer
@@ -211,21 +215,11 @@ def encode(
     source = open_images(
         src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size, label_key=label_key
     )
-    extractor = others = None
     if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
         got = f"{part[1]} processes" if part[1] > 1 else src
         fix = "encode without it; for a report, encode a folder of some of the images in one process"
         raise UserError("--report needs one process and images that can be read at random", got, fix)
-    if features is not None:
-        from ggm_image.metrics.feature_extractors import load_extractor
-
-        if not wants_report:
-            raise UserError("--features belongs to --report", features, "add --report, or leave it out")
-        if reference is not None:
-            others = open_source(reference, scratch=nearest_folder(out))
-        extractor = load_extractor(features, device=device)
-    elif reference is not None:
-        raise UserError("--reference belongs to --features", reference, "add --features, or leave it out")
+    extractor, others = _distance_of_report(wants_report, features, reference, nearest_folder(out), device)
     tokenizer = load_tokenizer(tokenizer_name, device=device)
     cache = encode_source(
         source,
@@ -247,25 +241,9 @@ def encode(
     if isinstance(source, ImageStream) and source.left_out:
         say(f"note: {source.description}: left out {source.left_out}")
     if cache is None:
-        left = shards_left(out)
-        if as_json:
-            print_json({"out": str(out), "left": left})
-        else:
-            click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+        _say_share_done(out, part, as_json)
         return
-    manifest = cache.manifest
-    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.images]
-    for entry in skipped:
-        click.echo(f"skipped: {entry['why']}", err=True)
-    summary: dict[str, Any] = {
-        "out": str(out),
-        "count": len(cache),
-        "skipped": [entry["name"] for entry in skipped],
-        "grid": list(manifest.grid),
-        "image_size": manifest.image_size,
-        "classes": len(manifest.class_names),
-        "tokenizer": manifest.tokenizer_name,
-    }
+    summary = _summary_of(cache, out)
     if wants_report and isinstance(source, ImageSource):
         summary["report"] = report(
             source,
@@ -283,6 +261,53 @@ def encode(
         print_json(summary)
     else:
         _print_summary(summary, out)
+
+
+def _distance_of_report(
+    wants_report: bool, features: str | None, reference: str | None, scratch: Path, device: str
+) -> "tuple[Extractor | None, ImageSource | None]":
+    """What the report's Fréchet distances are computed with and compared to; opened before hours of encoding."""
+    if features is None:
+        if reference is not None:
+            raise UserError("--reference belongs to --features", reference, "add --features, or leave it out")
+        return None, None
+    if not wants_report:
+        raise UserError("--features belongs to --report", features, "add --report, or leave it out")
+
+    from ggm_image.data.sources.image_files import open_source
+    from ggm_image.metrics.feature_extractors import load_extractor
+
+    others = None if reference is None else open_source(reference, scratch=scratch)
+    return load_extractor(features, device=device), others
+
+
+def _say_share_done(out: Path, part: tuple[int, int], as_json: bool) -> None:
+    """What a process says that leaves an unfinished cache to the others."""
+    from ggm_image.data.token_cache.manifest import shards_left
+
+    left = shards_left(out)
+    if as_json:
+        print_json({"out": str(out), "left": left})
+    else:
+        click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+
+
+def _summary_of(cache: "TokenCache", out: Path) -> dict[str, Any]:
+    """What `encode` reports of a complete cache; skipped images are named on stderr."""
+    manifest = cache.manifest
+    # Mirrored and shifted copies are items too; an image is named once.
+    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.images]
+    for entry in skipped:
+        click.echo(f"skipped: {entry['why']}", err=True)
+    return {
+        "out": str(out),
+        "count": len(cache),
+        "skipped": [entry["name"] for entry in skipped],
+        "grid": list(manifest.grid),
+        "image_size": manifest.image_size,
+        "classes": len(manifest.class_names),
+        "tokenizer": manifest.tokenizer_name,
+    }
 
 
 def _prove(src: str | None, out: Path, shard_size: int, classes: str | None, label_key: str, as_json: bool) -> None:

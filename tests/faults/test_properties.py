@@ -234,7 +234,7 @@ def test_shares_of_a_folder_are_the_whole(
     folder, drawers = tmp_path_factory.mktemp("drawn"), [Drawer(batch) for _ in range(processes)]
     ends = [sample_to_folder(d, folder, n, settings=Settings(), share=(k, processes)) for k, d in enumerate(drawers)]
     assert sorted(k for d in drawers for k in d.drawn) == list(range(n))
-    assert [end.drawn for end in ends] == [len(d.drawn) for d in drawers]
+    assert [end.sampled for end in ends] == [len(d.drawn) for d in drawers]
     assert all(end.missing == 0 for end in ends[-1:])
 
 

@@ -75,7 +75,7 @@ def test_shares(processes: int, model: Model, whole: Path, tmp_path: Path) -> No
     sampled = 0
     for rank in range(processes):
         done = draw(model, tmp_path, share=(rank, processes))
-        sampled += done.drawn
+        sampled += done.sampled
         assert done.missing == N - sampled
         assert (tmp_path / "manifest.json").exists() == (sampled == N)
     assert sampled == N
