@@ -19,8 +19,6 @@ from tests.features import CHANNELS, Means, paint
 from tests.models import tiny_model_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-
-
 SIDES = ("generated", "reference")
 
 
