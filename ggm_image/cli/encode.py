@@ -9,6 +9,7 @@ import click
 from ggm_image.cli.options import (
     F,
     GroupedCommand,
+    batch_size_option,
     device_option,
     how,
     ignored_seed_option,
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
 def tokenizer_option(help: str) -> Callable[[F], F]:
     """``--tokenizer``, passed as ``tokenizer_name: str | None``."""
     return click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help=help)
-
-
-def batch_size_option(help: str) -> Callable[[F], F]:
-    """``--batch-size``, passed as ``batch_size: int | None``."""
-    return click.option("--batch-size", type=click.IntRange(1, 1 << 16), help=help)
 
 
 @click.command(cls=GroupedCommand)

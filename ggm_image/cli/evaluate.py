@@ -10,6 +10,8 @@ from click.core import ParameterSource
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    batch_size_option,
+    count_option,
     device_option,
     how,
     json_option,
@@ -21,7 +23,14 @@ from ggm_image.cli.options import (
     what,
     where,
 )
-from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options, sampler_parameters
+from ggm_image.cli.sampling import (
+    COMPILE,
+    asked_labels,
+    class_option,
+    sampler_options,
+    sampler_parameters,
+    tokenizer_option,
+)
 from ggm_image.errors import UserError
 from ggm_image.metrics import DEFAULT_METRICS, METRICS, find_metrics
 
@@ -39,11 +48,9 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
 @click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
 @what(
     click.option("--model", "model_name", metavar="NAME|DIR", help="Sample from this model in place of GENERATED."),
-    click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, if it has moved."),
+    tokenizer_option("Tokenizer of a token cache or a model, if it has moved."),
     class_option("Class of a model's images; several take turns."),
-    click.option(
-        "-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Number of images of a model."
-    ),
+    count_option(50_000, "Number of images of a model.", least=2),
     skip_bad_option,
     click.option(
         "--metrics",
@@ -72,9 +79,7 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
         show_default=True,
         help="Bootstrap replicates for the interval; 0 disables it.",
     ),
-    click.option(
-        "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images in one forward pass."
-    ),
+    batch_size_option("Images in one forward pass.", 64),
     sampler_options,
     seed_option,
     COMPILE,

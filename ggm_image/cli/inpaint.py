@@ -9,6 +9,7 @@ import click
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    count_option,
     device_option,
     how,
     json_option,
@@ -59,9 +60,7 @@ GAP = 4
 @click.argument("mask", type=click.Path(path_type=Path), required=False)
 @what(
     *model_options("What the image shows; several take turns."),
-    click.option(
-        "-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Number of samples."
-    ),
+    count_option(1, "Number of samples.", most=10_000),
     click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16."),
     click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image."),
     click.option("--mask-index", type=click.IntRange(0, 65535), help="Palette index or grey value of MASK to inpaint."),

@@ -9,6 +9,7 @@ import click
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    count_option,
     device_option,
     how,
     json_option,
@@ -39,7 +40,7 @@ from ggm_image.pipelines.classes import turns
 @click.command(cls=GroupedCommand)
 @what(
     *model_options("Class to sample; several take turns."),
-    click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images."),
+    count_option(16, "Number of images."),
     click.option("--length", type=click.IntRange(min=1), help="Bytes of each text; the model's own length by default."),
 )
 @how(sampler_options, seed_option, COMPILE, device_option, shard_option)

@@ -221,7 +221,7 @@ def test_token_caches_that_are_refused(
 ) -> None:
     """Unfinished, of another tokenizer, of one that is not at hand, or damaged."""
     cache = encode(class_folder, tmp_path / "tokens", mean_tokenizer)
-    with pytest.raises(UserError, match="not at hand"):
+    with pytest.raises(UserError, match="was not found"):
         open_image_set(tmp_path / "tokens")
     with pytest.raises(UserError, match="the tokenizer that made it"):
         open_image_set(tmp_path / "tokens", tokenizer=model_folder.parent / "tokenizer")
