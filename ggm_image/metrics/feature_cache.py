@@ -89,6 +89,7 @@ class FeatureCache:
         if before["protocol"] != self.protocol:
             warnings.warn(f"{self.folder} holds features of another protocol: they are made again", stacklevel=2)
             return
+        # Rows up to the first damaged chunk are reused; the rest is extracted again.
         path, rows = self.folder / ROWS, 0
         if path.is_file():
             chunks = whole_chunks(path, before["chunks"], self.type)

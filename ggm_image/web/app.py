@@ -142,6 +142,7 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
             gallery = _gallery("Samples", "Click an image to inpaint it.")
             download = gr.DownloadButton("Download images and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
+    # The images stay in the session, so that a click on the gallery opens the image and not its enlarged view.
     inputs = [model, classes, count, *settings]
 
     def sample(request: gr.Request, *values: Any) -> Iterator[Any]:
@@ -184,6 +185,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         request: gr.Request, name: str, image: Any, edited: Any, class_name: str, *values: Any
     ) -> Iterator[Any]:
         """Inpaint the opened image where the editor's layers are painted."""
+        # An emptied number field arrives as None.
         n, preset, guidance, seed, left, top, right, bottom, grow, blend = values
         steps = _checked(
             actions.inpaint,
@@ -281,6 +283,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
         if source is not None:
             yield from signal(request, name, source, share, class_name)
 
+    # Moving the slider shows the new map at once; only its last position counts.
     level.release(again, inputs, outputs, show_progress="hidden", api_visibility="private", trigger_mode="always_last")
     return {"upload": upload, "image": image, "status": status, "classes": classes}
 
