@@ -114,7 +114,7 @@ class FeatureCache:
         return [rows for rows in self.parts() if not self.holds(rows)]
 
     def holds(self, rows: range) -> bool:
-        """Whether a part is there, and whole."""
+        """Whether a part exists and is complete."""
         if self.folder is None:
             return rows.start in self._written
         if not self._path(rows).is_file():
@@ -214,7 +214,7 @@ class FeatureCache:
             self.look()  # another process has joined them, and removed the parts
             if self.kept < self.n:
                 fix = "run the command again: it makes what is missing"
-                raise UserError("features have gone while they were joined", folder, fix) from None
+                raise UserError("features were removed while they were joined", folder, fix) from None
             return
         self._record = {
             "format_version": FORMAT_VERSION,

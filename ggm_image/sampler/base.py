@@ -26,7 +26,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class PlannedDenoiser(Protocol):
-    """A denoiser that depends on how much of the image is there, which a plan knows beforehand."""
+    """A denoiser that depends on the share of filled sites, which a plan knows in advance."""
 
     def __call__(self, tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None, /) -> Tensor: ...
 

@@ -33,7 +33,7 @@ IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 
 
 def system_theme() -> gr.themes.Base:
-    """Gradio's look with the system's fonts, so that none is fetched."""
+    """Gradio's look with the system's fonts, so that nothing is downloaded."""
     fonts = ["system-ui", "sans-serif"]
     return gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
 
