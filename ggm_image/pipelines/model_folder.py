@@ -107,7 +107,6 @@ class NetworkFolder:
         try:
             written = read_yaml(path, "must describe a model", f"keep the {CONFIG} that came with the weights")
             config: Any = OmegaConf.to_container(written, resolve=True)
-            # A run has a config.yaml too, of another kind; its model is in a folder inside it.
             if "train" in config and "class_names" not in config:
                 model = folder / "model"
                 written_yet = (model / CONFIG).is_file()
