@@ -14,6 +14,7 @@ from ggm_image.io.resources import resource_dir
 from ggm_image.io.yaml import read_yaml
 from ggm_image.network.config import NetworkConfig
 from ggm_image.sampler.settings import Settings
+from ggm_image.validation import build
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -118,8 +119,7 @@ class NetworkFolder:
                     f"got {config['format_version']}",
                     "install the version of ggm-image that wrote it",
                 )
-            network = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetworkConfig), config["network"]))
-            assert isinstance(network, NetworkConfig)
+            network = build(NetworkConfig, config["network"])
             if not isinstance(config["class_names"], list) or len(config["class_names"]) != network.classes:
                 raise ValueError(f"class_names are not the names of {network.classes} classes")
             return NetworkFolder(

@@ -1,16 +1,16 @@
 """What is known of a tokenizer before its weights are opened: ``config.yaml``, typed and checked."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 from ggm_image.io.download import cache_dir
 from ggm_image.io.yaml import read_yaml
 from ggm_image.tokenizers.base import Architecture
 from ggm_image.tokenizers.vq.families import FAMILIES
+from ggm_image.validation import build
 
 WEIGHTS = "model.safetensors"
 _COMPARE = "compare it with tokenizers/cifar10-f4-4096/config.yaml"
@@ -143,19 +143,13 @@ def read_sizes(family: str, architecture: Mapping[str, Any], *, where: Path) -> 
     Raises:
         UserError: for an unknown family, an unknown entry or a wrong value.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if family not in FAMILIES:
-        near = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.3) or sorted(FAMILIES)
-        raise UserError("no such family of tokenizers", f"{family} in {where}", f"known: {', '.join(near)}")
+        fix = suggest(family, FAMILIES, f"known: {', '.join(sorted(FAMILIES))}", cutoff=0.3)
+        raise UserError("no such family of tokenizers", f"{family} in {where}", fix)
     try:
-        schema = OmegaConf.structured(FAMILIES[family].config)
-        sizes: Architecture = OmegaConf.to_object(OmegaConf.merge(schema, dict(architecture)))
+        sizes: Architecture = build(FAMILIES[family].config, dict(architecture))
         return sizes
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (UserError, ValueError, TypeError) as error:
         raise UserError(
-            f"the architecture must be one of family {family}",
-            f"{type(error).__name__}: {error}",
-            f"mend config.yaml in {where}",
+            f"the architecture must be one of family {family}", error, f"correct config.yaml in {where}"
         ) from error

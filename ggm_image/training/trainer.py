@@ -8,6 +8,7 @@ the order of the data depends on how many there are.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
 from ggm_image.errors import UserError, printable
-from ggm_image.io.config_schema import plain
 from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.precision import choose_precision
@@ -164,7 +164,7 @@ class GeneratorTrainer(TrainingLoop):
         """Tensors, numbers and strings only; of sharded tensors, what this process holds."""
         return {
             "format_version": 1,
-            "config": plain(self.config),
+            "config": asdict(self.config),
             "record": self.record,
             "step": self.step,
             "seconds": self.clock.seconds,
@@ -376,7 +376,7 @@ class GeneratorTrainer(TrainingLoop):
                 self._export(average)
 
     def _export(self, average: Mapping[str, Tensor]) -> None:
-        config = plain(self.config)
+        config = asdict(self.config)
         export_model(
             self.out / "model",
             average,

@@ -1,5 +1,6 @@
 """A model from its folder: the same images however they are asked for, and holes filled without a trace elsewhere."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from ggm_image.errors import UserError
 from ggm_image.image.blending import blend_seam
 from ggm_image.image.extension import Extension
 from ggm_image.image.io import rgb_pixels, to_pil
-from ggm_image.io.config_schema import plain
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.pipelines.base import image_generator, rows_per_call
 from ggm_image.pipelines.image import Model
@@ -310,7 +310,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_network_config_round_trip(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     assert load_model(folder).network.config == NetworkConfig(
-        **plain(NetworkConfig(codebook_size=32, classes=3, grid=[4, 4], width=32, depth=2, heads=2))
+        **asdict(NetworkConfig(codebook_size=32, classes=3, grid=[4, 4], width=32, depth=2, heads=2))
     )
 
 

@@ -17,7 +17,7 @@ from ggm_image.errors import UserError, printable
 from ggm_image.image.io import save_png
 from ggm_image.image.preprocess import to_model, to_uint8
 from ggm_image.image.visualize import image_grid
-from ggm_image.io.config_schema import load_config, plain, save_config
+from ggm_image.io.config_schema import load_config, save_config
 from ggm_image.io.files import held, remove_temporaries, sha256_file, write_text
 from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.precision import choose_precision
@@ -254,7 +254,7 @@ def export_tokenizer(folder: Path, config: TokenizerTrainConfig, trainer: Tokeni
     entries = {
         "name": config.name,
         "licence": config.licence,
-        "architecture": plain(config.architecture),
+        "architecture": asdict(config.architecture),
         "weights": {"sha256": sha256, **own, "url": None, "mirrors": []},
         "reported": {},
         "training": {
