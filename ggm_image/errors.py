@@ -1,7 +1,8 @@
 """The one error that a user can cause and can mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST = 600
 """Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
@@ -42,6 +43,18 @@ def suggest(name: object, known: Iterable[str], otherwise: str, *, n: int = 1, c
     """
     near = difflib.get_close_matches(str(name), list(known), n=n, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+@contextmanager
+def explained(what: str, fix: str, *, got: object = "") -> Iterator[None]:
+    """Turn what data from outside breaks into a `UserError`, which says the error's kind and words, after ``got``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        words = f"{type(error).__name__}: {error}"
+        raise UserError(what, f"{got}: {words}" if got else words, fix) from error
 
 
 class PeerFailure(Exception):

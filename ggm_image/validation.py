@@ -91,6 +91,8 @@ def build(schema: type[C], values: Any) -> C:
     Raises:
         UserError: an unknown key, for which the nearest known one is named, or a value of a wrong type or range.
     """
+    if not hasattr(schema, "section"):  # a plain dataclass, of a plugin
+        schema = checked()(schema)
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:

@@ -34,7 +34,7 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
         UserError: the file cannot be read, or as of `ggm_image.validation.build`.
     """
     path = find_config(path)
-    written = read_yaml(path, "must be YAML", "compare it with those in configs/")
+    written = read_yaml(path, "must be YAML", "compare it with those in configs/", plain=False)
     if not isinstance(written, DictConfig) or not written:  # an empty file is a mistake, not a wish for all defaults
         raise UserError("config file must hold keys and values", path, "compare it with those in configs/")
     changes = OmegaConf.create({})

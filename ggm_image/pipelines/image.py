@@ -10,7 +10,6 @@ of its own, and the network always sees batches of one fixed size, padded, becau
 Threads may share a model: no call changes it, except `Model.to` and `Model.compile`.
 """
 
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import ggm_image
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 from ggm_image.image.blending import composite
 from ggm_image.image.extension import Extension
 from ggm_image.image.inputs import ImageLike, open_rgb, pixel_batch
@@ -215,8 +214,7 @@ class Model:
             return int(text)
         if not names:
             raise UserError("the model has no classes", f"got {name_or_index!r}", "leave out the class")
-        near = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
-        fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(self.class_names)}"
+        fix = suggest(text, names, f"choose one of {', '.join(self.class_names)}", n=3, cutoff=0.4)
         raise UserError("no such class", f"got {name_or_index!r}", fix)
 
     def labels(self, n: int, classes: Classes, first: int = 0) -> list[int]:

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from ggm_image.errors import UserError
 from ggm_image.tokenizers.base import Tokenizer
-from ggm_image.validation import Number, PositiveInt, Whole, checked, one_of
+from ggm_image.validation import FIX, Number, PositiveInt, Whole, checked, one_of
 
 DISTANCES_IN_MEMORY = 1 << 24  # rows x codes held at a time: 64 MiB in float32
 
@@ -49,11 +50,10 @@ class DDConfig:
 
     def __post_init__(self) -> None:
         if self.patch_size not in (1, 2, 4) or self.resolution % self.patch_size:
-            raise ValueError(
-                f"patch_size must be 1, 2 or 4 and divide the resolution, got {self.patch_size} of {self.resolution}"
-            )
+            got = f"{self.patch_size} of {self.resolution}"
+            raise UserError("patch_size must be 1, 2 or 4 and divide the resolution", got, FIX)
         if self.attn_type == "none" and self.attn_resolutions:
-            raise ValueError(f"attn_type none has no attn_resolutions, got {self.attn_resolutions}")
+            raise UserError("attn_type none must have no attn_resolutions", self.attn_resolutions, FIX)
 
 
 @checked("architecture")
