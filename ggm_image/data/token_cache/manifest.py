@@ -17,6 +17,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from ggm_image.data.copies import Copy, copies_of, most_shifts
 from ggm_image.errors import UserError
+from ggm_image.io.files import first_difference
 from ggm_image.validation import NaturalInt, PositiveInt, Whole, build, checked
 
 FORMAT_VERSION = 1
@@ -159,14 +160,10 @@ class Manifest:
     def difference(self, before: "Manifest") -> str:
         """The first entry in which the request differs from that of ``before``, in words; empty where none does."""
         ours, theirs = self.request(), before.request()
-        key = next((key for key in ours if ours[key] != theirs.get(key)), None)
-        if key is None:
+        found = first_difference({key: theirs.get(key) for key in ours}, ours)
+        if found is None:
             return ""
-        was, now = theirs.get(key), ours[key]
-        if isinstance(was, dict) and isinstance(now, dict):  # the first of its entries that differs
-            entry = next(name for name in {**now, **was} if now.get(name) != was.get(name))
-            key, was, now = f"{key}.{entry}", was.get(entry), now.get(entry)
-        why = ""
+        (key, was, now), why = found, ""
         if key == "preprocessing.version":
             why = "an earlier version encoded it, which read some rotated images on their side: "
         return f"{why}{key} is {was!r:.200}, now {now!r:.200}"
