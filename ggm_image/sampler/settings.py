@@ -1,7 +1,6 @@
 """How to draw: the sampler's settings, as presets of a model hold them."""
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -9,42 +8,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ggm_image.errors import UserError
+from ggm_image.sampler.counts import check_count, check_seed
 from ggm_image.sampler.registry import find_sampler
 from ggm_image.schedule.registry import find_curve, find_order
 from ggm_image.validation import Fraction, Number, Whole, build, checked, one_of
 
+__all__ = ["FIRST_ORDERS", "Settings", "check_count", "check_seed"]
+
 FIRST_ORDERS = ("signal", "halton", "bayer")
 
 Count = Annotated[Whole, Field(ge=1, le=1 << 30)]
-
-
-def check_seed(seed: object) -> int:
-    """A seed as an int.
-
-    Raises:
-        UserError: it is no whole number; a bool is none.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise UserError("a seed must be a whole number", f"got {seed!r}", "use for example 0")
-    return int(seed)
-
-
-def check_count(count: Any, what: str = "the number of images", *, least: int = 0, most: int = 1 << 62) -> int:
-    """A count as an int.
-
-    Raises:
-        UserError: it is no whole number, or beyond ``least`` and ``most``.
-    """
-    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
-        raise UserError(f"{what} must be a whole number", f"got {count!r}", "use for example 4")
-    found = int(count)
-    if found < least:
-        raise UserError(f"{what} must be at least {least}", f"got {count}", f"use {least} or more")
-    if found > most:
-        raise UserError(
-            f"{what} must be at most {most:,}", f"got {count}", "do it in several runs, each with its own seed"
-        )
-    return found
 
 
 @checked(noun="sampler setting", fix="change the setting", frozen=True)

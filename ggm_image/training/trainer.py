@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
-from ggm_image.errors import UserError, printable
+from ggm_image.errors import printable
 from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.precision import choose_precision
@@ -33,7 +33,7 @@ from ggm_image.training.checkpoint import (
     OTHER_DEVICE,
     generator_state,
     has_checkpoint,
-    other_kind_of_run,
+    kind_of_run,
     random_state,
     save_checkpoint,
     save_sharded_checkpoint,
@@ -183,7 +183,7 @@ class GeneratorTrainer(TrainingLoop):
         Raises:
             UserError: it is not the checkpoint of such a run.
         """
-        try:
+        with kind_of_run("train"):
             weights = {part: state[part] for part in ("network", "ema", "optimizer")}
             weights = cut(weights, self.context.mesh) if self.context.sharded else whole(weights)
             self.network.load_state_dict(weights["network"])
@@ -194,10 +194,6 @@ class GeneratorTrainer(TrainingLoop):
             set_random_state(state["random"])
             self.resume_at(state["step"], state["seconds"])
             self._load_noise_generator(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise other_kind_of_run(error, "train") from error
 
     def _load_noise_generator(self, state: Mapping[str, Any]) -> None:
         saved = state.get("noise_generator", state["generator"])

@@ -23,7 +23,7 @@ from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run, save_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint, kind_of_run, load_checkpoint, save_checkpoint
 from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
@@ -185,13 +185,9 @@ class TokenizerRun(TokenizerTrainer):
         Raises:
             UserError: it is not the checkpoint of such a run.
         """
-        try:
+        with kind_of_run("train-tokenizer"):
             self.load_state_dict(state["trainer"])
             self.order.load_state_dict(state["order"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise other_kind_of_run(error, "train-tokenizer") from error
 
     def advance(self) -> dict[str, Any]:
         values = self.train_step(self.augmented(self.images[self.order.next()]))
