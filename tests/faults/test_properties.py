@@ -25,7 +25,7 @@ from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.data.token_cache.writer import TokenCacheWriter
 from ggm_image.errors import UserError
 from ggm_image.image.windows import plan_windows, window_side
-from ggm_image.io.config_schema import _known_keys, load_config, save_config
+from ggm_image.io.config_schema import load_config, save_config
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.pipelines.sample_folder import sample_to_folder
@@ -33,6 +33,7 @@ from ggm_image.runtime.ranks import rank_and_world_size
 from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.checkpoints.reader import open_weights
 from ggm_image.training.config import GeneratorConfig
+from ggm_image.validation import _keys
 from tests.models import tiny_model_folder
 
 T = TypeVar("T")
@@ -90,7 +91,7 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(written_texts, inner, max_size=3)),
     max_leaves=5,
 )
-KEYS = _known_keys(GeneratorConfig)
+KEYS = _keys(GeneratorConfig, "")
 keys = st.one_of(st.sampled_from(KEYS), texts)
 
 
