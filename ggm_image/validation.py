@@ -8,7 +8,7 @@ caches are all classes made by `checked`. Ranges are in the types; what two fiel
 import difflib
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -49,7 +49,7 @@ def one_of(names: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
+@dataclass_transform(kw_only_default=True, field_specifiers=(field, Field))
 def checked(
     section: str = "", *, noun: str = "config key", fix: str = FIX, frozen: bool = False, extra: str = "forbid"
 ) -> Callable[[type[C]], type[C]]:
