@@ -1,5 +1,9 @@
 """The one error that a user can cause and can fix."""
 
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 LONGEST = 600
 """Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
 
@@ -26,6 +30,31 @@ class UserError(ValueError):
     def __init__(self, what: str, got: object, fix: str) -> None:
         super().__init__(f"{printable(what)} ({printable(got)}); {printable(fix)}")
         self.what, self.got, self.fix = what, got, fix
+
+
+def suggest(name: object, known: Iterable[str], otherwise: str, *, n: int = 1, cutoff: float = 0.6) -> str:
+    """How to fix an unknown name: "did you mean cat or car?", or ``otherwise`` where nothing known is like it.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        otherwise: the fix where none is near.
+        n, cutoff: how many at most, and how near, as of `difflib.get_close_matches`.
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=n, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+@contextmanager
+def explained(what: str, fix: str, *, got: object = "") -> Iterator[None]:
+    """Turn what data from outside breaks into a `UserError`, which says the error's kind and words, after ``got``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        words = f"{type(error).__name__}: {error}"
+        raise UserError(what, f"{got}: {words}" if got else words, fix) from error
 
 
 class PeerFailure(Exception):

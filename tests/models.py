@@ -1,13 +1,13 @@
 """Untrained models in the shipped layout, small enough to sample in milliseconds."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ggm_image.io.config_schema import plain
 from ggm_image.io.files import sha256_file
 from ggm_image.io.safetensors import save_weights
 from ggm_image.network import NetworkConfig, Transformer
@@ -33,7 +33,7 @@ def tiny_tokenizer_folder(folder: Path, *, seed: int = 0) -> Path:
     save_weights(folder / "model.safetensors", tokenizer.state_dict(), torch.float32)
     config = {
         "name": "tiny",
-        "architecture": plain(TINY_VQGAN),
+        "architecture": asdict(TINY_VQGAN),
         "weights": {"sha256": sha256_file(folder / "model.safetensors")},
     }
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -54,7 +54,7 @@ def tiny_model_folder(root: Path, *, seed: int = 0, spoil: Callable[[dict[str, T
     export_model(
         root / "model",
         state,
-        network=plain(config),
+        network=asdict(config),
         tokenizer={
             "name": "tiny",
             "sha256": sha256_file(tokenizer / "model.safetensors"),
@@ -77,7 +77,7 @@ def tiny_text_model_folder(root: Path, *, length: int = 16, seed: int = 0) -> Pa
     export_model(
         root / "text",
         network.state_dict(),
-        network=plain(config),
+        network=asdict(config),
         tokenizer={"name": "bytes", "sha256": tokenizer.sha256, "source": "", "modality": "text"},
         class_names=[],
         training={},

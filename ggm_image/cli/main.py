@@ -4,7 +4,6 @@ Commands are imported when they are run, so that ``--help`` answers at once.
 """
 
 import contextlib
-import difflib
 import errno
 import io
 import os
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 
 import click
 
-from ggm_image.errors import PeerFailure, UserError, printable
+from ggm_image.errors import PeerFailure, UserError, printable, suggest
 from ggm_image.runtime.streams import say, standard_streams
 
 COMMANDS = {
@@ -73,8 +72,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]}?" if near else "see ggm-image --help"
+            fix = suggest(args[0], COMMANDS, "see ggm-image --help", cutoff=0.5)
             raise UserError("no such command", args[0], fix)
         return super().resolve_command(ctx, args)
 
@@ -261,8 +259,7 @@ def _usage(error: click.ClickException) -> str:
     see = f"see {context.command_path if context else 'ggm-image'} --help"
     if isinstance(error, click.NoSuchOption):
         known = [name for p in context.command.params for name in p.opts] if context else []
-        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.5)
-        return f"no such option ({printable(error.option_name)}); {f'did you mean {near[0]}?' if near else see}"
+        return f"no such option ({printable(error.option_name)}); {suggest(error.option_name, known, see, cutoff=0.5)}"
     if isinstance(error, click.MissingParameter):
         kind = error.param_type or (error.param.param_type_name if error.param else "parameter")
         return f"{kind} is missing ({_hint(error)}); {see}"

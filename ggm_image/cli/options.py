@@ -19,7 +19,7 @@ import click
 
 from ggm_image.errors import UserError
 from ggm_image.runtime.devices import check_device_name, choose_device
-from ggm_image.sampler.settings import check_seed
+from ggm_image.sampler.counts import check_seed
 
 F = TypeVar("F", bound=Callable[..., Any])
 

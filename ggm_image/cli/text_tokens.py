@@ -1,6 +1,5 @@
 """``encode`` and ``decode`` of text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import click
 
 from ggm_image.cli.options import print_json
 from ggm_image.errors import UserError
+from ggm_image.io.files import read_json_table
 from ggm_image.io.outputs import Gate
 
 LENGTH = 256
@@ -116,11 +116,7 @@ def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool)
 
 def is_text_cache(folder: Path) -> bool:
     """Whether a folder holds a token cache of text, finished or not; False too where its manifest cannot be read."""
-    try:
-        values = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and values.get("modality") == "text"
+    return (read_json_table(folder / "manifest.json") or {}).get("modality") == "text"
 
 
 def decode_text(tokens: Path, out: Path, tokenizer_name: str | None, *, overwrite: bool, as_json: bool) -> None:

@@ -1,11 +1,10 @@
 """Shipped configs: by name, with what their head says of them. Nothing here imports torch."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 from ggm_image.io.resources import resource_dir
 
 
@@ -73,6 +72,5 @@ def find_config(name_or_path: str | Path) -> Path:
     name = path.name.removesuffix(".yaml")
     if name in shipped and path.parent in (Path(), Path("configs")):
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=2, cutoff=0.5)
-    fix = f"did you mean {' or '.join(near)}?" if near else "give a YAML file, or a name of `ggm-image configs`"
+    fix = suggest(name, shipped, "give a YAML file, or a name of `ggm-image configs`", n=2, cutoff=0.5)
     raise UserError("config file does not exist", path, fix)

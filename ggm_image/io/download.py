@@ -13,19 +13,17 @@ A file under download is called ``NAME.part``. It is resumed only if the server 
 its date, that the file is still the same; then it is compared with the size and the SHA-256, and only then renamed.
 """
 
-import contextlib
 import http.client
-import json
 import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ggm_image.errors import UserError
-from ggm_image.io.files import sha256_file, write_json
+from ggm_image.io.files import held, read_json_table, sha256_file, write_json
 from ggm_image.runtime.progress import progress_bar
 
 TIMEOUT = 30.0  # seconds without an answer or without a byte
@@ -117,7 +115,9 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     failures = []
-    with _alone(path.with_name(f".{path.name}.lock")):
+    lock = path.with_name(f".{path.name}.lock")
+    lock.touch()
+    with held(lock, wait=True):
         if path.is_file():  # another process had it meanwhile
             return
         for url in urls:
@@ -166,7 +166,7 @@ def _fetch(url: str, part: Path, size: int | None, label: str) -> None:
 def _request(url: str, part: Path, size: int | None, label: str) -> None:
     note = part.with_name(part.name + ".json")
     headers = {"User-Agent": "ggm-image", "Accept-Encoding": "identity"}
-    known = _read_note(note)
+    known = read_json_table(note) or {}
     have = part.stat().st_size if part.is_file() and known.get("url") == url and known.get("version") else 0
     if have and have == known.get("total"):
         return
@@ -229,27 +229,6 @@ def _check_room(folder: Path, wanted: int) -> None:
         )
 
 
-def _read_note(note: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _drop(part: Path) -> None:
     part.unlink(missing_ok=True)
     part.with_name(part.name + ".json").unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,27 +117,31 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def held(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep a folder from other processes that ask for it so: two runs in one would write over each other's files.
+def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Keep a folder or file from other processes that ask for it so: two would write over each other's files.
 
     The system lets go of it however this process ends. Where there are no such locks (Windows, most network file
     systems), nothing is kept.
 
+    Args:
+        path: the folder, or a file that exists.
+        wait: until another process lets go of it.
+
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, without ``wait``.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             fix = "wait for its end, or choose another folder"
-            raise UserError("another process is at work in the folder", folder, fix) from None
+            raise UserError("another process is at work in the folder", path, fix) from None
         except OSError:
             pass
         yield
@@ -200,6 +204,27 @@ def create_json(path: str | os.PathLike[str], value: Any) -> bool:
         return True
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json_table(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such file, or it holds anything else."""
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key whose values differ, lists last, and both values: ``a.b`` for ``b`` in the table ``a``; or None."""
+    for key in sorted({**now, **before}, key=lambda key: isinstance(now.get(key), list)):
+        was, new = before.get(key), now.get(key)
+        if was == new:
+            continue
+        if isinstance(was, dict) and isinstance(new, dict) and (inner := first_difference(was, new)):
+            return f"{key}.{inner[0]}", inner[1], inner[2]
+        return key, was, new
+    return None
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:

@@ -5,7 +5,6 @@ longer matches was written by another program, or edited since. Folders are know
 here imports torch, so that a command can refuse before it starts to work.
 """
 
-import json
 import os
 import shutil
 import uuid
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggm_image.errors import UserError
-from ggm_image.io.files import atomic_path, is_temporary, remove_temporaries, write_json
+from ggm_image.io.files import atomic_path, is_temporary, read_json_table, remove_temporaries, write_json
 from ggm_image.io.image_formats import IMAGE_SUFFIXES, LOSSLESS_PNG, Encoding, marked_image
 from ggm_image.io.marks import read_mark
 
@@ -54,8 +53,8 @@ def maker_of(folder: str | os.PathLike[str]) -> str | None:
     for name in (MANIFEST, PARTIAL):
         path = Path(folder) / name
         if os.path.lexists(path):
-            content = _read_json(path)
-            return _maker(content) if isinstance(content, dict) else ""
+            content = read_json_table(path)
+            return "" if content is None else _maker(content)
     return None
 
 
@@ -67,13 +66,6 @@ def _maker(manifest: Mapping[str, Any]) -> str:
     if {"model_sha256", "settings", "seed", "count"} <= manifest.keys():
         return "inpaint" if "image_sha256" in manifest else "sample"
     return ""
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -241,8 +233,7 @@ def _whose(maker: str) -> str:
 
 
 def _count(folder: Path, name: str = MANIFEST) -> int:
-    content = _read_json(folder / name)
-    count = content.get("count") if isinstance(content, dict) else None
+    count = (read_json_table(folder / name) or {}).get("count")
     return count if isinstance(count, int) else 0
 
 

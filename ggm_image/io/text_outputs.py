@@ -4,13 +4,12 @@ Text carries no mark, so the manifest says which files are ours: one that was ch
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggm_image.io.files import atomic_path, remove_temporaries, write_json
+from ggm_image.io.files import atomic_path, read_json_table, remove_temporaries, write_json
 from ggm_image.io.outputs import MANIFEST, Gate
 
 
@@ -63,10 +62,6 @@ def save_texts(gate: Gate, folder: str | os.PathLike[str], texts: Sequence[bytes
 
 def _hashes(folder: Path) -> list[str] | None:
     """The SHA-256 of each text by the folder's manifest; None where it is not one of texts."""
-    try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-        if content["modality"] == "text":
-            return [str(value) for value in content["sha256"]]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        pass
-    return None
+    content = read_json_table(folder / MANIFEST) or {}
+    hashes = content.get("sha256")
+    return list(map(str, hashes)) if content.get("modality") == "text" and isinstance(hashes, list) else None

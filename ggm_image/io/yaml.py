@@ -10,13 +10,14 @@ MOST_BYTES = 1 << 20
 """Of a config; the names of ten thousand classes take half of it."""
 
 
-def read_yaml(path: Path, what: str, fix: str) -> Any:
-    """The content of a YAML file as OmegaConf has it.
+def read_yaml(path: Path, what: str, fix: str, *, plain: bool = True) -> Any:
+    """The content of a YAML file.
 
     Args:
         path: of the file.
         what: it must be, for the error.
         fix: for the error.
+        plain: resolve references, and return plain values; else what OmegaConf loads.
 
     Raises:
         UserError: it cannot be read, is far too large, is no YAML, or holds what no config can hold.
@@ -29,7 +30,8 @@ def read_yaml(path: Path, what: str, fix: str) -> Any:
         check_plain(path)
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} {what}", f"{path.stat().st_size} bytes", fix)
-        return OmegaConf.load(path)
+        loaded = OmegaConf.load(path)
+        return OmegaConf.to_container(loaded, resolve=True) if plain else loaded
     except UserError:
         raise
     except RecursionError as error:

@@ -4,13 +4,12 @@ The metrics of two sets of features stand in a registry. A new one is one functi
 imports torch.
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
         raise UserError("no metrics were asked for", "none", f"choose from {', '.join(METRICS)}")
     for name in asked:
         if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else "e.g. fid,kid"
             *others, last = METRICS
+            fix = suggest(name, METRICS, "e.g. fid,kid")
             raise UserError(f"metrics must be of {', '.join(others)} and {last}", name, fix)
     return {name: metric for name, metric in METRICS.items() if name in asked}

@@ -12,7 +12,6 @@ Parmar, Zhang, Zhu, "On Aliased Resizing and Surprising Subtleties in GAN Evalua
 says why the resize is part of a figure. Only ``inception`` gives figures that may be called FID.
 """
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from ggm_image.classifiers import last_line, timm_network
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 from ggm_image.image.io import to_pil
 from ggm_image.io.download import fetch
 from ggm_image.io.files import sha256_file
@@ -140,8 +139,8 @@ def load_extractor(
         return _torchscript(path, device)
     if path.suffix or os.sep in name:
         raise UserError("file of features not found", name, f"give {_FORMS}")
-    near = difflib.get_close_matches(name, ["inception", "clip", "efficientnet-lite0"], n=1, cutoff=0.5)
-    raise UserError("unknown features", name, f"did you mean {near[0]}?" if near else f"give {_FORMS}")
+    fix = suggest(name, ["inception", "clip", "efficientnet-lite0"], f"give {_FORMS}", cutoff=0.5)
+    raise UserError("unknown features", name, fix)
 
 
 @contextmanager

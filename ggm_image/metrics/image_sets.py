@@ -5,7 +5,6 @@ so that features which were saved for it are found again, and features of anythi
 """
 
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from ggm_image.data.sources.image_files import ImageSource, open_source
 from ggm_image.data.sources.prefetch import default_workers
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
-from ggm_image.io.files import sha256_file
+from ggm_image.io.files import read_json_table, sha256_file
 from ggm_image.io.image_formats import IMAGE_SUFFIXES
 from ggm_image.io.outputs import number_of
 from ggm_image.metrics.feature_file import RECORD, Features, are_features, open_features
@@ -325,11 +324,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        content = None
-    return {"sha256": sha256_file(path), **(content if isinstance(content, dict) else {})}
+    return {"sha256": sha256_file(path), **(read_json_table(path) or {})}
 
 
 def _content_sha256(source: ImageSource) -> str:

@@ -1,23 +1,22 @@
 """Sizes of the transformer, typed and checked. Nothing here imports torch."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
 
 from ggm_image.errors import UserError
+from ggm_image.validation import Number, Whole, checked
 
-_MOST = {
-    "codebook_size": 1 << 16,
-    "width": 1 << 16,
-    "depth": 1000,
-    "heads": 1 << 12,
-    "condition_width": 1 << 16,
-    "mlp_ratio": 64,
-    "theta": 1e12,
-}
-"""Beyond these a number is a mistake; the first is what token caches can hold."""
+# Beyond these a number is a mistake; the first is what token caches can hold.
+CodebookSize = Annotated[Whole, Field(gt=0, le=1 << 16)]
+Classes = Annotated[Whole, Field(ge=0, le=1 << 24)]
+Grid = Annotated[list[Annotated[Whole, Field(gt=0, le=4096)]], Field(min_length=2, max_length=2)]
+Width = Annotated[Whole, Field(gt=0, le=1 << 16)]
 
 
-@dataclass(kw_only=True)
+@checked("network")
 class NetworkConfig:
     """Sizes of the transformer.
 
@@ -34,31 +33,18 @@ class NetworkConfig:
         tied_head: use the token embedding as the head's weights.
     """
 
-    codebook_size: int = 1024
-    classes: int = 10
-    grid: list[int] = field(default_factory=lambda: [8, 8])
-    width: int = 320
-    depth: int = 7
-    heads: int = 5
-    mlp_ratio: float = 4.0
-    condition_width: int = 64
-    theta: float = 100.0
+    codebook_size: CodebookSize = 1024
+    classes: Classes = 10
+    grid: Grid = field(default_factory=lambda: [8, 8])
+    width: Width = 320
+    depth: Annotated[Whole, Field(gt=0, le=1000)] = 7
+    heads: Annotated[Whole, Field(gt=0, le=1 << 12)] = 5
+    mlp_ratio: Annotated[Number, Field(gt=0, le=64)] = 4.0
+    condition_width: Width = 64
+    theta: Annotated[Number, Field(gt=0, le=1e12)] = 100.0
     tied_head: bool = True
 
     def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            if not getattr(self, name) > 0:
-                raise UserError(f"network.{name} must be positive", getattr(self, name), "give a larger number")
-            if getattr(self, name) > most:
-                raise UserError(
-                    f"network.{name} must be at most {most:,}", getattr(self, name), "give a smaller number"
-                )
-        if self.classes < 0:
-            raise UserError("network.classes must not be negative", self.classes, "0 is a model without classes")
-        if self.classes > 1 << 24:
-            raise UserError("network.classes must be at most 2^24", self.classes, "give a smaller number")
-        if len(self.grid) != 2 or min(self.grid) < 1 or max(self.grid) > 4096:
-            raise UserError("network.grid must be [rows, columns]", list(self.grid), "write for example [16, 16]")
         if self.width % (4 * self.heads):
             raise UserError(
                 "network.width must be a multiple of 4 * heads",

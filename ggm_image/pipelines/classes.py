@@ -1,11 +1,10 @@
 """Class names as they are given: one, or several that take turns. Nothing here needs the network's weights."""
 
-import difflib
 import operator
 from collections.abc import Sequence
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 
 
 def class_label(names: Sequence[str], name_or_index: Any) -> int:
@@ -38,8 +37,7 @@ def class_label(names: Sequence[str], name_or_index: Any) -> int:
         return index
     if not names:
         raise UserError("the model has no classes", f"got {name_or_index!r}", "leave out the class")
-    near = difflib.get_close_matches(text, lower, n=3, cutoff=0.4)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}"
+    fix = suggest(text, lower, f"choose one of {', '.join(names)}", n=3, cutoff=0.4)
     raise UserError("no such class", f"got {name_or_index!r}", fix)
 
 

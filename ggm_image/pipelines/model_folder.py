@@ -1,19 +1,16 @@
 """Trained networks on disk, by name or folder: what ``config.yaml`` says, read without importing torch."""
 
-import difflib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained, suggest
 from ggm_image.io.hub import is_repository, snapshot
 from ggm_image.io.resources import resource_dir
 from ggm_image.io.yaml import read_yaml
 from ggm_image.network.config import NetworkConfig
 from ggm_image.sampler.settings import Settings
+from ggm_image.validation import build
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -104,9 +101,9 @@ class NetworkFolder:
         path = folder / CONFIG
         if not path.is_file():
             raise UserError(f"a model is a folder with {CONFIG} and {WEIGHTS}", f"no {path}", "give a model folder")
-        try:
-            written = read_yaml(path, "must describe a model", f"keep the {CONFIG} that came with the weights")
-            config: Any = OmegaConf.to_container(written, resolve=True)
+        remedy = f"export it again, or keep the {CONFIG} that came with the weights"
+        config = read_yaml(path, "must describe a model", remedy)
+        with explained(f"{path} must describe a model", remedy):
             if "train" in config and "class_names" not in config:
                 model = folder / "model"
                 written_yet = (model / CONFIG).is_file()
@@ -118,8 +115,7 @@ class NetworkFolder:
                     f"got {config['format_version']}",
                     "install the version of ggm-image that wrote it",
                 )
-            network = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetworkConfig), config["network"]))
-            assert isinstance(network, NetworkConfig)
+            network = build(NetworkConfig, config["network"])
             if not isinstance(config["class_names"], list) or len(config["class_names"]) != network.classes:
                 raise ValueError(f"class_names are not the names of {network.classes} classes")
             return NetworkFolder(
@@ -132,22 +128,6 @@ class NetworkFolder:
                 presets={str(k): dict(v) for k, v in config["presets"].items()},
                 config=config,
             )
-        except UserError:
-            raise
-        except (
-            OmegaConfBaseException,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            raise UserError(
-                f"{path} must describe a model",
-                f"{type(error).__name__}: {error}",
-                f"export it again, or keep the {CONFIG} that came with the weights",
-            ) from error
 
 
 def find_model(name_or_path: str | Path) -> NetworkFolder:
@@ -166,10 +146,8 @@ def find_model(name_or_path: str | Path) -> NetworkFolder:
     if isinstance(name_or_path, str) and is_repository(name_or_path):
         found = snapshot(name_or_path)
         return replace(NetworkFolder.read(found.folder), repository=found.repository, revision=found.revision)
-    near = difflib.get_close_matches(str(name_or_path), shipped, n=3, cutoff=0.3) or sorted(shipped)
-    raise UserError(
-        "no such model, neither a shipped name nor a folder", f"got {str(name_or_path)!r}", f"known: {', '.join(near)}"
-    )
+    fix = suggest(name_or_path, shipped, f"known: {', '.join(sorted(shipped))}", n=3, cutoff=0.3)
+    raise UserError("no such model, neither a shipped name nor a folder", f"got {str(name_or_path)!r}", fix)
 
 
 def shipped_models() -> list[NetworkFolder]:

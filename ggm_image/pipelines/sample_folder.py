@@ -17,7 +17,7 @@ from PIL import Image
 
 from ggm_image.errors import UserError
 from ggm_image.image.io import to_pil
-from ggm_image.io.files import remove_temporaries, write_json, write_together
+from ggm_image.io.files import first_difference, remove_temporaries, write_json, write_together
 from ggm_image.io.image_formats import IMAGE_SUFFIXES, LOSSLESS_PNG, PNG, Encoding, marked_image
 from ggm_image.io.marks import read_mark
 from ggm_image.io.outputs import MANIFEST, PARTIAL, number_of, numbered
@@ -251,14 +251,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if isinstance(count, int) and count < now["count"]:
         classes = now["classes"]
         now = {**now, "count": count, "classes": classes if classes is None else classes[:count]}
-    for key in sorted(before.keys() | now.keys(), key=lambda key: (isinstance(now.get(key), list), key)):
-        old, new = before.get(key), now.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            inner = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
-            key, old, new = f"{key}.{inner}", old.get(inner), new.get(inner)
-        if isinstance(old, list) and isinstance(new, list):
-            return f"they differ in {key}"
-        return f"{key} is {old}, now {new}"
-    return ""
+    if (found := first_difference(before, now)) is None:
+        return ""
+    key, old, new = found
+    return f"they differ in {key}" if isinstance(old, list) and isinstance(new, list) else f"{key} is {old}, now {new}"

@@ -9,13 +9,12 @@ with the arguments of `ggm_image.sampler.sample`, and takes from ``settings`` wh
 `ggm_image.sampler.base.Plan` and leaves the rest to `run_by_pattern`.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,5 @@ def find_sampler(name: object) -> SamplerEntry:
     """
     if isinstance(name, str) and name in SAMPLERS:
         return SAMPLERS[name]
-    near = difflib.get_close_matches(str(name), SAMPLERS, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(SAMPLERS)}"
+    fix = suggest(name, SAMPLERS, f"choose one of {', '.join(SAMPLERS)}")
     raise UserError(f"order must be {' or '.join(SAMPLERS)}", f"got {name!r}", fix)

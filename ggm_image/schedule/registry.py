@@ -3,14 +3,13 @@
 `Settings.curve`, `Settings.site_order` and the command line's ``--curve`` and ``--site-order`` take the names.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, suggest
 
 # Each falls from 1 at x = 0 to 0 at x = 1, where x = s/S is the fraction of the sweeps done.
 CURVES: dict[str, Callable[[float], float]] = {
@@ -70,6 +69,4 @@ def find_curve(name: object) -> Callable[[float], float]:
 
 
 def _unknown(what: str, name: object, names: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(str(name), names, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
-    return UserError(f"unknown {what}", f"got {name!r}", fix)
+    return UserError(f"unknown {what}", f"got {name!r}", suggest(name, names, f"choose one of {', '.join(names)}"))

@@ -5,14 +5,13 @@ weights: beside it, or in the user's cache. What others publish is told apart by
 """
 
 import contextlib
-import difflib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained, suggest
 from ggm_image.io.download import cache_dir, download
 from ggm_image.io.files import sha256_file, write_text
 from ggm_image.io.hub import is_repository, snapshot
@@ -63,11 +62,10 @@ def find_tokenizer(name_or_path: str | Path) -> TokenizerSpec:
         found = snapshot(name).folder
         inside = found / "tokenizer"
         return TokenizerSpec.read(inside if (inside / "config.yaml").is_file() else found)
-    near = difflib.get_close_matches(name, [*known, *TEXT_TOKENIZERS], n=3, cutoff=0.3) or sorted(known)
     raise UserError(
         "no such tokenizer, neither a known name nor a folder or file",
         f"got {name!r}",
-        f"known: {', '.join(near)}",
+        suggest(name, [*known, *TEXT_TOKENIZERS], f"known: {', '.join(sorted(known))}", n=3, cutoff=0.3),
     )
 
 
@@ -204,11 +202,6 @@ def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
     Raises:
         UserError: for an architecture that its family cannot build.
     """
-    try:
+    what = f"the architecture of tokenizer {spec.name} must be one of family {spec.family}"
+    with explained(what, f"correct {spec.folder / 'config.yaml'}"):
         return FAMILIES[spec.family].network(spec.sizes, name=spec.name, sha256=sha256)
-    except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise UserError(
-            f"the architecture of tokenizer {spec.name} must be one of family {spec.family}",
-            f"{type(error).__name__}: {error}",
-            f"mend {spec.folder / 'config.yaml'}",
-        ) from error

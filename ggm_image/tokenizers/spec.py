@@ -1,20 +1,19 @@
 """What is known of a tokenizer before its weights are opened: ``config.yaml``, typed and checked."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained, suggest
 from ggm_image.io.download import cache_dir
 from ggm_image.io.yaml import read_yaml
 from ggm_image.tokenizers.base import Architecture
 from ggm_image.tokenizers.vq.families import FAMILIES
+from ggm_image.validation import build
 
 WEIGHTS = "model.safetensors"
 _COMPARE = "compare it with tokenizers/cifar10-f4-4096/config.yaml"
-_WRONG = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +93,11 @@ class TokenizerSpec:
         Raises:
             UserError: if the folder or the file is missing, is no YAML, or lacks an entry.
         """
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
         path = folder / "config.yaml"
         if not path.is_file():
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
-        try:
-            written = read_yaml(path, "must describe a tokenizer", _COMPARE)
-            entries: Any = OmegaConf.to_container(written, resolve=True)
+        entries = read_yaml(path, "must describe a tokenizer", _COMPARE)
+        with explained(f"{path} must describe a tokenizer", _COMPARE):
             weights, family = entries["weights"], str(entries.get("family") or "taming")
             return TokenizerSpec(
                 folder=folder,
@@ -121,14 +116,6 @@ class TokenizerSpec:
                 data=str(entries.get("data") or ""),
                 reported=dict(entries.get("reported") or {}),
             )
-        except UserError:
-            raise
-        except (*_WRONG, OmegaConfBaseException) as error:
-            raise UserError(
-                f"{path} must describe a tokenizer",
-                f"{type(error).__name__}: {error}",
-                _COMPARE,
-            ) from error
 
 
 def _file_name(name: Any) -> str:
@@ -143,19 +130,12 @@ def read_sizes(family: str, architecture: Mapping[str, Any], *, where: Path) -> 
     Raises:
         UserError: for an unknown family, an unknown entry or a wrong value.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if family not in FAMILIES:
-        near = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.3) or sorted(FAMILIES)
-        raise UserError("no such family of tokenizers", f"{family} in {where}", f"known: {', '.join(near)}")
+        fix = suggest(family, FAMILIES, f"known: {', '.join(sorted(FAMILIES))}", cutoff=0.3)
+        raise UserError("no such family of tokenizers", f"{family} in {where}", fix)
     try:
-        schema = OmegaConf.structured(FAMILIES[family].config)
-        sizes: Architecture = OmegaConf.to_object(OmegaConf.merge(schema, dict(architecture)))
-        return sizes
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(
-            f"the architecture must be one of family {family}",
-            f"{type(error).__name__}: {error}",
-            f"mend config.yaml in {where}",
-        ) from error
+        return build(FAMILIES[family].config, architecture)
+    except UserError as error:
+        got = f"{error.what}, got {error.got!r:.100}"
+        fix = f"correct config.yaml in {where}"
+        raise UserError(f"the architecture must be one of family {family}", got, fix) from error

@@ -7,12 +7,13 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained
 from ggm_image.io.files import atomic_path, disk_errors
 from ggm_image.training.distributed import DistributedContext
 from ggm_image.training.logging import to_stderr
@@ -80,10 +81,9 @@ def set_generator_state(generator: torch.Generator, state: Mapping[str, Any] | t
     return same
 
 
-def other_kind_of_run(error: Exception, command: str) -> UserError:
-    """For a checkpoint that lacks what one of ``command`` holds, or holds tensors of other shapes."""
-    what = "checkpoint is not one of this kind of run"
-    return UserError(what, f"{type(error).__name__}: {error}", f"name the folder of a `{command}` run")
+def kind_of_run(command: str) -> AbstractContextManager[None]:
+    """Raise UserError where a checkpoint lacks what one of ``command`` holds, or holds tensors of other shapes."""
+    return explained("checkpoint is not one of this kind of run", f"name the folder of a `{command}` run")
 
 
 OTHER_DEVICE = "resume: on another kind of device, so the noise differs from that of an uninterrupted run"

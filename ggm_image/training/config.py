@@ -1,24 +1,39 @@
 """What a training run is: typed, checked, and saved with the run as it was used.
 
-One YAML file holds a whole run. `load_config` fills a dataclass from it and from ``key=value`` overrides; an unknown
-key or a value of the wrong type is an error that names the nearest right key.
+One YAML file holds a whole run. `load_config` fills a dataclass from it and from ``key=value`` overrides.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
+from typing import Annotated, Any
 
-from ggm_image.io.config_schema import check, check_choice, check_numbers
+from pydantic import AfterValidator, BeforeValidator, Field
+
 from ggm_image.network import NetworkConfig
+from ggm_image.network.config import Classes, CodebookSize, Grid
 from ggm_image.objective import LOSSES
 from ggm_image.runtime.precision import PRECISIONS
 from ggm_image.sampler.settings import Settings
 from ggm_image.training.loggers import logger_names
 from ggm_image.training.optim import OPTIMIZERS, SCHEDULES
+from ggm_image.validation import (
+    Fraction,
+    NaturalFloat,
+    NaturalInt,
+    Number,
+    PositiveFloat,
+    PositiveInt,
+    Whole,
+    build,
+    checked,
+    one_of,
+)
+
+PositiveFraction = Annotated[Number, Field(gt=0, le=1)]
 
 
-@dataclass(kw_only=True)
+@checked("tokenizer")
 class TokenizerRef:
     """The tokenizer whose codes the model learns; an empty entry takes what the token cache says.
 
@@ -33,19 +48,20 @@ class TokenizerRef:
     source: str = field(default="", compare=False)
 
 
-@dataclass(kw_only=True)
+@checked("network")
 class NetworkEntries(NetworkConfig):
     """Sizes of the network as a config states them; null, or left out, takes what the token cache says.
 
     `training_tokens.fit_to_cache` puts a complete `NetworkConfig` in its place, so all other code sees numbers.
     """
 
-    codebook_size: int | None = None  # type: ignore[assignment]
-    classes: int | None = None  # type: ignore[assignment]
-    grid: list[int] | None = None  # type: ignore[assignment]
+    codebook_size: CodebookSize | None = None  # type: ignore[assignment]
+    classes: Classes | None = None  # type: ignore[assignment]
+    grid: Grid | None = None  # type: ignore[assignment]
 
-    def __post_init__(self) -> None:
-        complete_network(self, codebook_size=1, classes=0, grid=(1, 1))  # checks what is stated
+
+def _entries(value: Any) -> Any:
+    return build(NetworkEntries, value) if isinstance(value, Mapping) else value
 
 
 def complete_network(entries: NetworkConfig, *, codebook_size: int, classes: int, grid: Sequence[int]) -> NetworkConfig:
@@ -59,7 +75,7 @@ def complete_network(entries: NetworkConfig, *, codebook_size: int, classes: int
     return NetworkConfig(**stated | {name: value for name, value in known.items() if stated[name] is None})
 
 
-@dataclass(kw_only=True)
+@checked("data")
 class DataConfig:
     """Where held-out tokens come from.
 
@@ -70,13 +86,10 @@ class DataConfig:
     """
 
     val: str = ""
-    holdout: int = 1000
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "data", natural=("holdout",))
+    holdout: NaturalInt = 1000
 
 
-@dataclass(kw_only=True)
+@checked("objective")
 class ObjectiveConfig:
     """The loss: see `ggm_image.objective`.
 
@@ -92,21 +105,28 @@ class ObjectiveConfig:
             random set.
     """
 
-    name: str = "binary"
-    contrast: float = 64.0
-    keep: float = 0.5
-    masked: float = 0.3
-    cosine: float = 0.4
-    lattice: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_choice("objective.name", self.name, LOSSES)
-        check_numbers(self, "objective", positive=("contrast",), shares=("keep", "masked", "cosine", "lattice"))
+    name: Annotated[str, one_of(LOSSES)] = "binary"
+    contrast: PositiveFloat = 64.0
+    keep: Fraction = 0.5
+    masked: Fraction = 0.3
+    cosine: Fraction = 0.4
+    lattice: Fraction = 0.5
 
 
-@dataclass(kw_only=True)
-class TrainConfig:
-    """How to train. A run ends at ``steps`` or after ``max_minutes``, whichever is first.
+def _compile(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError("must be true, false or auto")
+    return value
+
+
+def _logger(value: Any) -> Any:
+    logger_names(value)
+    return value
+
+
+@checked("train")
+class OptimisationConfig:
+    """How to train, of any network. A run ends at ``steps`` or after ``max_minutes``, whichever is first.
 
     Attributes:
         steps: optimizer steps.
@@ -114,10 +134,6 @@ class TrainConfig:
             learning rate falls by the larger of the two shares that are done, so a run that is cut by time still ends
             at its lowest rate.
         batch_size: images in a step, of all processes together.
-        accumulate: pieces that each process works through one after the other, for less memory.
-        activation_checkpointing: compute the blocks again in the backward pass instead of keeping what they need.
-        strategy: of several processes: ddp (each holds everything), fsdp (weights, gradients, optimizer and average are
-            spread over them), or auto, which is ddp.
         optimizer: adamw, or muon: hidden matrices of the blocks by Muon, all else by AdamW, see `optim.Muon`. muon
             needs whole matrices, so it does not work with fsdp.
         learning_rate: peak rate, of both optimizers.
@@ -125,91 +141,72 @@ class TrainConfig:
         final_share: the rate at the end of cosine, as a share of the peak.
         decay_fraction: last share of the run in which wsd falls to zero, in (0, 1].
         warmup_steps: steps of linear warm-up; a short run takes at most a tenth of its time for it.
-        weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
-        betas: of AdamW.
-        clip: largest norm of the gradient.
         ema_decay: of the moving average of the weights, min(ema_decay, (1 + step) / (10 + step)).
-        class_dropout: share of images trained without their class, for guidance.
         precision: bf16-mixed, 32-true, or auto: bf16-mixed where the device has bf16 in hardware, else 32-true.
         compile: whether to compile the blocks and the loss with torch.compile, which takes a minute or two that do not
             count as training time: true, false, or auto, see `compilation.compile_pays`.
-        start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
-        seed: of initial weights, data order and noise.
+        seed: of initial weights, data order and noise; seeds are multiplied and added to where torch takes 64 bits.
         log_every: steps between lines of log.csv.
         logger: where the same figures and the sample grids go besides log.csv, which is always written: tensorboard,
             wandb, csv for nothing else; a list, or names separated by commas.
-        validate_every: steps between held-out measurements; 0 for the end alone.
-        validate_pictures: how many held-out images at most.
         sample_every: steps between sample grids; 0 for none.
         checkpoint_minutes: minutes between checkpoints.
+    """
+
+    steps: PositiveInt = 20_000
+    max_minutes: PositiveFloat | None = None
+    batch_size: Annotated[Whole, Field(gt=0, le=1 << 20)] = 128
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
+    final_share: Fraction = 0.01
+    decay_fraction: PositiveFraction = 0.25
+    warmup_steps: NaturalInt = 300
+    ema_decay: Fraction = 0.999
+    precision: Annotated[str, one_of(PRECISIONS)] = "auto"
+    compile: Annotated[Any, AfterValidator(_compile)] = "auto"
+    seed: Annotated[Whole, Field(ge=0, le=1 << 40)] = 0
+    log_every: PositiveInt = 20
+    logger: Annotated[Any, AfterValidator(_logger)] = "tensorboard"
+    sample_every: NaturalInt = 1000
+    checkpoint_minutes: NaturalFloat = 5.0
+
+
+@checked("train")
+class TrainConfig(OptimisationConfig):
+    """How to train a generator.
+
+    Attributes:
+        accumulate: pieces that each process works through one after the other, for less memory.
+        activation_checkpointing: compute the blocks again in the backward pass instead of keeping what they need.
+        strategy: of several processes: ddp (each holds everything), fsdp (weights, gradients, optimizer and average are
+            spread over them), or auto, which is ddp.
+        weight_decay: on matrices, a head of its own included; vectors, embeddings and a head tied to one have none.
+        betas: of AdamW.
+        clip: largest norm of the gradient.
+        class_dropout: share of images trained without their class, for guidance.
+        start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
+        validate_every: steps between held-out measurements; 0 for the end alone.
+        validate_pictures: how many held-out images at most.
         weights_dtype: of the exported weights, bfloat16 or float32.
     """
 
-    steps: int = 20_000
-    max_minutes: float | None = None
-    batch_size: int = 128
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     activation_checkpointing: bool = False
-    strategy: str = "auto"
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    final_share: float = 0.01
-    decay_fraction: float = 0.25
-    warmup_steps: int = 300
-    weight_decay: float = 0.05
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    clip: float = 1.0
-    ema_decay: float = 0.999
-    class_dropout: float = 0.1
-    precision: str = "auto"
-    compile: Any = "auto"
+    strategy: Annotated[str, one_of(("auto", "ddp", "fsdp"))] = "auto"
+    weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 0.05
+    betas: Annotated[list[Annotated[Number, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = field(
+        default_factory=lambda: [0.9, 0.98]
+    )
+    clip: PositiveFloat = 1.0
+    class_dropout: Fraction = 0.1
     start_from_codes: bool = True
-    seed: int = 0
-    log_every: int = 20
-    logger: Any = "tensorboard"
-    validate_every: int = 1000
-    validate_pictures: int = 1000
-    sample_every: int = 1000
-    checkpoint_minutes: float = 5.0
-    weights_dtype: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            "train",
-            positive=(
-                "steps",
-                "batch_size",
-                "accumulate",
-                "learning_rate",
-                "clip",
-                "log_every",
-                "validate_pictures",
-                "decay_fraction",
-            ),
-            natural=("warmup_steps", "weight_decay", "validate_every", "sample_every", "checkpoint_minutes"),
-            shares=("final_share", "decay_fraction", "ema_decay", "class_dropout"),
-        )
-        check(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
-            "train.betas are two in [0, 1)",
-            self.betas,
-        )
-        check_choice("train.precision", self.precision, PRECISIONS)
-        check_compile(self.compile)
-        logger_names(self.logger)
-        check_choice("train.weights_dtype", self.weights_dtype, WEIGHTS_DTYPES)
-        check_choice("train.strategy", self.strategy, STRATEGIES)
-        check_choice("train.optimizer", self.optimizer, tuple(OPTIMIZERS))
-        check_choice("train.schedule", self.schedule, tuple(SCHEDULES))
+    validate_every: NaturalInt = 1000
+    validate_pictures: PositiveInt = 1000
+    weights_dtype: Annotated[str, one_of(("bfloat16", "float32"))] = "bfloat16"
 
 
-WEIGHTS_DTYPES = ("bfloat16", "float32")
-STRATEGIES = ("auto", "ddp", "fsdp")
-
-
-@dataclass(kw_only=True)
+@checked()
 class GeneratorConfig:
     """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it.
 
@@ -223,17 +220,16 @@ class GeneratorConfig:
 
     format_version: int = 1
     start: str = ""
-    network: NetworkConfig = field(default_factory=NetworkEntries)
+    network: Annotated[NetworkConfig, BeforeValidator(_entries)] = field(default_factory=NetworkEntries)
     tokenizer: TokenizerRef = field(default_factory=TokenizerRef)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    presets: dict[str, Any] = field(default_factory=dict)
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # a model whose presets cannot be read would be found out after hours, when it is loaded
-        for name, entries in self.presets.items():
-            check(isinstance(entries, dict), f"presets.{name} must hold sampler settings", entries)
+        for entries in self.presets.values():
             Settings.of(entries)
 
 
@@ -248,8 +244,3 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{days:.0f} days " * (days >= 1) + f"{rest / 3600:.1f} h"
-
-
-def check_compile(value: Any) -> None:
-    """Raise UserError unless ``train.compile`` is true, false or auto."""
-    check(isinstance(value, bool) or value == "auto", "train.compile must be true, false or auto", value)

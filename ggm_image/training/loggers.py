@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ggm_image.errors import UserError, printable
-from ggm_image.io.config_schema import check
 from ggm_image.io.download import is_offline
 from ggm_image.io.files import write_text
+from ggm_image.validation import FIX
 
 LOGIN_SECONDS, INIT_SECONDS = 60, 60
 """How long wandb may ask for a key on a terminal, and wait for its server, before training begins."""
@@ -185,11 +185,11 @@ def logger_names(value: Any) -> list[str]:
         UserError: an unknown name, or neither a list nor a string.
     """
     names = value.split(",") if isinstance(value, str) else value
-    what = f"train.logger must be one or more of {', '.join(LOGGERS)}"
-    check(isinstance(names, list | tuple) and all(isinstance(name, str) for name in names), what, value)
-    found = list(dict.fromkeys(name.strip() for name in names))
-    check(set(found) <= LOGGERS.keys(), what, value)
-    return found
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        found = list(dict.fromkeys(name.strip() for name in names))
+        if set(found) <= LOGGERS.keys():
+            return found
+    raise UserError(f"train.logger must be one or more of {', '.join(LOGGERS)}", value, FIX)
 
 
 def check_loggers(value: Any) -> None:

@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
 from ggm_image.errors import PeerFailure, UserError
-from ggm_image.io.config_schema import plain
 from ggm_image.io.files import remove_temporaries
 from ggm_image.runtime.compile import UNTIMED_STEPS, cannot_compile, compile_pays
 from ggm_image.training.checkpoint import has_checkpoint, time_left
@@ -179,7 +179,7 @@ class TrainingLoop:
                     self.COLUMNS,
                     self.step,
                     loggers=self.settings.logger,
-                    config=plain(self._shown_config),
+                    config=asdict(self._shown_config),
                     say=self.say,
                 )
         try:

@@ -12,7 +12,7 @@ from ggm_image.io.files import held, remove_temporaries
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.training.batches import rows_of_rank
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run
+from ggm_image.training.checkpoint import has_checkpoint, kind_of_run, load_checkpoint
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet, fit_to_cache, load_tokens
 from ggm_image.training.distributed import DistributedContext, make_fabric, processes_asked, report_once
@@ -144,10 +144,8 @@ def _check_resumed(
     checkpoint: Mapping[str, Any], record: Mapping[str, Any], out: Path, say: Callable[[str], None]
 ) -> None:
     """Raise UserError unless a checkpoint is of the run that ``record`` describes; report what has changed."""
-    try:
+    with kind_of_run("train"):
         before = generator_record_of(checkpoint)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise other_kind_of_run(error, "train") from error
     if "data.class_names" not in before:
         with suppress(UserError):  # the model beside an earlier version's checkpoint has the names
             before["data.class_names"] = NetworkFolder.read(out / "model").class_names

@@ -7,14 +7,15 @@ otherwise.
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ggm_image.data.sources.image_files import ImageFiles
 from ggm_image.errors import UserError
-from ggm_image.io.config_schema import build_config, plain
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
+from ggm_image.validation import build
 
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
@@ -67,7 +68,7 @@ def generator_record(
         val_set: the rows that are measured.
         method: name of the trainer's class.
     """
-    return config_record(plain(config)) | {
+    return config_record(asdict(config)) | {
         "method": method,
         "data.class_names": list(class_names),
         "data.rows": len(training),
@@ -79,7 +80,7 @@ def generator_record(
 def generator_record_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The record in a checkpoint; of an earlier version's checkpoint, what its config says."""
     recorded = checkpoint.get("record")
-    return dict(recorded) if recorded else config_record(plain(build_config(GeneratorConfig, checkpoint["config"])))
+    return dict(recorded) if recorded else config_record(asdict(build(GeneratorConfig, checkpoint["config"])))
 
 
 def config_record(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def tokenizer_record(config: TokenizerTrainConfig, source: ImageFiles) -> dict[s
     for k in sorted({k * count // SAMPLED_FILES for k in range(SAMPLED_FILES)}) if count else ():
         files.update(hashlib.sha256(source.read(k)).digest())
     found = {"images": count, "names_sha256": names.hexdigest(), "files_sha256": files.hexdigest()}
-    return _flat(plain(config)) | {f"data.{name}": value for name, value in found.items()}
+    return _flat(asdict(config)) | {f"data.{name}": value for name, value in found.items()}
 
 
 def check_resumed(

@@ -8,6 +8,7 @@ the order of the data depends on how many there are.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
-from ggm_image.errors import UserError, printable
-from ggm_image.io.config_schema import plain
+from ggm_image.errors import printable
 from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.precision import choose_precision
@@ -33,7 +33,7 @@ from ggm_image.training.checkpoint import (
     OTHER_DEVICE,
     generator_state,
     has_checkpoint,
-    other_kind_of_run,
+    kind_of_run,
     random_state,
     save_checkpoint,
     save_sharded_checkpoint,
@@ -164,7 +164,7 @@ class GeneratorTrainer(TrainingLoop):
         """Tensors, numbers and strings only; of sharded tensors, what this process holds."""
         return {
             "format_version": 1,
-            "config": plain(self.config),
+            "config": asdict(self.config),
             "record": self.record,
             "step": self.step,
             "seconds": self.clock.seconds,
@@ -183,7 +183,7 @@ class GeneratorTrainer(TrainingLoop):
         Raises:
             UserError: it is not the checkpoint of such a run.
         """
-        try:
+        with kind_of_run("train"):
             weights = {part: state[part] for part in ("network", "ema", "optimizer")}
             weights = cut(weights, self.context.mesh) if self.context.sharded else whole(weights)
             self.network.load_state_dict(weights["network"])
@@ -194,10 +194,6 @@ class GeneratorTrainer(TrainingLoop):
             set_random_state(state["random"])
             self.resume_at(state["step"], state["seconds"])
             self._load_noise_generator(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise other_kind_of_run(error, "train") from error
 
     def _load_noise_generator(self, state: Mapping[str, Any]) -> None:
         saved = state.get("noise_generator", state["generator"])
@@ -376,7 +372,7 @@ class GeneratorTrainer(TrainingLoop):
                 self._export(average)
 
     def _export(self, average: Mapping[str, Tensor]) -> None:
-        config = plain(self.config)
+        config = asdict(self.config)
         export_model(
             self.out / "model",
             average,

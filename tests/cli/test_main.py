@@ -78,7 +78,7 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
         ([*sample, "--out", new, "--shard", "0/2"], "several processes"),
         ([*sample, "--out", str(images), "--shard", "0/2", "--overwrite"], "--overwrite needs one process"),
         (["sample", "--model", str(bare), "--out", new], "no weights"),
-        (["sample", "--model", "cifar01", "--out", new], "known: cifar10"),
+        (["sample", "--model", "cifar01", "--out", new], "did you mean cifar10"),
         ([*inpaint, "--out", "a.gif"], "(.png, .jpg, .webp, .tif) or a folder (got a.gif)"),
         ([*inpaint, "--out", "a.tif", "--quality", "90"], "--quality belongs to JPEG and WebP"),
         ([*inpaint, "--out", str(photo)], "was not written by this command"),

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from ggm_image.errors import UserError
-from ggm_image.io.config_schema import _known_keys
 from ggm_image.training.config import GeneratorConfig
+from ggm_image.validation import _keys
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(written_texts, inner, max_size=3)),
     max_leaves=5,
 )
-KEYS = _known_keys(GeneratorConfig)
+KEYS = _keys(GeneratorConfig, "")
 keys = st.one_of(st.sampled_from(KEYS), texts)
 
 

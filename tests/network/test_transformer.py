@@ -220,9 +220,9 @@ def test_operations_are_those_of_the_products(queried: int) -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"width": 30}, "use width 32"),
-    ({"depth": 0}, "network.depth must be positive"),
+    ({"depth": 0}, "network.depth must be greater than 0"),
     ({"grid": [8]}, "rows, columns"),
-    ({"classes": -1}, "must not be negative"),
+    ({"classes": -1}, "network.classes must be greater than or equal to 0"),
 ]
 
 

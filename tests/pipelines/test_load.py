@@ -1,12 +1,12 @@
 """A model folder is loaded, or refused for what is wrong with it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from ggm_image.errors import UserError
-from ggm_image.io.config_schema import plain
 from ggm_image.network import NetworkConfig
 from ggm_image.pipelines.base import rows_per_call
 from ggm_image.pipelines.load import load_model
@@ -59,7 +59,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_network_config_round_trip(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     assert load_model(folder).network.config == NetworkConfig(
-        **plain(NetworkConfig(codebook_size=32, classes=3, grid=[4, 4], width=32, depth=2, heads=2))
+        **asdict(NetworkConfig(codebook_size=32, classes=3, grid=[4, 4], width=32, depth=2, heads=2))
     )
 
 

@@ -187,7 +187,7 @@ def test_unknown_families_and_odd_files_are_named(tmp_path: Path) -> None:
     config = folder / "config.yaml"
     text = config.read_text()
     for old, new, match in (
-        ("name: tiny", "name: tiny\nfamily: maskgti", "known: maskgit"),
+        ("name: tiny", "name: tiny\nfamily: maskgti", "did you mean maskgit"),
         ("n_embed: 32", "n_embed: 32\n  n_codes: 3", "architecture must be one of family taming"),
         ("weights:", "weights:\n  file: ../../etc/passwd", "file's name"),
     ):

@@ -56,7 +56,7 @@ def test_texts_that_are_none() -> None:
 
 
 def test_commands_for_images_refuse_it() -> None:
-    with pytest.raises(UserError, match="known: bytes"):
+    with pytest.raises(UserError, match="did you mean bytes"):
         load_image_tokenizer("byte")
     with pytest.raises(UserError, match="one of images"):
         load_image_tokenizer("bytes")

@@ -183,7 +183,7 @@ def test_errors_before_anything_is_measured(
     for wrong, message in (
         ([str(tiny_text_model_folder(tmp_path)), *rest], "text"),
         ([model, *rest, "-n", "5"], "-n must be more than 5"),
-        ([model, *rest, "--grid", "guidence=2"], "did you mean 'guidance'?"),
+        ([model, *rest, "--grid", "guidence=2"], "did you mean guidance?"),
         ([model, *rest, "--preset", "slow"], "no such preset"),
         ([model, *rest, "--reconstructions-of", "train"], "add --train-images"),
         ([model, *rest, "--reconstructions-of", "held-out"], "add --reference-count"),

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from ggm_image.errors import UserError
-from ggm_image.io.config_schema import load_config, plain
+from ggm_image.io.config_schema import load_config
 from ggm_image.io.resources import resource_dir
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.training import batches, checkpoint, logging, optim, sharded_state
@@ -78,7 +79,7 @@ def test_every_parameter_of_every_config_is_in_its_group(path: Path | None) -> N
     config = load_config(GeneratorConfig, path).network if path else NetworkConfig(width=32, heads=2, depth=3)
     sizes = {name: getattr(config, name) or 8 for name in ("codebook_size", "classes")}
     with torch.device("meta"):
-        network = Transformer(NetworkConfig(**plain(config) | sizes | {"grid": [4, 4]}))
+        network = Transformer(NetworkConfig(**asdict(config) | sizes | {"grid": [4, 4]}))
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     decayed, others = ({names[id(p)] for p in group["params"]} for group in optim.parameter_groups(network, 0.1))
     blocks = range(config.depth)

@@ -211,7 +211,7 @@ def test_wsd_is_constant_and_falls_to_zero() -> None:
     assert rate(4, 0.0) == pytest.approx(1.0)
     assert [rate(100, p) for p in (0.2, 0.5, 0.75)] == pytest.approx([2.0, 2.0, 2.0])
     assert [rate(100, p) for p in (0.875, 1.0)] == pytest.approx([1.0, 0.0])
-    with pytest.raises(UserError, match=r"train\.decay_fraction must be positive"):
+    with pytest.raises(UserError, match=r"train\.decay_fraction must be greater than 0"):
         TrainConfig(decay_fraction=0.0)
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ggm_image.data.token_cache.manifest import Manifest
-from ggm_image.io.config_schema import build_config
 from ggm_image.tokenizers.registry import load_tokenizer
 from ggm_image.training import evaluation
 from ggm_image.training.config import GeneratorConfig
@@ -24,6 +23,7 @@ from ggm_image.training.logging import fetch
 from ggm_image.training.trainer import GeneratorTrainer
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.trainer import TokenizerTrainer
+from ggm_image.validation import build
 from tests.models import tiny_tokenizer_folder
 from tests.pretend_cuda import CUDA, Log, pretend_cuda
 
@@ -94,7 +94,7 @@ def make_trainer(tmp_path: Path, *, classes: int = 2, **parts: dict[str, Any]) -
         },
         "train": {"batch_size": 4, "compile": False, "start_from_codes": False} | parts.pop("train", {}),
     }  # fmt: skip
-    config = build_config(GeneratorConfig, values | parts)
+    config = build(GeneratorConfig, values | parts)
     tokens = torch.randint(0, V, (ROWS, 16), dtype=torch.int32)
     data = TokenSet(tokens, torch.randint(0, classes + 1, (ROWS,)))
     folder = tiny_tokenizer_folder(tmp_path / "tokenizer")

@@ -117,7 +117,7 @@ def test_bad_uploads_are_refused_in_a_sentence(page: Page, tmp_path: Path) -> No
     ("change", "message"),
     [
         ({2: 65}, "64"),
-        ({4: 1e9}, "guidance must be a number"),
+        ({4: 1e9}, "guidance must be less than or equal to 1000"),
         ({3: "worst"}, "worst"),
         ({0: "/etc/passwd"}, "/etc/passwd"),
     ],

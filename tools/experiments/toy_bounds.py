@@ -27,11 +27,11 @@ from torch import Tensor
 
 from ggm_image.cli.main import run
 from ggm_image.data.token_cache.manifest import Manifest
-from ggm_image.io.config_schema import build_config
 from ggm_image.io.files import write_text
 from ggm_image.schedule import order_sites
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet
+from ggm_image.validation import build
 
 SIDE, CODES = 2, 4
 SITES = SIDE * SIDE
@@ -137,7 +137,7 @@ def measure(context: Row, task: Row) -> Row:
         items=len(data),
     )
     with tempfile.TemporaryDirectory() as folder:
-        config = build_config(GeneratorConfig, values)
+        config = build(GeneratorConfig, values)
         trainer = method(config, manifest, tokens, tokens, Path(folder), device="cpu", report=lambda line: None)
         for _ in range(task["steps"]):
             trainer.train_step()

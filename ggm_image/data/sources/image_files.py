@@ -5,7 +5,6 @@ ever written under a name of its own: a plain tar is indexed once and read in pl
 cannot be read at random, is first unpacked into one nameless temporary file on disk. Memory stays small.
 """
 
-import bz2
 import gzip
 import hashlib
 import lzma
@@ -21,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -36,18 +35,13 @@ from ggm_image.data.sources.selection import (
     is_tar,
     why_left_out,
 )
-from ggm_image.data.sources.tar_stream import safe_members
+from ggm_image.data.sources.tar_stream import safe_members, unpacker
 from ggm_image.errors import UserError
 from ggm_image.image.io import open_image
 from ggm_image.io.files import check_plain, read_plain
 from ggm_image.runtime.streams import say
 
 _DAMAGE = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
-_MAGIC: dict[bytes, Any] = {
-    b"\xfd7zXZ\x00": lzma.open,
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-}
 
 
 @dataclass
@@ -309,8 +303,7 @@ def _open_plain(path: Path, scratch: str | os.PathLike[str] | None) -> IO[bytes]
     """The archive uncompressed: the file itself, or its content in a nameless temporary file."""
     check_plain(path)
     with open(path, "rb") as file:
-        head = file.read(6)
-    opener = next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
+        opener = unpacker(file.read(6))
     if opener is None:
         return open(path, "rb")
     spool = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115

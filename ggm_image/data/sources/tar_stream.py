@@ -40,6 +40,11 @@ _LASTING = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, Me
 """What another attempt would meet again."""
 
 
+def unpacker(head: bytes) -> Any:
+    """What opens a file that begins so as its content: of gzip, xz or bzip2; None for any other."""
+    return next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
+
+
 class Broken(Exception):
     """Why an archive could not be read to its end."""
 
@@ -192,7 +197,7 @@ def member_files(place: str, wanted: Callable[[str], bool], take: Callable[[IO[b
         whole = _Whole(raw)
         head = whole.read(6)
         whole.put_back(head)
-        opener = next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
+        opener = unpacker(head)
         stream = _Whole(whole if opener is None else opener(whole))
         with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
             for name, member in safe_members(archive, shown(place)):

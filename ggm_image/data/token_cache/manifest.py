@@ -6,24 +6,51 @@ SHA-256; the last of them puts these together in ``manifest.json`` and removes t
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, InstanceOf
+from typing_extensions import NotRequired, TypedDict
 
 from ggm_image.data.copies import Copy, copies_of, most_shifts
 from ggm_image.errors import UserError
+from ggm_image.io.files import first_difference
+from ggm_image.validation import NaturalInt, PositiveInt, Whole, build, checked
 
 FORMAT_VERSION = 1
 SHARD_SIZE = 10_000
 MOST_SHARDS = 1_000_000
 _PROGRESS_FIELDS = ("count", "complete", "shards", "states", "made_with")
-_OPTIONAL_FIELDS = {"tokenizer_source", "shard_size", "made_with", "parts", "states", "modality"}
+_Side = Annotated[Whole, Field(gt=0, le=1 << 16)]
 
 
-@dataclass(kw_only=True)
+class Skipped(TypedDict):
+    """An image that could not be read."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    item: NaturalInt
+    name: NotRequired[InstanceOf[str]]
+    why: NotRequired[InstanceOf[str]]
+
+
+class Shard(TypedDict):
+    """What a manifest says of a finished shard."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    file: str
+    count: NaturalInt
+    sha256: str
+    skipped: list[Skipped]
+    part: NotRequired[InstanceOf[str]]
+    items: NotRequired[NaturalInt]
+    classes: NotRequired[Whole]
+    state: NotRequired[str]
+
+
+@checked(fix="encode with other settings", extra="ignore")
 class Manifest:
     """What a token cache says of itself.
 
@@ -57,33 +84,47 @@ class Manifest:
 
     tokenizer_name: str
     tokenizer_sha256: str
-    codebook_size: int
-    grid: tuple[int, int]
-    image_size: int
+    codebook_size: Annotated[Whole, Field(gt=0, le=1 << 16)]
+    grid: tuple[_Side, _Side]
+    image_size: Whole
     class_names: list[str]
     preprocessing: dict[str, Any]
     source: dict[str, Any]
-    items: int
-    tokenizer_source: str = ""
-    shard_size: int = SHARD_SIZE
-    made_with: dict[str, str] = field(default_factory=dict)
-    parts: int = 0
-    count: int = 0
+    items: Annotated[Whole, Field(ge=0, lt=1 << 40)]
+    tokenizer_source: InstanceOf[str] = ""  # a path, which may be no UTF-8
+    shard_size: PositiveInt = SHARD_SIZE
+    made_with: dict[str, Any] = field(default_factory=dict)
+    parts: Annotated[Whole, Field(ge=0, lt=1 << 32)] = 0
+    count: NaturalInt = 0
     complete: bool = False
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     modality: str = "image"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        self.grid = (int(self.grid[0]), int(self.grid[1]))
-        if not 1 <= self.codebook_size <= 1 << 16:
-            raise UserError("codebook size must lie in [1, 65536]", self.codebook_size, "tokens are stored in 16 bits")
-        if self.shard_size < 1:
-            raise UserError("shard size must be at least 1", self.shard_size, "use the default of 10000")
         if self.shards_in_all > MOST_SHARDS:
             fix = "use fewer parts, or a larger shard size"
             raise UserError(f"a token cache must have at most {MOST_SHARDS:,} shards", self.shards_in_all, fix)
+        if contradiction := self._contradiction():
+            raise UserError("entries of a token cache must agree", contradiction, "encode again")
+
+    def _contradiction(self) -> str:
+        """The first that entries do not have in common as they should; empty where there is none."""
+        names, shifts = self.class_names, self.preprocessing.get("shifts", 0)
+        if not all(map(str.isprintable, names)) or len(set(names)) < len(names):
+            return f"class_names are {names!r:.100}"
+        if type(shifts) is not int or not 0 <= shifts <= most_shifts(self.image_size):
+            return f"preprocessing.shifts is {shifts!r:.100} for images of {self.image_size} pixels"
+        if 0 < self.items < (copies := len(self.copies)):
+            return f"items are {self.items}, fewer than the {copies} copies of an image"
+        for number, shard in enumerate(self.shards):
+            skipped, most = shard["skipped"], shard.get("items", -1) if self.parts else self.items
+            if shard["count"] > most - len(skipped) or any(entry["item"] >= most for entry in skipped):
+                return f"shard {number} has {shard['count']} of {most} items and skipped {skipped!r:.100}"
+        if self.count != (total := sum(shard["count"] for shard in self.shards)):
+            return f"count is {self.count}, the shards hold {total}"
+        return ""
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":
@@ -96,21 +137,14 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError("manifest cannot be read", f"{path}: {error}", remedy) from error
-        known = {f.name for f in fields(cls)}
-        required = known - _OPTIONAL_FIELDS
-        if not isinstance(values, dict) or not required <= set(values):
-            missing = sorted(required - set(values)) if isinstance(values, dict) else "no table"
-            raise UserError("manifest is not that of a token cache", f"{path}: without {missing}", remedy)
-        if values["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"token cache must have format version {FORMAT_VERSION}",
-                values["format_version"],
-                "encode it again",
-            )
-        wrong = _what_is_wrong(values)
-        if wrong:
-            raise UserError("manifest is not that of a token cache", f"{path}: {wrong}", remedy)
-        return cls(**{name: value for name, value in values.items() if name in known})
+        version = values.get("format_version") if isinstance(values, dict) else FORMAT_VERSION
+        if version != FORMAT_VERSION:
+            raise UserError(f"token cache must have format version {FORMAT_VERSION}", version, "encode it again")
+        try:
+            return build(cls, values)
+        except UserError as error:
+            got = f"{path}: {error.what}, got {error.got!r:.100}"
+            raise UserError("manifest is not that of a token cache", got, remedy) from error
 
     def request(self) -> dict[str, Any]:
         """What was asked for, without how far the work has got."""
@@ -126,14 +160,10 @@ class Manifest:
     def difference(self, before: "Manifest") -> str:
         """The first entry in which the request differs from that of ``before``, in words; empty where none does."""
         ours, theirs = self.request(), before.request()
-        key = next((key for key in ours if ours[key] != theirs.get(key)), None)
-        if key is None:
+        found = first_difference({key: theirs.get(key) for key in ours}, ours)
+        if found is None:
             return ""
-        was, now = theirs.get(key), ours[key]
-        if isinstance(was, dict) and isinstance(now, dict):  # the first of its entries that differs
-            entry = next(name for name in {**now, **was} if now.get(name) != was.get(name))
-            key, was, now = f"{key}.{entry}", was.get(entry), now.get(entry)
-        why = ""
+        (key, was, now), why = found, ""
         if key == "preprocessing.version":
             why = "an earlier version encoded it, which read some rotated images on their side: "
         return f"{why}{key} is {was!r:.200}, now {now!r:.200}"
@@ -165,7 +195,7 @@ class Manifest:
         ends = np.cumsum([0, *(shard["items"] for shard in self.shards)]).tolist()
         return [range(start, end) for start, end in pairwise(ends)]
 
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[Skipped]:
         """The images that could not be read: ``item``, ``name`` and ``why`` of each."""
         if not self.parts:
             return [entry for shard in self.shards for entry in shard["skipped"]]
@@ -186,54 +216,6 @@ class Manifest:
         return self.item_of_row() % self.images
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "tokenizer_name": str, "tokenizer_sha256": str, "codebook_size": int, "grid": list, "image_size": int,
-    "class_names": list, "preprocessing": dict, "source": dict, "items": int, "tokenizer_source": str,
-    "shard_size": int, "made_with": dict, "parts": int, "count": int, "complete": bool, "shards": list,
-    "states": list, "modality": str,
-}  # fmt: skip
-_SHARD_KINDS: dict[str, type] = {"file": str, "count": int, "sha256": str, "skipped": list}
-
-
-def _what_is_wrong(values: dict[str, Any]) -> str:
-    """The first entry of a manifest that cannot be; empty where there is none."""
-    for name, kind in _KINDS.items():
-        if name in values and not _is(values[name], kind):
-            return f"{name} is {values[name]!r:.100}"
-    grid, names, items = values["grid"], values["class_names"], values["items"]
-    if len(grid) != 2 or not all(_is(n, int) and 1 <= n <= 1 << 16 for n in grid):
-        return f"grid is {grid!r:.100}"
-    if not all(_is(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
-        return f"class_names are {names!r:.100}"
-    parts = values.get("parts", 0)
-    if not 0 <= items < 1 << 40 or values.get("shard_size", 1) < 1 or not 0 <= parts < 1 << 32:
-        return f"items are {items}, shard_size is {values.get('shard_size')}, parts are {parts}"
-    shifts = values["preprocessing"].get("shifts", 0)
-    if not _is(shifts, int) or not 0 <= shifts <= most_shifts(values["image_size"]):
-        return f"preprocessing.shifts is {shifts!r:.100} for images of {values['image_size']} pixels"
-    if 0 < items < (copies := len(copies_of(bool(values["preprocessing"].get("flip")), shifts))):
-        return f"items are {items}, fewer than the {copies} copies of an image"
-    if not all(_is(state, str) for state in values.get("states", [])):
-        return f"states are {values['states']!r:.100}"
-    kinds = {**_SHARD_KINDS, "items": int} if parts else _SHARD_KINDS
-    for number, shard in enumerate(values["shards"]):
-        if not _is(shard, dict) or not all(_is(shard.get(name), kind) for name, kind in kinds.items()):
-            return f"shard {number} is {shard!r:.100}"
-        left_out, most = shard["skipped"], shard["items"] if parts else items
-        if not all(_is(e, dict) and _is(e.get("item"), int) and 0 <= e["item"] < most for e in left_out):
-            return f"shard {number} skipped {left_out!r:.100}"
-        if not 0 <= shard["count"] <= most - len(left_out):
-            return f"shard {number} has {shard['count']} of {most} items"
-    if values["count"] != (total := sum(shard["count"] for shard in values["shards"])):
-        return f"count is {values['count']}, the shards hold {total}"
-    return ""
-
-
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Whether a value from JSON is of a kind; true and false are no numbers."""
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
 def shard_file(shard: int) -> str:
     """Name of a shard's tokens."""
     return f"tokens-{shard:05d}.safetensors"
@@ -252,7 +234,7 @@ def state_of_shard(folder: Path, manifest: Manifest, shard: int) -> str:
     return manifest.states[shard] if shard < len(manifest.states) else ""
 
 
-def finished_shards(folder: Path, manifest: Manifest) -> list[dict[str, Any] | None]:
+def finished_shards(folder: Path, manifest: Manifest) -> list[Shard | None]:
     """What is known of every shard: its future entry of the manifest, or None while it is not finished."""
     names = set(os.listdir(folder))
     return [_entry(folder, manifest, shard, names) for shard in range(manifest.shards_in_all)]
@@ -264,13 +246,13 @@ def shards_left(folder: str | Path) -> int:
     return 0 if manifest.complete else finished_shards(Path(folder), manifest).count(None)
 
 
-def finished_shard(folder: Path, manifest: Manifest, shard: int) -> dict[str, Any] | None:
+def finished_shard(folder: Path, manifest: Manifest, shard: int) -> Shard | None:
     """The same of one shard alone."""
     names = {name for name in (shard_file(shard), note_file(shard)) if (folder / name).is_file()}
     return _entry(folder, manifest, shard, names)
 
 
-def _entry(folder: Path, manifest: Manifest, shard: int, names: set[str]) -> dict[str, Any] | None:
+def _entry(folder: Path, manifest: Manifest, shard: int, names: set[str]) -> Shard | None:
     if shard_file(shard) not in names:
         return None
     if note_file(shard) in names:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int, Int32, UInt8, UInt16
 from torch import Tensor
 
-from ggm_image.data.token_cache.manifest import Manifest, finished_shards
+from ggm_image.data.token_cache.manifest import Manifest, Shard, finished_shards
 from ggm_image.errors import UserError
 from ggm_image.io.files import is_temporary, sha256_file
 
@@ -139,7 +139,7 @@ _REMEDY = "remove the cache and encode it again"
 _DTYPES: dict[str, Any] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 
 
-def _map_shard(folder: Path, manifest: Manifest, shard: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _map_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
     path, n = folder / str(shard["file"]), shard["count"]
     if path.parent != folder or not os.path.isfile(path):  # Path's raises where a name is too long
         raise UserError("shard of the token cache is missing", path, _REMEDY)

@@ -234,7 +234,8 @@ class TokenCacheWriter:
             return len(found) - len(entries)
         states = [state_of_shard(self.folder, self.manifest, shard) for shard in range(len(entries))]
         self.manifest.states = states if any(states) else []
-        self.manifest.shards = [{k: v for k, v in entry.items() if k != "state"} for entry in entries]
+        shards: list[Any] = [{k: v for k, v in entry.items() if k != "state"} for entry in entries]
+        self.manifest.shards = shards
         self.manifest.count = sum(entry["count"] for entry in entries)
         if self.manifest.count == 0:
             self.discard_if_empty()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained
 from ggm_image.io.files import check_plain
 from ggm_image.tokenizers.checkpoints.reader import open_weights
 from ggm_image.tokenizers.vq import diffusers, maskgit
@@ -140,7 +140,8 @@ def _with_yaml(weights: Path, yaml: Path) -> Published:
     if model is None:
         return _by_shapes(weights)
     target = str(model.get("target", "")).split(".")[-1]
-    try:
+    fix = "taming's VQModel and GumbelVQ and latent-diffusion's VQModel can be loaded"
+    with explained(f"{yaml} must be the config of a VQGAN", fix, got=target or "no target"):
         params: Any = model["params"]
         given = params["ddconfig"]
         fields = ("ch", "num_res_blocks", "resolution", "z_channels", "in_channels", "out_ch")
@@ -152,12 +153,6 @@ def _with_yaml(weights: Path, yaml: Path) -> Published:
             raise ValueError("double_z, tanh_out and remap are not supported")
         architecture = {"n_embed": int(params["n_embed"]), "embed_dim": int(params["embed_dim"]), "ddconfig": ddconfig}
         family = _TARGETS[target]
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{yaml} must be the config of a VQGAN",
-            f"{target or 'no target'}: {type(error).__name__} {error}",
-            "taming's VQModel and GumbelVQ and latent-diffusion's VQModel can be loaded",
-        ) from error
     return Published(family=family, architecture=architecture, weights=weights, name=_name(weights))
 
 
@@ -169,7 +164,8 @@ def _config_json(folder: Path) -> Path | None:
 
 
 def _with_json(path: Path, weights: Path, unit_range: bool | None) -> Published:
-    try:
+    fix = "VQModel and MaskGitVQGAN can be loaded"
+    with explained(f"{path} must be the config of a tokenizer", fix):
         config: Any = json.loads(_text(path))
         kind = config["_class_name"]
         if kind == "VQModel":
@@ -178,11 +174,6 @@ def _with_json(path: Path, weights: Path, unit_range: bool | None) -> Published:
             family, architecture = "maskgit", maskgit.from_config(config)
         else:
             raise ValueError(f"_class_name {kind}")
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        fix = "VQModel and MaskGitVQGAN can be loaded"
-        raise UserError(f"{path} must be the config of a tokenizer", f"{type(error).__name__} {error}", fix) from error
     return Published(family=family, architecture=architecture, weights=weights, name=path.parent.resolve().name)
 
 

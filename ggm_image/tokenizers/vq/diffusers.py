@@ -10,7 +10,6 @@ config says so. ``lookup_from_codebook``, which only aMUSEd's sets, decides, unl
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ggm_image.errors import UserError
 from ggm_image.tokenizers.base import Family
 from ggm_image.tokenizers.vq.taming import PARTS
 from ggm_image.tokenizers.vq.vqgan import VQGAN, Codebook, VQGANConfig
+from ggm_image.validation import checked
 
 _RENAMED = (
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
@@ -40,7 +40,7 @@ _RENAMED = (
 )
 
 
-@dataclass(kw_only=True)
+@checked("architecture")
 class DiffusersConfig(VQGANConfig):
     """`VQGANConfig`, and whether the network's pixels lie in [0, 1] instead of [-1, 1]."""
 

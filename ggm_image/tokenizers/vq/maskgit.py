@@ -10,7 +10,7 @@ Parameter names are the port's. Published as a bare state dict (.bin), or with a
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -19,23 +19,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ggm_image.tokenizers.base import Family, Tokenizer
-from ggm_image.tokenizers.vq.vqgan import Codebook, check_depth
+from ggm_image.tokenizers.vq.vqgan import Blocks, Codebook, Levels
+from ggm_image.validation import PositiveInt, checked
 
 
-@dataclass(kw_only=True)
+@checked("architecture")
 class MaskGitConfig:
     """Sizes, in the port's own names."""
 
-    hidden_channels: int = 128
-    channel_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    num_embeddings: int = 1024
-    resolution: int = 256
-    num_channels: int = 3
-
-    def __post_init__(self) -> None:
-        check_depth(self.channel_mult, self.num_res_blocks)
+    hidden_channels: PositiveInt = 128
+    channel_mult: Levels = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    num_res_blocks: Blocks = 2
+    z_channels: PositiveInt = 256
+    num_embeddings: PositiveInt = 1024
+    resolution: PositiveInt = 256
+    num_channels: PositiveInt = 3
 
     @property
     def codebook_size(self) -> int:

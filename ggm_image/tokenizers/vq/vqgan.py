@@ -9,69 +9,60 @@ Other families have the same encoder and decoder under other names and another c
 
 import contextlib
 import io
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
+from ggm_image.errors import UserError
 from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.validation import FIX, Number, PositiveInt, Whole, checked, one_of
 
 DISTANCES_IN_MEMORY = 1 << 24  # rows x codes held at a time: 64 MiB in float32
 
 
-def check_depth(multipliers: list[int], blocks: int) -> None:
-    """ValueError for a network of absurdly many layers: a config may come from anywhere."""
-    if not (1 <= len(multipliers) <= 12 and 1 <= blocks <= 64 and all(1 <= m <= 1024 for m in multipliers)):
-        raise ValueError(f"1 to 12 levels of 1 to 64 blocks are expected, got {len(multipliers)} of {blocks}")
+Levels = Annotated[list[Annotated[Whole, Field(ge=1, le=1024)]], Field(min_length=1, max_length=12)]
+"""Width of each level in units of the first; few, as a config may come from anywhere."""
+Blocks = Annotated[Whole, Field(ge=1, le=64)]
+"""Residual blocks of a level."""
 
 
-@dataclass(kw_only=True)
+@checked("architecture.ddconfig")
 class DDConfig:
     """Architecture of the encoder and the decoder, in taming's own names."""
 
-    ch: int = 128
-    ch_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
-    num_res_blocks: int = 2
-    attn_resolutions: list[int] = field(default_factory=lambda: [16])
-    resolution: int = 256
-    z_channels: int = 256
-    in_channels: int = 3
-    out_ch: int = 3
-    dropout: float = 0.0
+    ch: PositiveInt = 128
+    ch_mult: Levels = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    num_res_blocks: Blocks = 2
+    attn_resolutions: list[Whole] = field(default_factory=lambda: [16])
+    resolution: Whole = 256
+    z_channels: PositiveInt = 256
+    in_channels: Literal[3] = 3
+    out_ch: Literal[3] = 3
+    dropout: Number = 0.0
     double_z: bool = False
-    attn_type: str = "vanilla"  # or "none", as in latent-diffusion: no attention in the middle either
-    patch_size: int = 1  # not in taming: patch_size x patch_size pixels enter and leave as channels of one position
+    attn_type: Annotated[str, one_of(("vanilla", "none"))] = "vanilla"  # none, as in latent-diffusion: nowhere
+    patch_size: Whole = 1  # not in taming: patch_size x patch_size pixels enter and leave as channels of one position
 
     def __post_init__(self) -> None:
-        check_depth(self.ch_mult, self.num_res_blocks)
-        if min(self.ch, self.z_channels) < 1:
-            raise ValueError(f"ch and z_channels must be positive, got {self.ch} and {self.z_channels}")
-        if (self.in_channels, self.out_ch) != (3, 3):
-            raise ValueError(f"images have 3 channels, got in_channels {self.in_channels} and out_ch {self.out_ch}")
         if self.patch_size not in (1, 2, 4) or self.resolution % self.patch_size:
-            raise ValueError(
-                f"patch_size must be 1, 2 or 4 and divide the resolution, got {self.patch_size} of {self.resolution}"
-            )
-        if self.attn_type not in ("vanilla", "none"):
-            raise ValueError(f"attn_type must be vanilla or none, got {self.attn_type}")
+            got = f"{self.patch_size} of {self.resolution}"
+            raise UserError("patch_size must be 1, 2 or 4 and divide the resolution", got, FIX)
         if self.attn_type == "none" and self.attn_resolutions:
-            raise ValueError(f"attn_type none has no attn_resolutions, got {self.attn_resolutions}")
+            raise UserError("attn_type none must have no attn_resolutions", self.attn_resolutions, FIX)
 
 
-@dataclass(kw_only=True)
+@checked("architecture")
 class VQGANConfig:
     """A VQGAN: ``n_embed`` codes of ``embed_dim`` numbers between an encoder and a decoder."""
 
-    n_embed: int = 1024
-    embed_dim: int = 256
+    n_embed: PositiveInt = 1024
+    embed_dim: PositiveInt = 256
     ddconfig: DDConfig = field(default_factory=DDConfig)
-
-    def __post_init__(self) -> None:
-        if min(self.n_embed, self.embed_dim) < 1:
-            raise ValueError(f"n_embed and embed_dim must be positive, got {self.n_embed} and {self.embed_dim}")
 
     @property
     def codebook_size(self) -> int:

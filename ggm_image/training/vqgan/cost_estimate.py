@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained
 from ggm_image.runtime.memory import available_memory
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN
@@ -187,11 +187,8 @@ def _count(config: TokenizerTrainConfig, *, half: bool) -> _Counts:
     loss = config.loss
     adversarial = loss.adversarial_start < 1 and loss.adversarial + loss.matching > 0
     with FakeTensorMode(allow_non_fake_inputs=True):
-        try:
+        with explained("architecture must be one of a VQGAN", "compare it with those in configs/"):
             model = VQGAN(config.architecture).train()
-        except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-            what, fix = "architecture must be one of a VQGAN", "compare it with those in configs/"
-            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
         frozen = FROZEN if config.train.decoder_only else ("quantize.",)
         for name, weight in model.named_parameters():
             weight.requires_grad_(not name.startswith(frozen))

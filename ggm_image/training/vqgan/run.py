@@ -17,13 +17,13 @@ from ggm_image.errors import UserError, printable
 from ggm_image.image.io import save_png
 from ggm_image.image.preprocess import to_model, to_uint8
 from ggm_image.image.visualize import image_grid
-from ggm_image.io.config_schema import load_config, plain, save_config
+from ggm_image.io.config_schema import load_config, save_config
 from ggm_image.io.files import held, remove_temporaries, sha256_file, write_text
 from ggm_image.io.safetensors import save_weights
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.vq.vqgan import VQGAN, VQGANConfig
 from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together
-from ggm_image.training.checkpoint import has_checkpoint, load_checkpoint, other_kind_of_run, save_checkpoint
+from ggm_image.training.checkpoint import has_checkpoint, kind_of_run, load_checkpoint, save_checkpoint
 from ggm_image.training.loggers import check_loggers
 from ggm_image.training.logging import to_stderr
 from ggm_image.training.run_record import TOKENIZER_FREE_TO_CHANGE, check_resumed, tokenizer_record
@@ -185,13 +185,9 @@ class TokenizerRun(TokenizerTrainer):
         Raises:
             UserError: it is not the checkpoint of such a run.
         """
-        try:
+        with kind_of_run("train-tokenizer"):
             self.load_state_dict(state["trainer"])
             self.order.load_state_dict(state["order"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise other_kind_of_run(error, "train-tokenizer") from error
 
     def advance(self) -> dict[str, Any]:
         values = self.train_step(self.augmented(self.images[self.order.next()]))
@@ -254,7 +250,7 @@ def export_tokenizer(folder: Path, config: TokenizerTrainConfig, trainer: Tokeni
     entries = {
         "name": config.name,
         "licence": config.licence,
-        "architecture": plain(config.architecture),
+        "architecture": asdict(config.architecture),
         "weights": {"sha256": sha256, **own, "url": None, "mirrors": []},
         "reported": {},
         "training": {

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ggm_image.errors import UserError
+from ggm_image.errors import UserError, explained
 from ggm_image.image.preprocess import to_model
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.tokenizers.registry import load_image_tokenizer
@@ -51,11 +51,8 @@ class TokenizerTrainer(TrainingLoop):
         self.train.precision = choose_precision(self.train.precision, self.device)[0]
         self.gradient_norm: Tensor | float = 0.0
         torch.manual_seed(config.train.seed)
-        try:
+        with explained("architecture must be one of a VQGAN", "compare it with those in configs/"):
             self.model = VQGAN(config.architecture, name=config.name).to(self.device).train()
-        except (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-            what, fix = "architecture must be one of a VQGAN", "compare it with those in configs/"
-            raise UserError(what, f"{type(error).__name__}: {error}", fix) from error
         self.model.quantize.requires_grad_(False)
         if config.train.decoder_only:
             for name, weight in self.model.named_parameters():

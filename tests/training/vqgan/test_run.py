@@ -258,7 +258,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(
     [
         ("train.stpes=5", "did you mean train.steps"),
         ("architecture.ddconfig.channels=5", "unknown config key"),
-        ("train.steps=many", "wrong type"),
+        ("train.steps=many", "valid integer"),
     ],
 )
 def test_wrong_config_is_named(config: Path, class_folder: Path, tmp_path: Path, override: str, match: str) -> None:
