@@ -39,10 +39,13 @@ test-shapes: $(VENV)/.with-test
 test-web: $(VENV)/.with-test $(VENV)/.with-browser
 	$(PYTEST) tests/web
 
+# A program that uses the public names, under the strictest settings of its own: py.typed must be true.
+AS_USER = --config-file= --strict --disallow-any-expr --follow-imports=silent --cache-dir=.mypy_cache/as_user
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy $(AS_USER) tests/typing
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.with-docs

@@ -59,6 +59,8 @@ from ggm_image.tokenizers.base import Tokenizer
 
 MAX_IMAGES = 100_000_000
 OUTPUTS = ("pt", "pil", "np", "grid")
+Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
+"""(n, h, w, 3)."""
 Classes = str | int | Sequence[str | int] | np.ndarray | Tensor | None
 INPAINT_BATCH = {"cpu": 4, "cuda": 16}
 """Rows of one network call for the few samples of `Model.inpaint`; padded where there are fewer."""
@@ -386,7 +388,7 @@ class Model:
     def sample(self, n: int = ..., *, output: Literal["pil"], **options: Any) -> list[Image.Image]: ...
 
     @overload
-    def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> UInt8[np.ndarray, "n h w 3"]: ...
+    def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> Pixels: ...
 
     @overload
     def sample(self, n: int = ..., *, output: Literal["grid"], **options: Any) -> Image.Image: ...
@@ -437,6 +439,18 @@ class Model:
             counter = CallCounter(on_progress, batches * settings.calls(self.grid[0] * self.grid[1]))
         tokens = self.sample_tokens(labels, seed=seed, settings=settings, first=first, callback=counter)
         return _as_output(self.decode(tokens), output)
+
+    @overload
+    def stream(self, n: int, *, output: Literal["pt"] = ..., **options: Any) -> Iterator[UInt8[Tensor, "n 3 h w"]]: ...
+
+    @overload
+    def stream(self, n: int, *, output: Literal["pil"], **options: Any) -> Iterator[list[Image.Image]]: ...
+
+    @overload
+    def stream(self, n: int, *, output: Literal["np"], **options: Any) -> Iterator[Pixels]: ...
+
+    @overload
+    def stream(self, n: int, *, output: Literal["grid"], **options: Any) -> Iterator[Image.Image]: ...
 
     def stream(
         self,
