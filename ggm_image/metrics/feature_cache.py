@@ -1,10 +1,10 @@
-"""Features of a side while they are made, by one process or by many that have nothing in common but the folder.
+"""Features of a side while they are extracted, by one process or by several that share nothing but the folder.
 
-Rows are made in parts that lie on one grid, whoever makes them and however many rows there are. A part is a file of
-its own: a line that says what it is of, with its SHA-256, and then the rows. Whatever ends a run, the next one makes
-what is missing. Whoever finds all parts joins them to ``features.npy``, names every chunk of it in ``features.json``,
-and removes them. More rows of the same side go on from the rows that are there. Without a folder the rows lie in a
-nameless temporary file, which goes with the process.
+Rows are split into parts at fixed places, which depend neither on the process nor on the number of rows. A part is a
+file of its own: a header with its SHA-256, then the rows. A run that was interrupted extracts the missing parts. The
+process that finds every part present joins them to ``features.npy``, lists its chunks in ``features.json`` and
+removes the parts. A run with more rows of the same side extends the existing rows. Without a folder the rows are in an
+unnamed temporary file, which ends with the process.
 """
 
 import hashlib
@@ -89,6 +89,7 @@ class FeatureCache:
         if before["protocol"] != self.protocol:
             warnings.warn(f"{self.folder} holds features of another protocol: they are made again", stacklevel=2)
             return
+        # Rows up to the first damaged chunk are reused; the rest is extracted again.
         path, rows = self.folder / ROWS, 0
         if path.is_file():
             chunks = whole_chunks(path, before["chunks"], self.type)
@@ -113,7 +114,7 @@ class FeatureCache:
         return [rows for rows in self.parts() if not self.holds(rows)]
 
     def holds(self, rows: range) -> bool:
-        """Whether a part is there, and whole."""
+        """Whether a part exists and is complete."""
         if self.folder is None:
             return rows.start in self._written
         if not self._path(rows).is_file():
@@ -213,7 +214,7 @@ class FeatureCache:
             self.look()  # another process has joined them, and removed the parts
             if self.kept < self.n:
                 fix = "run the command again: it makes what is missing"
-                raise UserError("features have gone while they were joined", folder, fix) from None
+                raise UserError("features were removed while they were joined", folder, fix) from None
             return
         self._record = {
             "format_version": FORMAT_VERSION,

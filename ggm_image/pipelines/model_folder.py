@@ -79,7 +79,7 @@ class NetworkFolder:
             raise UserError(f"the model must be one of {kinds[modality]}", got, "name another model")
 
     def check_weights(self) -> None:
-        """Raise UserError unless the weights are there; they are not read."""
+        """Raise UserError unless the weights file exists; it is not read."""
         if not self.weights.is_file():
             raise UserError("the model has no weights", f"no {self.weights}", "copy the file there, or train it")
 
@@ -107,6 +107,7 @@ class NetworkFolder:
         try:
             written = read_yaml(path, "must describe a model", f"keep the {CONFIG} that came with the weights")
             config: Any = OmegaConf.to_container(written, resolve=True)
+            # A run has a config.yaml too, of another kind; its model is in a folder inside it.
             if "train" in config and "class_names" not in config:
                 model = folder / "model"
                 written_yet = (model / CONFIG).is_file()

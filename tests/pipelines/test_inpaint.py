@@ -12,16 +12,7 @@ from ggm_image.image.preprocess import to_model
 from ggm_image.image.scales import enlarge
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.inpaint import Inpainter
-from ggm_image.pipelines.load import load_model
-from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder
-
-FAST = Settings(order="signal", sweeps=1, block=4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_model(tiny_model_folder(tmp_path_factory.mktemp("model")))
+from tests.models import FAST
 
 
 def pixels_and_hole(seed: int = 0, wide: int = 30) -> tuple[np.ndarray, np.ndarray]:
