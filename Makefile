@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 IMAGE = samples/$(or $(CLASS),$(MODEL)).png
 # One thread a process. The tests of a file stay together: they share what is slow to make.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
+NO_WEB = --ignore=tests/web
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: sample test test-all test-shapes test-web lint docs bench soak clean
@@ -23,11 +24,11 @@ sample: $(VENV)/.installed
 	@echo "$(CURDIR)/$(IMAGE)"
 
 test: $(VENV)/.with-test
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(NO_WEB)
 
 # And what takes minutes: killed commands, the corpus of hostile inputs, several processes, compilers, the wheel.
 test-all: test test-shapes
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(NO_WEB)
 
 # Tests of the rooms with tensors while jaxtyping and beartype check every shape in a signature: twice the time.
 SHAPED = test_shapes.py test_glauber.py test_schedule.py test_objective.py sampler network pipelines tokenizers training metrics \
@@ -35,14 +36,18 @@ SHAPED = test_shapes.py test_glauber.py test_schedule.py test_objective.py sampl
 test-shapes: $(VENV)/.with-test
 	SHAPES=1 $(PYTEST) -m "not slow" $(addprefix tests/,$(SHAPED))
 
-# The page of `ggm-image demo`, in Chromium where it is installed. Gradio is too large for every run of the tests.
+# The page of `ggm-image demo`, in Chromium where it is installed. Gradio is too large for every run of the tests, so the
+# two above leave this out.
 test-web: $(VENV)/.with-test $(VENV)/.with-browser
 	$(PYTEST) tests/web
 
+# A program that uses the public names, under the strictest settings of its own: py.typed must be true.
+AS_USER = --config-file= --strict --disallow-any-expr --follow-imports=silent --cache-dir=.mypy_cache/as_user
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy $(AS_USER) tests/typing
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.with-docs

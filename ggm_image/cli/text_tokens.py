@@ -51,13 +51,13 @@ def encode_text(
     from ggm_image.data.text import encode_text as encode
     from ggm_image.data.token_cache.manifest import shards_left
     from ggm_image.runtime.ranks import rank_and_world_size
-    from ggm_image.tokenizers.registry import load_tokenizer
+    from ggm_image.tokenizers.registry import load_text_tokenizer
 
     part = rank_and_world_size(shard)
     cache = encode(
         src,
         out,
-        load_tokenizer(tokenizer_name),
+        load_text_tokenizer(tokenizer_name),
         length=length or LENGTH,
         text_key=text_key or "text",
         shard_size=shard_size,
@@ -100,9 +100,9 @@ def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool)
     from ggm_image.data.sources.text import open_text
     from ggm_image.data.text import verify_text as verify
     from ggm_image.data.token_cache.manifest import Manifest
-    from ggm_image.tokenizers.registry import load_tokenizer
+    from ggm_image.tokenizers.registry import load_text_tokenizer
 
-    tokenizer = load_tokenizer(Manifest.read(out).tokenizer_name)
+    tokenizer = load_text_tokenizer(Manifest.read(out).tokenizer_name)
     source = None if src is None else open_text(src, text_key=text_key or "text")
     proof = verify(out, tokenizer, source)
     if as_json:
@@ -132,19 +132,19 @@ def decode_text(tokens: Path, out: Path, tokenizer_name: str | None, *, overwrit
     from ggm_image.data.token_cache.reader import TokenCache
     from ggm_image.io.outputs import merged_folder
     from ggm_image.runtime.streams import say
-    from ggm_image.tokenizers.registry import is_text_tokenizer, load_tokenizer
+    from ggm_image.tokenizers.registry import is_text_tokenizer, load_text_tokenizer
 
     cache = TokenCache.open(tokens)
     name = tokenizer_name or cache.manifest.tokenizer_name
     if not is_text_tokenizer(name):
         raise UserError("the tokenizer must be one of text", name, "leave --tokenizer out")
     if single:
-        count = decode_to_file(cache, out, load_tokenizer(name))
+        count = decode_to_file(cache, out, load_text_tokenizer(name))
         if count > 1:
             say(f"note: {count:,} documents one after the other without a separator; give a folder to keep them apart")
     else:
         with merged_folder(out) as folder:
-            count = decode_to_folder(cache, folder, load_tokenizer(name))
+            count = decode_to_folder(cache, folder, load_text_tokenizer(name))
     if as_json:
         print_json({"out": str(out), "count": count})
     else:

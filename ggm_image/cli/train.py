@@ -85,7 +85,7 @@ def train(
         overrides = (*overrides, f"train.strategy={strategy}")
     config = find_config(config)
     if dry_run:
-        _forecast(config, data, overrides, resolve_device(device), devices or 1, nodes or 1, tflops)
+        _forecast(config, data, overrides, _training_device(device), devices or 1, nodes or 1, tflops)
         return
     Gate("train", overwrite).check_run(out)
 

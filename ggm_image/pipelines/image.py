@@ -38,9 +38,11 @@ from ggm_image.runtime.streams import say
 from ggm_image.sampler.observation import check_tau
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 
-__all__ = ["INPAINT_BATCH", "MAX_IMAGES", "OUTPUTS", "Classes", "Model"]
+__all__ = ["INPAINT_BATCH", "MAX_IMAGES", "OUTPUTS", "Classes", "Model", "Pixels"]
 
 OUTPUTS = ("pt", "pil", "np", "grid")
+Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]
+"""(n, h, w, 3)."""
 
 
 class Model(TokenModel):
@@ -68,7 +70,7 @@ class Model(TokenModel):
     def sample(self, n: int = ..., *, output: Literal["pil"], **options: Any) -> list[Image.Image]: ...
 
     @overload
-    def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> UInt8[np.ndarray, "n h w 3"]: ...
+    def sample(self, n: int = ..., *, output: Literal["np"], **options: Any) -> Pixels: ...
 
     @overload
     def sample(self, n: int = ..., *, output: Literal["grid"], **options: Any) -> Image.Image: ...
@@ -119,6 +121,18 @@ class Model(TokenModel):
             counter = CallCounter(on_progress, batches * settings.calls(self.grid[0] * self.grid[1]))
         tokens = self.sample_tokens(labels, seed=seed, settings=settings, first=first, callback=counter)
         return _as_output(self.decode(tokens), output)
+
+    @overload
+    def stream(self, n: int, *, output: Literal["pt"] = ..., **options: Any) -> Iterator[UInt8[Tensor, "n 3 h w"]]: ...
+
+    @overload
+    def stream(self, n: int, *, output: Literal["pil"], **options: Any) -> Iterator[list[Image.Image]]: ...
+
+    @overload
+    def stream(self, n: int, *, output: Literal["np"], **options: Any) -> Iterator[Pixels]: ...
+
+    @overload
+    def stream(self, n: int, *, output: Literal["grid"], **options: Any) -> Iterator[Image.Image]: ...
 
     def stream(
         self,

@@ -1,7 +1,7 @@
 """Load a trained model with its tokenizer."""
 
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import torch
 
@@ -13,23 +13,52 @@ from ggm_image.pipelines.text import TextModel
 from ggm_image.runtime.cuda_graph import check_cuda_graphs
 from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.numerics import isolate
+from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
+
+
+@overload
+def load_model(
+    name_or_path: str | Path = ...,
+    *,
+    modality: Literal["image"] | None = ...,
+    tokenizer: str | Path | None = ...,
+    device: str | torch.device | None = ...,
+    compiled: bool = ...,
+    cuda_graphs: bool | None = ...,
+) -> Model: ...
+
+
+@overload
+def load_model(
+    name_or_path: str | Path = ...,
+    *,
+    modality: Literal["text"],
+    tokenizer: str | Path | None = ...,
+    device: str | torch.device | None = ...,
+    compiled: bool = ...,
+    cuda_graphs: bool | None = ...,
+) -> TextModel: ...
 
 
 @isolate
 def load_model(
     name_or_path: str | Path = "cifar10",
     *,
+    modality: Literal["image", "text"] | None = None,
     tokenizer: str | Path | None = None,
     device: str | torch.device | None = None,
     compiled: bool = False,
     cuda_graphs: bool | None = None,
-) -> Any:
+) -> Model | TextModel:
     """A trained model with its tokenizer, ready to sample: a `Model` of images or a `TextModel`, by its tokenizer.
+
+    A type checker, which cannot see the folder, takes the model for one of images unless ``modality`` is "text".
 
     Args:
         name_or_path: a shipped model's name, a folder with ``config.yaml`` and ``model.safetensors``, or ``owner/name``
             on the Hugging Face Hub, with ``@revision`` for another revision than ``main``.
+        modality: what the model must be of, "image" or "text"; None for either.
         tokenizer: name or folder of its tokenizer, where that has moved since the training.
         device: where to put it, see `choose_device`; the GPU by default where there is one, as on the command line.
         compiled: see `Model.compile`.
@@ -41,8 +70,8 @@ def load_model(
         The model.
 
     Raises:
-        UserError: if it is not there, is damaged, its tokenizer is not the one that it was trained with, or there is
-            no such device, or CUDA graphs are asked for on another device than CUDA.
+        UserError: if it is not there, is damaged, of another modality, its tokenizer is not the one that it was trained
+            with, or there is no such device, or CUDA graphs are asked for on another device than CUDA.
     """
     chosen = choose_device(device)
     check_cuda_graphs(cuda_graphs, chosen)
@@ -58,7 +87,10 @@ def load_model(
                 "name the right one, or copy the one that came with the model",
             )
         network, sha256 = load_network(folder)
-    if loaded.modality == "text":
+    if modality is not None and loaded.modality != modality:
+        fix = f"pass modality={loaded.modality!r}, or choose another model"
+        raise UserError(f"the model must be of modality {modality!r}", f"{folder.name} is of {loaded.modality}", fix)
+    if not isinstance(loaded, Tokenizer):
         if compiled:
             raise UserError("a model of text cannot be compiled yet", folder.name, "leave compiled out")
         return TextModel(folder, network, sha256, loaded, chosen, cuda_graphs=cuda_graphs)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ggm_image.errors import UserError
+from ggm_image.image.inputs import ImageLike, pixel_batch
 from ggm_image.runtime.numerics import isolate
 
 
@@ -56,7 +57,7 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     @isolate
-    def encode(self, images: Any, *, half: bool = False) -> Int[Tensor, "n gh gw"]:
+    def encode(self, images: ImageLike | Iterable[ImageLike], *, half: bool = False) -> Int[Tensor, "n gh gw"]:
         """Indices of the nearest codes, in float32 whatever the caller's autocast and TF32 settings are.
 
         Args:
@@ -117,8 +118,7 @@ class Tokenizer(nn.Module):
             size = f"{shape[2]} x {shape[3]}: {error}"
             raise UserError(f"images are too small for tokenizer {self.name}", size, "enlarge them") from error
 
-    def _from_images(self, images: Any) -> Float[Tensor, "n 3 h w"]:
-        from ggm_image.image.inputs import pixel_batch
+    def _from_images(self, images: ImageLike | Iterable[ImageLike]) -> Float[Tensor, "n 3 h w"]:
         from ggm_image.image.preprocess import to_model
 
         weight = next(self.parameters(), None)

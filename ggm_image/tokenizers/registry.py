@@ -7,7 +7,7 @@ weights: beside it, or in the user's cache. What others publish is told apart by
 import contextlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import torch
 
@@ -24,7 +24,7 @@ from ggm_image.tokenizers.checkpoints.detect import is_published, read_published
 from ggm_image.tokenizers.checkpoints.reader import load_stored, open_weights
 from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.spec import TokenizerSpec, read_sizes
-from ggm_image.tokenizers.text import TEXT_TOKENIZERS
+from ggm_image.tokenizers.text import TEXT_TOKENIZERS, ByteTokenizer
 from ggm_image.tokenizers.vq.families import FAMILIES
 
 
@@ -102,8 +102,31 @@ def is_text_tokenizer(name_or_path: str | Path) -> bool:
     return str(name_or_path) in TEXT_TOKENIZERS
 
 
-def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Any:
+def load_text_tokenizer(name: str | Path) -> ByteTokenizer:
+    """A tokenizer of text.
+
+    Raises:
+        UserError: the name is not one of a tokenizer of text.
+    """
+    if not is_text_tokenizer(name):
+        raise UserError("the tokenizer must be one of text", name, f"use {', '.join(TEXT_TOKENIZERS)}")
+    return TEXT_TOKENIZERS[str(name)]()
+
+
+@overload
+def load_tokenizer(  # type: ignore[overload-overlap]
+    name_or_path: Literal["bytes"], *, device: str | torch.device = ...
+) -> ByteTokenizer: ...
+
+
+@overload
+def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = ...) -> Tokenizer: ...
+
+
+def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer | ByteTokenizer:
     """A tokenizer, ready to encode and decode: a `Tokenizer` of images, or for "bytes" a `ByteTokenizer` of text.
+
+    A type checker takes it for one of images unless the name is the literal "bytes".
 
     Args:
         name_or_path: as in `load_image_tokenizer`, or the name of a tokenizer of text.
@@ -113,7 +136,7 @@ def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cp
         UserError: as `load_image_tokenizer`.
     """
     if is_text_tokenizer(name_or_path):
-        return TEXT_TOKENIZERS[str(name_or_path)]()
+        return load_text_tokenizer(name_or_path)
     return load_image_tokenizer(name_or_path, device=device)
 
 

@@ -13,8 +13,12 @@ piece (fsdp: weights are fetched twice for each piece of `train.accumulate`, gra
 
 Compiled blocks keep less than is counted here. The working space of single kernels, the data and the libraries come on
 top. Operations are those of the matrix products, a backward pass costing two forward ones, and a third with
-`train.activation_checkpointing`. Time assumes that a step reaches `SHARES` of the rate of a large matrix product, which
-is measured, and that nothing is sent while something is computed, at the rate of `LINKS`, which is not.
+`train.activation_checkpointing`.
+
+The time of a step is measured by `ggm_image.training.step_time` where the run is not compiled and fits into memory.
+Otherwise, and where a rate is given, it is computed: a step reaches `SHARES` of the rate of a large matrix product. On
+a GPU the traffic of its memory comes on top, and launching its kernels takes at least `LAUNCH_SECONDS` each. What is
+sent comes on top, at the rate of `LINKS`, which is not measured.
 """
 
 import math
@@ -25,15 +29,28 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ggm_image.network import Transformer
+from ggm_image.runtime.compile import cannot_compile, compile_pays
+from ggm_image.runtime.memory import available_memory
 from ggm_image.runtime.meta import shapes_only
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.schedule import random_training_state
-from ggm_image.training.config import GeneratorConfig, digits, duration
+from ggm_image.training.config import GeneratorConfig, TrainConfig, digits, duration
 from ggm_image.training.criterion import Criterion
+from ggm_image.training.step_time import time_steps
 
 SHARES = {"bf16-mixed": 0.5, "32-true": 0.65}
 """Of the product rate, by precision; `tools/benchmarks/bench_train.py` says what a machine really reaches."""
 BYTES_A_PARAMETER = 20
+LAUNCH_SECONDS = 12e-6
+"""Of the host, for a kernel; measured, 3.9 ms for 320."""
+LAUNCHES = {"block": 40, "rest": 100, "muon": 150}
+"""Kernels of a compiled step: of each block, of all else, and of Muon in addition."""
+OPERATIONS_A_BYTE = 120
+"""Operations of matrix products in the time in which a GPU moves a byte of its memory: about 120 for H100 and A100."""
+ACTIVATION_PASSES = 3
+"""How often a kept activation is moved: written, read, and its gradient; compiled kernels fuse the others."""
+GPU_RATE = 1e13
+"""Operations a second from which on a rate that is given is taken for a GPU's."""
 PRODUCT_SIDE = 2048
 LINKS = (100e9, 25e9)
 """Assumed bytes a second that each process can send: within a machine, and between machines."""
@@ -54,6 +71,7 @@ class CostEstimate:
         batch_size: images in a step.
         processes: how many.
         precision: of the matrix products, see `precision.choose_precision`.
+        timed_rows: most rows of the steps that were timed; 0 where the time is computed.
     """
 
     parameters: int
@@ -66,6 +84,7 @@ class CostEstimate:
     batch_size: int
     processes: int
     precision: str
+    timed_rows: int = 0
 
     @property
     def seconds(self) -> float:
@@ -75,11 +94,11 @@ class CostEstimate:
 def estimate_cost(
     config: GeneratorConfig, *, device: str = "cpu", devices: int = 1, nodes: int = 1, rate: float | None = None
 ) -> CostEstimate:
-    """What training as ``config`` says will cost; takes seconds, and little memory.
+    """What training as ``config`` says will cost; takes up to half a minute, and the memory of a small batch.
 
     Args:
         config: the run.
-        device: whose rate is measured.
+        device: where steps are timed, or else its rate.
         devices: processes a machine.
         nodes: machines.
         rate: operations a second of a matrix product on one device, where it is not to be measured.
@@ -101,10 +120,21 @@ def estimate_cost(
         sent = 4.0 * parameters * (1 + 2 * train.accumulate)
     sent *= (processes - 1) / processes
     flops = (4.0 if train.activation_checkpointing else 3.0) * train.batch_size * network.flops(sites, round(queried))
-    seconds = (
-        flops / (SHARES[precision] * (rate or product_rate(torch.device(device), precision)) * processes)
-        + sent / LINKS[nodes > 1]
-    )
+    rows = math.ceil(train.batch_size / (processes * train.accumulate))
+    activations = activation_bytes(config, rows)
+    place = torch.device(device)
+    timed, most = None, _rows_that_fit(BYTES_A_PARAMETER * parameters, activations / rows, place)
+    if rate is None and not _compiled(train, place) and most:
+        most = min(most, math.ceil(train.batch_size / processes))
+        timed = time_steps(config, device, rows=most, queried=round(queried))
+        seconds = timed.seconds(train.batch_size / processes)
+    else:
+        rate = rate or product_rate(place, precision)
+        seconds = flops / (SHARES[precision] * rate * processes)
+        if place.type == "cuda" or rate > GPU_RATE:
+            traffic = train.accumulate * ACTIVATION_PASSES * activations + 2 * state
+            seconds = max(seconds + traffic * OPERATIONS_A_BYTE / rate, _launches(config) * LAUNCH_SECONDS)
+    seconds += sent / LINKS[nodes > 1]
     steps = train.steps
     if train.max_minutes is not None:
         steps = min(steps, max(1, int(60 * train.max_minutes / seconds)))
@@ -112,14 +142,33 @@ def estimate_cost(
         parameters=parameters,
         step_flops=flops,
         state_bytes=state,
-        activation_bytes=activation_bytes(config, math.ceil(train.batch_size / (processes * train.accumulate))),
+        activation_bytes=activations,
         sent_bytes=sent,
         step_seconds=seconds,
         steps=steps,
         batch_size=train.batch_size,
         processes=processes,
         precision=precision,
+        timed_rows=0 if timed is None else timed.rows,
     )
+
+
+def _compiled(train: TrainConfig, device: torch.device) -> bool:
+    """Whether the run will be compiled, of which a few steps without compiling say nothing."""
+    asked, _ = compile_pays(train.compile, device, train.precision, steps=train.steps, minutes=train.max_minutes)
+    return asked and not cannot_compile(device.type)
+
+
+def _rows_that_fit(state: int, activations: float, device: torch.device) -> int:
+    """Rows whose activations, with the state of the run, take no more than half of what is available; 0 for none."""
+    available = available_memory(device)
+    return 1 << 30 if available is None else max(0, int((available / 2 - state) / activations))
+
+
+def _launches(config: GeneratorConfig) -> int:
+    train = config.train
+    step = config.network.depth * LAUNCHES["block"] * train.accumulate + LAUNCHES["rest"]
+    return step + LAUNCHES["muon"] * (train.optimizer == "muon")
 
 
 def mean_queried(height: int, width: int, cosine: float, draws: int = 200) -> float:
@@ -229,5 +278,9 @@ def lines(cost: CostEstimate) -> list[str]:
         f"memory       {(cost.state_bytes + cost.activation_bytes) / gib:,.2f} GiB{' a process' * several}: "
         f"{cost.state_bytes / gib:,.2f} weights, optimizer and average, {cost.activation_bytes / gib:,.2f} activations",
         f"the run      {cost.steps:,} steps, about {duration(cost.seconds)}, "
-        f"at {SHARES[cost.precision]:.0%} of the rate of matrix products in {cost.precision}",
+        + (
+            f"by steps of up to {cost.timed_rows:,} rows that were timed in {cost.precision}"
+            if cost.timed_rows
+            else f"at {SHARES[cost.precision]:.0%} of the rate of matrix products in {cost.precision}"
+        ),
     ]

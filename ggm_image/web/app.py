@@ -1,6 +1,7 @@
 """The page's layout in Gradio, and which action each control starts."""
 
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,15 @@ def _connect_images(
     def take(images: list[Image.Image] | None, event: gr.SelectData) -> Any:
         """Open an image of a gallery."""
         image = (images or [])[event.index]
-        return image, shown(image), shown(image), "", gr.Tabs(selected="inpaint")
+        # Without a selection, the same place can be clicked again once it shows another image.
+        return image, shown(image), shown(image), "", gr.Tabs(selected="inpaint"), gr.Gallery(selected_index=None)
 
     views = [opened, painting["editor"], looking["image"]]
     for tab, name in ((painting, "open_image"), (looking, "open_signal_image")):
         tab["upload"].upload(open_file, tab["upload"], [*views, tab["status"]], api_name=name)
     for tab in (sampling, painting):
-        tab["gallery"].select(take, tab["images"], [*views, painting["status"], tabs], api_visibility="private")
+        outputs = [*views, painting["status"], tabs, tab["gallery"]]
+        tab["gallery"].select(take, tab["images"], outputs, api_visibility="private")
 
 
 def _connect_model(
@@ -108,17 +111,13 @@ def _connect_model(
         found = actions.describe(name)
         classes, presets = found.class_names, list(found.presets)
         preset = _default_preset(presets)
-        return (
-            gr.Dropdown(choices=classes, value=[]),
-            gr.Dropdown(choices=_optional(classes), value=""),
-            gr.Dropdown(choices=_optional(classes), value=""),
-            gr.Radio(choices=presets, value=preset),
-            gr.Radio(choices=presets, value=preset),
-            _card(actions, name),
-        )
+        one_class = gr.Dropdown(choices=_optional(classes), value="", visible=bool(classes))
+        settings = gr.Radio(choices=presets, value=preset), float(found.settings(preset).guidance)
+        several = gr.Dropdown(choices=classes, value=[], visible=bool(classes))
+        return several, one_class, one_class, *settings, *settings, _card(actions, name)
 
     changed = [tab["classes"] for tab in (sampling, painting, looking)]
-    changed += [sampling["preset"], painting["preset"], card]
+    changed += [*sampling["settings"][:2], *painting["settings"][:2], card]
     model.change(change_model, model, changed, api_visibility="private")
 
 
@@ -149,7 +148,7 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
         yield from gallery_updates(shown_errors(actions.sample, _key(request, "sample"), *values))
 
     _connect(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
-    return {"classes": classes, "preset": settings[0], "gallery": gallery, "images": images}
+    return {"classes": classes, "settings": settings, "gallery": gallery, "images": images}
 
 
 def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         "editor": editor,
         "status": status,
         "classes": classes,
-        "preset": settings[0],
+        "settings": settings,
         "gallery": gallery,
         "images": images,
     }
@@ -298,12 +297,14 @@ def _settings(actions: Actions, model: gr.Dropdown, found: Any) -> list[Any]:
                 found.settings(default).guidance, label="Guidance", info="1 disables it.", min_width=110
             )
             seed = gr.Number(0, label="Seed", info="A whole number.", precision=0, min_width=110)
+        other = gr.Button("Another seed", size="sm")
 
     def follow(name: str, chosen: str) -> float:
         """The guidance scale of a preset."""
         return float(actions.describe(name).settings(chosen).guidance)
 
     preset.change(follow, [model, preset], guidance, show_progress="hidden", api_visibility="private")
+    other.click(lambda: secrets.randbelow(10**6), None, seed, show_progress="hidden", api_visibility="private")
     return [preset, guidance, seed]
 
 

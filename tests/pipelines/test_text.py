@@ -1,5 +1,7 @@
 """Models of text: known bytes stay, texts depend on their own seed alone, long texts go in windows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,21 @@ LENGTH = 16
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
-    return load_model(tiny_text_model_folder(tmp_path_factory.mktemp("model"), length=LENGTH), device="cpu")
+    return load_model(
+        tiny_text_model_folder(tmp_path_factory.mktemp("model"), length=LENGTH), modality="text", device="cpu"
+    )
 
 
 def test_loaded_by_what_it_makes(model: TextModel) -> None:
     assert isinstance(model, TextModel)
     assert (model.modality, model.length) == ("text", LENGTH)
+
+
+def test_a_modality_that_is_asked_for_is_checked(tmp_path: Path) -> None:
+    folder = tiny_text_model_folder(tmp_path, length=LENGTH)
+    assert load_model(folder, modality="text", device="cpu").length == LENGTH
+    with pytest.raises(UserError, match="must be of modality 'image' .*pass modality='text'"):
+        load_model(folder, modality="image", device="cpu")
 
 
 @pytest.mark.parametrize("preset", ["fast", "best", "exact"])

@@ -13,6 +13,7 @@ from ggm_image.schedule import random_training_state
 from ggm_image.training import cost_estimate as module
 from ggm_image.training.config import GeneratorConfig, TrainConfig
 from ggm_image.training.criterion import Criterion
+from ggm_image.training.step_time import StepTime
 from tests.training.toy import CONFIG, write_cache
 
 SIZES = NetworkConfig(codebook_size=40, classes=2, grid=[4, 5], width=32, depth=3, heads=2)
@@ -92,6 +93,28 @@ def test_the_sums() -> None:
         CONFIGURATION.train.max_minutes = None
 
 
+def test_a_step_on_a_gpu_takes_no_less_than_its_launches_and_its_memory_traffic() -> None:
+    """A small network was predicted to be hundreds of times faster than its kernels can be launched."""
+    small = module.estimate_cost(CONFIGURATION, rate=4e14)
+    launches = 3 * module.LAUNCHES["block"] + module.LAUNCHES["rest"]
+    assert small.step_seconds == pytest.approx(launches * module.LAUNCH_SECONDS)
+    wide = replace(CONFIGURATION, train=replace(CONFIGURATION.train, batch_size=60_000))
+    large = module.estimate_cost(wide, rate=4e14)
+    moved = 3 * large.activation_bytes + 2 * large.state_bytes
+    assert large.step_seconds == pytest.approx(large.step_flops / 2.6e14 + moved * module.OPERATIONS_A_BYTE / 4e14)
+
+
+def test_rows_that_fit_into_memory_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the product rate counts where not even one does."""
+    parameters = sum(p.numel() for p in Transformer(SIZES).parameters())
+    one = module.activation_bytes(CONFIGURATION) / 6
+    monkeypatch.setattr(module, "product_rate", lambda device, precision: 1e9)
+    for rows in (0, 2):
+        available = int(2 * (20 * parameters + (rows + 0.5) * one))
+        monkeypatch.setattr(module, "available_memory", lambda device, available=available: available)
+        assert module.estimate_cost(CONFIGURATION).timed_rows == rows
+
+
 def test_mean_queried_is_that_of_training() -> None:
     generator = torch.Generator().manual_seed(5)
     for cosine in (0.4, 1.0):
@@ -119,12 +142,18 @@ def test_rates_are_measured_in_time(precision: str, monkeypatch: pytest.MonkeyPa
 def test_the_cost_is_that_of_the_precision_that_the_run_will_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail at f183d35: the rate was that of bf16, whatever the run used."""
     asked: list[str] = []
-    monkeypatch.setattr(module, "product_rate", lambda device, precision: asked.append(precision) or 1e9)
+
+    def time_steps(config: GeneratorConfig, device: str, *, rows: int, queried: int) -> StepTime:
+        asked.append(config.train.precision)
+        return StepTime(0.25, 0.5, rows)
+
+    monkeypatch.setattr(module, "time_steps", time_steps)
     auto = replace(CONFIGURATION, train=replace(CONFIGURATION.train, precision="auto"))
     for native, expected in ((True, "bf16-mixed"), (False, "32-true")):
         monkeypatch.setattr(precision_module, "native_bf16", lambda device, native=native: native)
         cost = module.estimate_cost(auto)
         assert (asked[-1], cost.precision) == (expected, expected)
+        assert (cost.step_seconds, cost.timed_rows) == (0.25 + 6 * 0.5, 6)
         same = replace(CONFIGURATION, train=replace(CONFIGURATION.train, precision=expected))
         assert cost.activation_bytes == module.activation_bytes(same)
     assert module.estimate_cost(CONFIGURATION).precision == "32-true"
@@ -140,7 +169,14 @@ def test_a_dry_run_says_the_cost_and_leaves_nothing(
     arguments = ["train", str(tmp_path / "c.yaml"), "--data", str(cache), "--out", str(tmp_path / "run"), "--dry-run"]
     assert main([*arguments, "--device", "cpu"]) == 0
     found = capsys.readouterr()
-    for word in ("parameters", "TFLOP", "GiB: ", "12 steps", "products in 32-true", "40 rows, seen 2.4 times"):
+    for word in (
+        "parameters",
+        "TFLOP",
+        "GiB: ",
+        "12 steps",
+        "rows that were timed in 32-true",
+        "40 rows, seen 2.4 times",
+    ):
         assert word in found.out
     assert "precision: 32-true, as this CPU has no bf16" in found.err
     assert not (tmp_path / "run").exists()

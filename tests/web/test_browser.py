@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ggm_image.pipelines.model_folder import find_model
 from tests.web.conftest import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -87,6 +88,31 @@ def test_sample_paint_and_inpaint(tab: Any) -> None:
     assert changed.any(axis=0).sum() <= manifest["hole_pixels"]
     assert not changed[:, :4].any()  # far from the stroke
     assert not changed[:, 12:].any()
+
+
+def test_the_same_place_of_a_gallery_can_be_clicked_twice(tab: Any) -> None:
+    """Gradio tells of a click only where another image was selected before."""
+    tab.get_by_label("fast").locator("visible=true").check()
+    button(tab, "Sample").click()
+    tab.get_by_text("16 images, seed 0").wait_for()
+    for _ in range(2):
+        tab.get_by_role("tab", name="Sample").click()
+        tab.locator("button.thumbnail-item >> visible=true").nth(2).click()
+        tab.get_by_role("tab", name="Inpaint", selected=True).wait_for(timeout=20_000)
+
+
+def test_another_model_brings_its_own_guidance(tab: Any) -> None:
+    """And another seed is one click away."""
+    guidance = tab.get_by_label("Guidance").locator("visible=true")
+    guidance.fill("9")
+    tab.get_by_label("Model").click()
+    tab.get_by_role("option", name="cifar10").click()
+    expected = find_model("cifar10").settings("best").guidance
+    tab.wait_for_function("([e, value]) => Number(e.value) === value", arg=[guidance.element_handle(), expected])
+    seed = tab.get_by_label("Seed").locator("visible=true")
+    assert seed.input_value() == "0"
+    button(tab, "Another seed").click()
+    tab.wait_for_function("e => e.value !== '0'", arg=seed.element_handle())
 
 
 def test_cancel_and_bad_uploads(tab: Any, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Seconds of an optimizer step on this machine, from a few real ones on random tokens.
+
+A step costs so much for each row, and so much whatever their number: optimizer, moving average, gradient norm. Both are
+timed with as many rows as take a few seconds, and the rest of the batch is extrapolated. Every timed step queries the
+mean number of sites, as the cost is linear in it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ggm_image.data.token_cache.manifest import Manifest
+from ggm_image.training.batches import ResumableSampler, rows_of_rank
+from ggm_image.training.config import GeneratorConfig
+from ggm_image.training.dataset import TokenSet
+from ggm_image.training.trainer import GeneratorTrainer
+
+SECONDS = 16.0
+"""About how long the timing takes, without the set-up; less for small networks."""
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The time of a step as a function of its rows.
+
+    Attributes:
+        fixed: seconds that do not depend on the rows.
+        per_row: seconds a row.
+        rows: the most that were timed.
+    """
+
+    fixed: float
+    per_row: float
+    rows: int
+
+    def seconds(self, rows: float) -> float:
+        """Seconds of a step of so many rows."""
+        return self.fixed + rows * self.per_row
+
+
+def time_steps(
+    config: GeneratorConfig,
+    device: str,
+    *,
+    rows: int,
+    queried: int,
+    seconds: float = SECONDS,
+    timer: Callable[[], float] = time.perf_counter,
+) -> StepTime:
+    """Time training steps as ``config`` says, not compiled.
+
+    Rows are doubled from one until a step takes an eighth of the time, or has all rows.
+
+    Args:
+        config: the run, complete; it is not changed.
+        device: where to train.
+        rows: of a step in one process.
+        queried: sites that a step queries.
+        seconds: about how long to take.
+        timer: seconds since any moment.
+    """
+    with TemporaryDirectory() as folder, torch.random.fork_rng():
+        trainer = _trainer(config, device, rows, queried, Path(folder) / "run")
+
+        def step(count: int, repeats: int) -> float:
+            _set_rows(trainer, count)
+            times = []
+            for _ in range(repeats + 1):  # the first of a size sets things up
+                _wait(trainer.device)
+                start = timer()
+                trainer.train_step()
+                _wait(trainer.device)
+                times.append(timer() - start)
+            return median(times[1:])
+
+        count, took = 1, step(1, 1)
+        while count < rows and took < seconds / 8:
+            count = min(2 * count, rows)
+            took = step(count, 1)
+        few = max(1, count // 4)
+        long, short = step(count, REPEATS), step(few, REPEATS)
+    if count == few:
+        return StepTime(0.0, long, 1)
+    per_row = max(0.0, (long - short) / (count - few))
+    return StepTime(max(0.0, long - count * per_row), per_row, count)
+
+
+def _trainer(config: GeneratorConfig, device: str, rows: int, queried: int, out: Path) -> GeneratorTrainer:
+    """A trainer of the run in one process, on random tokens; it writes nothing."""
+    network = config.network
+    height, width = network.grid
+    train = replace(config.train, batch_size=rows, accumulate=1, strategy="auto", compile=False, start_from_codes=False)
+    objective = replace(config.objective, lattice=0.0)  # the last block of a lattice may be smaller
+    size = (max(2, rows), height * width)
+    tokens = torch.randint(network.codebook_size, size, dtype=torch.int32)
+    data = TokenSet(tokens, torch.randint(max(1, network.classes), (len(tokens),)))
+    manifest = Manifest(
+        tokenizer_name="random",
+        tokenizer_sha256="",
+        codebook_size=network.codebook_size,
+        grid=(height, width),
+        image_size=0,
+        class_names=[str(k) for k in range(network.classes)],
+        preprocessing={},
+        source={},
+        items=len(tokens),
+    )
+    settings = replace(config, start="", train=train, objective=objective)
+    trainer = GeneratorTrainer(settings, manifest, data, data, out, device=device, report=lambda line: None)
+    trainer.block = queried
+    return trainer
+
+
+def _set_rows(trainer: GeneratorTrainer, rows: int) -> None:
+    trainer.config.train.batch_size = rows
+    trainer.order = ResumableSampler(len(trainer.training), rows, 0)
+    trainer.own, trainer.pieces = rows_of_rank(rows, 0, 1, 1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

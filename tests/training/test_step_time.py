@@ -1,0 +1,38 @@
+"""Steps that are timed: a clock of the test tells what they cost, or the real one does."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from ggm_image.training.step_time import time_steps
+from ggm_image.training.trainer import SITES, GeneratorTrainer
+from tests.training.test_cost_estimate import CONFIGURATION
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(100.0, 50), (4.0, 32), (1.0, 1)])
+def test_rows_and_the_rest_are_told_apart(seconds: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are doubled until a step takes an eighth of the time."""
+    clock = [0.0]
+
+    def train_step(self: GeneratorTrainer) -> None:
+        batch = self._batch()
+        assert len(batch[SITES]) == 7
+        clock[0] += 0.2 + 0.01 * len(batch[0])
+
+    monkeypatch.setattr(GeneratorTrainer, "train_step", train_step)
+    found = time_steps(CONFIGURATION, "cpu", rows=50, queried=7, seconds=seconds, timer=lambda: clock[0])
+    assert found.rows == rows
+    if rows > 1:
+        assert (found.fixed, found.per_row) == (pytest.approx(0.2), pytest.approx(0.01))
+        assert found.seconds(500) == pytest.approx(5.2)
+    else:
+        assert found.seconds(2) == pytest.approx(2 * 0.21)
+
+
+def test_real_steps_leave_the_config_and_the_random_numbers_as_they_are() -> None:
+    config = replace(CONFIGURATION, train=replace(CONFIGURATION.train, accumulate=3, optimizer="muon"))
+    before, state = asdict(config), torch.get_rng_state()
+    assert time_steps(config, "cpu", rows=2, queried=3, seconds=0.1).seconds(6) > 0
+    assert asdict(config) == before
+    assert torch.equal(torch.get_rng_state(), state)
