@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
-from ggm_image.image.blending import blend_seam
+from ggm_image.image.blending import blend_seam, composite
+from ggm_image.image.io import rgb_pixels, to_pil
 from ggm_image.image.masks import fill_unknown, known_tokens, token_mask
 from ggm_image.image.preprocess import to_model
-from ggm_image.image.scales import InpaintingPlan, enlarge, pyramid
+from ggm_image.image.scales import ONE_SCALE, InpaintingPlan, enlarge, pyramid
 from ggm_image.pipelines.base import seed_of_window
 from ggm_image.pipelines.call_counter import CallCounter, OnProgress
 from ggm_image.runtime.progress import progress_bar
@@ -60,6 +63,17 @@ class Inpainter:
                 steps += self.settings.calls(int(token_mask(missing[rows, columns], cell, dilate=self.dilate).sum()))
                 missing[rows, columns] = False
         return steps * -(-len(self.labels) // self.model.paint_batch)
+
+    def images(
+        self, original: Image.Image, mask: Bool[np.ndarray, "h w"], plan: InpaintingPlan, *, feather: int
+    ) -> list[Image.Image]:
+        """The samples as whole images: ``original`` outside the mask, bit for bit."""
+        # The model only sees the crop that the plan chose; the rest of the image is copied.
+        crop = plan.crop
+        box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+        samples = self.run(rgb_pixels(original.crop(box)), plan)
+        origin = (crop.top, crop.left)
+        return [composite(original, to_pil(new), mask, feather=feather, origin=origin) for new in samples]
 
     def run(self, image: UInt8[Tensor, "3 h w"], plan: InpaintingPlan) -> UInt8[Tensor, "n 3 h w"]:
         """Samples of the crop of a plan; known pixels are the image's, what lies in the hole is never looked at."""
@@ -141,3 +155,27 @@ class Inpainter:
         found = [model.tokenizer.code_distances(to_model(x)[None].to(model.device)).cpu() for x in pixels]
         distances = torch.cat(found)  # (n, rows, columns, v)
         return distances.argmin(-1), latent_log_likelihood(distances.flatten(1, 2), self.tau)
+
+
+def warn_of_detail(plan: InpaintingPlan, name: str, size: tuple[int, int]) -> str:
+    """What to expect of a hole that is larger than what the model was trained for; "" for any other.
+
+    Args:
+        plan: of the hole.
+        name: of the model.
+        size: height and width in pixels of the model's own images.
+    """
+    if len(plan.scales) == 1 and plan.factor <= ONE_SCALE:
+        return ""
+    height, width = size
+    hole = "the whole image" if math.isinf(plan.width) else f"up to {plan.width:.0f} pixels wide"
+    if len(plan.scales) == 1:
+        how = "every window is filled without a view of the whole; --scales auto fills it from coarse to fine"
+    else:
+        steps = f"{len(plan.scales) - 1} step{'s' if len(plan.scales) > 2 else ''}"
+        how = f"it is filled at 1/{plan.factor:.3g} of the resolution and refined in {steps}"
+    serving = 2 ** math.ceil(math.log2(max(height, width) * plan.factor))
+    return (
+        f"the hole is {hole} and {name} was trained on images of {width} x {height}: {how}; expect few "
+        f"details, a model of {serving} x {serving} would see it at full resolution"
+    )

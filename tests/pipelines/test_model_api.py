@@ -102,9 +102,9 @@ def test_to_moves_the_model_and_keeps_its_samples(folder: Path, model: Model, mo
     other = load_model(folder, device="cpu")
     assert other.to("cpu") is other
     assert torch.equal(other.sample(2), model.sample(2))
-    monkeypatch.setattr("ggm_image.pipelines.image.native_bf16", lambda device: True)
+    monkeypatch.setattr("ggm_image.pipelines.token_model.native_bf16", lambda device: True)
     assert next(other.to("cpu").network.parameters()).dtype == torch.bfloat16
-    monkeypatch.setattr("ggm_image.pipelines.image.native_bf16", lambda device: False)
+    monkeypatch.setattr("ggm_image.pipelines.token_model.native_bf16", lambda device: False)
     assert torch.equal(other.to("cpu").sample(2), load_model(folder, device="cpu").sample(2))  # nothing was rounded
     with pytest.raises(UserError, match="no such device"):
         other.to("tpu")

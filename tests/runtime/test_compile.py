@@ -13,7 +13,7 @@ from ggm_image import load_model
 from ggm_image.cli.main import main
 from ggm_image.errors import UserError
 from ggm_image.network import Transformer
-from ggm_image.pipelines import image
+from ggm_image.pipelines import token_model
 from ggm_image.runtime.compile import compile_pays
 from tests.models import tiny_model_folder
 
@@ -35,7 +35,7 @@ def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
 
 
 def test_drawing_says_why_not(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "cannot_compile", lambda device: f"no compiler for {device}")
+    monkeypatch.setattr(token_model, "cannot_compile", lambda device: f"no compiler for {device}")
     with pytest.raises(UserError, match=r"cannot be compiled here .no compiler for cpu"):
         load_model(model_folder, compiled=True)
 
@@ -45,7 +45,7 @@ def test_compiled_pictures_are_not_mixed_with_others(
 ) -> None:
     """They are rounded otherwise. Seen to fail without ``compiled`` in the model's identity."""
     compiled: list[int] = []
-    monkeypatch.setattr(image, "cannot_compile", lambda device: "")
+    monkeypatch.setattr(token_model, "cannot_compile", lambda device: "")
     monkeypatch.setattr(Transformer, "compile_blocks", lambda network: compiled.append(1))
     draw = [
         "sample",

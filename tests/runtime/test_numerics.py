@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
+from ggm_image.pipelines.token_model import TokenModel
 from ggm_image.runtime.numerics import exact_arithmetic, isolate, isolated
 from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.base import Tokenizer
@@ -150,10 +151,10 @@ def test_the_callers_state_reaches_no_result(
 
 def test_every_public_method_is_isolated() -> None:
     """A new method of a model or a tokenizer is in `CALLS`, or among those that compute nothing."""
-    pure = {"label", "labels", "settings", "manifest", "plan_inpainting", "compile", "save", "to"}
+    pure = {"label", "labels", "settings", "manifest", "plan_inpainting", "compile", "save", "to", "denoiser"}
     pure |= {"encode_indices", "decode_indices", "squared_distances"}
     pure |= {"codebook_embeddings"}
-    for owner, prefix in ((Model, ""), (Tokenizer, "Tokenizer.")):
+    for owner, prefix in ((TokenModel, ""), (Model, ""), (Tokenizer, "Tokenizer.")):
         public = {n for n, f in vars(owner).items() if inspect.isfunction(f) and not n.startswith("_")} - pure
         assert {prefix + name for name in public} <= set(CALLS)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ggm_image.pipelines import image
+from ggm_image.pipelines import token_model
 from ggm_image.runtime import precision
 from ggm_image.training.distributed import make_fabric
 
@@ -62,4 +62,4 @@ def test_gpus_have_it_from_ampere_on(
 
 def test_sampling_asks_the_same_question() -> None:
     """Seen to fail at f183d35, where training did not ask at all."""
-    assert image.native_bf16 is precision.native_bf16
+    assert token_model.native_bf16 is precision.native_bf16

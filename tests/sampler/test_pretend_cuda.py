@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ggm_image.pipelines import image
+from ggm_image.pipelines import token_model
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.sampler import base, guided, sample, sample_signal, truncated
@@ -56,7 +56,7 @@ def cpu(folder: Path) -> Model:
 def in_float32(folder: Path, device: str, **options: Any) -> Model:
     """The model with products in float32 even where the machine is fast in bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image, "native_bf16", lambda device: False)
+        patch.setattr(token_model, "native_bf16", lambda device: False)
         return load_model(folder, device=device, **options)
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from ggm_image.pipelines import image
+from ggm_image.pipelines import token_model
 from tests.models import tiny_model_folder
 from tests.pretend_cuda import PretendRecorder, pretend_cuda
 
@@ -46,7 +46,7 @@ def test_tokens_are_compared(
         return output, (lambda: output.copy_(compute())) if recorder == "right" else (lambda: output.zero_())
 
     monkeypatch.setattr(PretendRecorder, "record", record)
-    monkeypatch.setattr(image, "rows_per_call", lambda device, sites: 2)
+    monkeypatch.setattr(token_model, "rows_per_call", lambda device, sites: 2)
     folder, out = tiny_model_folder(tmp_path), tmp_path / "out.json"
     options = ["--model", str(folder), "--preset", "fast", "-n", "2", "--repeats", "1", "--json", str(out)]
     with pretend_cuda():

@@ -17,7 +17,7 @@ from PIL import Image
 from ggm_image.errors import UserError
 from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
 from ggm_image.metrics.prdc import prdc
-from ggm_image.pipelines import image
+from ggm_image.pipelines import token_model
 from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.settings import Settings
 from tests.features import Means, matrix_of, means_extractor
@@ -81,7 +81,7 @@ def test_on_a_device_the_figures_are_the_same(
 ) -> None:
     """And devices are not mixed. Seen to fail with the reference's features left on the host."""
     folder = tiny_model_folder(tmp_path)
-    monkeypatch.setattr(image, "native_bf16", lambda device: False)
+    monkeypatch.setattr(token_model, "native_bf16", lambda device: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     pixels, labels = noise(30, 0)
     pixels = pixels.repeat_interleave(4, 2).repeat_interleave(4, 3)

@@ -42,7 +42,7 @@ from ggm_image.metrics.extract_features import extract_features
 from ggm_image.metrics.feature_extractors import Extractor, load_extractor
 from ggm_image.metrics.fid import FeatureStatistics, frechet_distance
 from ggm_image.metrics.image_sets import ImageFileSet
-from ggm_image.pipelines.base import image_generator
+from ggm_image.pipelines.base import autocast, image_generator
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.runtime.progress import progress
@@ -82,14 +82,14 @@ def renoised(
         noise.log().expand(*first.shape, -1), first
     )  # a known token is this while `when` exceeds the level
     x = noisy.clone()
-    denoiser = model._denoiser(height, width)
+    denoiser = model.denoiser(height, width)
     for t in reversed(range(len(schedule.steps))):
         sites = schedule.steps[t].sites
         levels = schedule.levels(t)
         current = schedule.sweep_levels[t // blocks]
         levels = torch.where(unknown, levels, current)
         x = torch.where(unknown, x, torch.where(when <= current, known, noisy))
-        with model._autocast():
+        with autocast(model.device, model.half):
             logits = denoiser(x.index_fill(1, sites, codes), levels.expand_as(x), sites, labels)
         log_probs = heat_bath(logits.float(), levels[sites], noise)
         x[:, sites] = sample_codes(log_probs, draws[:, t * widest : t * widest + len(sites)])
