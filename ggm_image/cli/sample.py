@@ -22,6 +22,7 @@ from ggm_image.cli.options import (
 from ggm_image.cli.sampling import (
     COMPILE,
     asked_labels,
+    check_input,
     find_described_model,
     format_options,
     load,
@@ -32,7 +33,7 @@ from ggm_image.cli.sampling import (
 from ggm_image.cli.text import refuse_given, sample_texts
 from ggm_image.errors import UserError
 from ggm_image.io.image_formats import format_of
-from ggm_image.io.outputs import Gate
+from ggm_image.io.outputs import Gate, check_inputs_kept
 from ggm_image.pipelines.classes import turns
 
 
@@ -40,9 +41,26 @@ from ggm_image.pipelines.classes import turns
 @what(
     *model_options("Class to sample; several take turns."),
     click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images."),
+    click.option(
+        "--guide",
+        type=click.Path(path_type=Path),
+        metavar="IMAGE",
+        help="Image that the samples follow, of any size: to enlarge or to vary, or colour hints on transparency.",
+    ),
     click.option("--length", type=click.IntRange(min=1), help="Bytes of each text; the model's own length by default."),
 )
-@how(sampler_options, seed_option, COMPILE, device_option, shard_option)
+@how(
+    sampler_options,
+    click.option(
+        "--strength",
+        type=click.FloatRange(min=0, min_open=True),
+        help="How closely the samples follow --guide; larger is closer.  [default: 1]",
+    ),
+    seed_option,
+    COMPILE,
+    device_option,
+    shard_option,
+)
 @where(
     out_option("samples.png", help="File for one image or a grid (.png, .jpg, .webp, .tif), or a folder."),
     format_options,
@@ -55,6 +73,8 @@ def sample(
     tokenizer: str | None,
     classes: tuple[str, ...],
     count: int,
+    guide: Path | None,
+    strength: float | None,
     out: Path,
     image_format: str | None,
     quality: int | str | None,
@@ -73,6 +93,10 @@ def sample(
 
     --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K. Without
     it, all classes of the model take turns.
+
+    --guide IMAGE makes the samples follow an image: a small one is enlarged (super-resolution), one of the model's size
+    is varied, and strokes of colour on a transparent background are hints. The samples have no class then unless
+    --class names one.
 
     Rerun the same command to resume an unfinished folder, or with a larger -n to add images. Several processes share a
     folder: those of torchrun, or one command with --shard 0/4, one with 1/4 ... The files are the same either way.
@@ -93,7 +117,10 @@ def sample(
             raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
         fix = "leave it out: the model is one of text"
         refuse_given(
-            context, dict.fromkeys(("classes", "trajectory", "compiled", "shard", "image_format", "quality"), fix)
+            context,
+            dict.fromkeys(
+                ("classes", "guide", "strength", "trajectory", "compiled", "shard", "image_format", "quality"), fix
+            ),
         )
         sample_texts(
             found,
@@ -123,13 +150,26 @@ def sample(
         if trajectory.suffix.lower() != ".gif":
             raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
         replace(gate, option="--trajectory").check_file(trajectory)
-    settings, asked = found.settings(preset, **options), asked_labels(found, classes)
+    asked = asked_labels(found, classes)
+    if guide is not None:
+        check_input(guide, "guide")
+        check_inputs_kept(out, guide)
+        if not single:
+            check_inputs_kept(out / guide.name, guide)
+        if asked is None:
+            options["guidance"] = 1.0  # there is no class to be guided to
+    elif strength is not None:
+        raise UserError("--strength belongs to --guide", strength, "add --guide IMAGE, or leave it out")
+    settings = found.settings(preset, **options)
     if single:
         gate.check_file(out)
     else:
         gate.check_images(out, count)
 
     model = load(model_name, tokenizer, device, compiled=compiled)
+    followed = None
+    if guide is not None:
+        followed = model.encode_guide(guide) if strength is None else model.encode_guide(guide, strength)
     recording = None
     if trajectory is not None and rank == 0:
         from ggm_image.pipelines.trajectory import Trajectory
@@ -138,7 +178,7 @@ def sample(
     callback = None if recording is None else recording.record
     start = time.perf_counter()
     if single:
-        _draw_grid(model, out, count, asked, seed, settings, callback, gate)
+        _draw_grid(model, out, count, asked, seed, settings, callback, gate, followed)
         sampled, missing = count, 0
     else:
         from ggm_image.pipelines.sample_folder import sample_to_folder
@@ -154,6 +194,7 @@ def sample(
             callback=callback,
             overwrite=overwrite,
             encoding=encoding,
+            guide=followed,
         )
         sampled, missing = done.drawn, done.missing
     seconds = time.perf_counter() - start
@@ -161,7 +202,8 @@ def sample(
         recording.save(trajectory)
     if as_json:
         labels = None if asked is None else turns(asked, range(count))
-        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | encoding.described
+        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=followed)
+        manifest |= encoding.described
         told = {"out": str(out), "seconds": round(seconds, 3), "drawn": sampled, "missing": missing}
         click.echo(json.dumps({**told, "share": f"{rank}/{processes}", **manifest}))
         return
@@ -175,24 +217,36 @@ def sample(
 
 
 def _draw_grid(
-    model: Any, out: Path, count: int, asked: list[int] | None, seed: int, settings: Any, callback: Any, gate: Gate
+    model: Any,
+    out: Path,
+    count: int,
+    asked: list[int] | None,
+    seed: int,
+    settings: Any,
+    callback: Any,
+    gate: Gate,
+    guide: Any,
 ) -> None:
     """One image, or a grid of them."""
     from ggm_image.image.io import to_pil
     from ggm_image.image.visualize import grid_size, image_grid
+    from ggm_image.pipelines.sample_folder import sample_rows
     from ggm_image.runtime.progress import progress_bar
 
     height, width = grid_size(count, *model.image_size)
     gate.encoding.check_size(width, height)
-    labels = None if asked is None else turns(asked, range(count))
     with progress_bar(total=count, unit="img", label="sample") as advance:
-        tokens = model.sample_tokens(
-            model.labels(count, labels),
+        tokens = sample_rows(
+            model,
+            range(count),
+            asked,
+            guide=guide,
             seed=seed,
             settings=settings,
             callback=callback,
             on_batch=lambda done: advance(len(done)),
         )
-    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+    labels = None if asked is None else turns(asked, range(count))
+    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=guide)
     manifest["classes"] = None if asked is None else [model.class_names[label] for label in asked]  # in turn
     gate.save(out, to_pil(image_grid(model.decode(tokens))), manifest)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.image.inputs import ImageLike, open_single_image
-from ggm_image.image.io import from_pil, rgb_pixels
+from ggm_image.image.io import from_pil, rgb_pixels, to_pil
 from ggm_image.image.masks import fill_unknown
 from ggm_image.runtime.streams import say
 
@@ -37,11 +37,11 @@ def load_guide(guide: ImageLike, size: tuple[int, int]) -> tuple[UInt8[Tensor, "
     """
     image, (height, width) = open_single_image(guide, "guide"), size
     box = _centre(image.size, Fraction(width, height))
-    if box[2:] != image.size or box[:2] != (0, 0):
-        say(f"guide: the centre {box[2] - box[0]} x {box[3] - box[1]} of {image.width} x {image.height} pixels is used")
-    if not (image.has_transparency_data or image.mode in ("LA", "RGBA", "PA")):
-        pixels = _resized(image.crop(box), size)
-        return pixels, torch.ones(height, width)
+    if box != (0, 0, *image.size):
+        used = f"{box[2] - box[0]} x {box[3] - box[1]}"
+        say(f"guide: only the centre is used, {used} of {image.width} x {image.height} pixels")
+    if not image.has_transparency_data:
+        return _resized(image.crop(box), size), torch.ones(height, width)
     # Pillow resizes colours in proportion to their opacity
     part = image.convert("RGBA").crop(box)
     if part.size != (width, height):
@@ -64,5 +64,4 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> UInt8[Tensor, "3 h w"
     pixels = rgb_pixels(image)
     if tuple(pixels.shape[1:]) == size:
         return pixels
-    larger = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
-    return from_pil(larger)
+    return from_pil(to_pil(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC))

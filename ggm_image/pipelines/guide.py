@@ -54,7 +54,7 @@ def check_strength(strength: float) -> float:
     Raises:
         UserError: it is not positive.
     """
-    if isinstance(strength, bool) or not (strength > 0 and math.isfinite(strength)):
+    if isinstance(strength, bool) or not (strength > 0 and math.isfinite(strength) and math.isfinite(1 / strength)):
         fix = "use for example 1; larger values follow the guide more closely"
         raise UserError("the strength of a guide must be positive", strength, fix)
     return float(strength)
