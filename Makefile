@@ -11,7 +11,7 @@ JOBS ?= 2
 PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
-PICTURE = samples/$(or $(CLASS),$(MODEL)).png
+IMAGE = samples/$(or $(CLASS),$(MODEL)).png
 # One thread a process. The tests of a file stay together: they share what is slow to make.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
@@ -19,8 +19,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $
 .PHONY: sample test test-all test-shapes test-web lint docs bench soak clean
 
 sample: $(VENV)/.installed
-	@$(BIN)/ggm-image sample --model "$(MODEL)" $(if $(CLASS),--class "$(CLASS)") -n $(COUNT) --seed $(SEED) --out "$(PICTURE)"
-	@echo "$(CURDIR)/$(PICTURE)"
+	@$(BIN)/ggm-image sample --model "$(MODEL)" $(if $(CLASS),--class "$(CLASS)") -n $(COUNT) --seed $(SEED) --out "$(IMAGE)"
+	@echo "$(CURDIR)/$(IMAGE)"
 
 test: $(VENV)/.with-test
 	$(PYTEST) -m "not slow"
@@ -54,7 +54,7 @@ soak: $(VENV)/.with-test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.ranks --kills 50
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.faults.corpus
 
-# Those that need no pictures; tools/benchmarks/bench_encode*.py say what they need.
+# Those that need no images; tools/benchmarks/bench_encode*.py say what they need.
 bench: $(VENV)/.installed
 	@set -e; for name in sample train memory inpaint; do echo "== $$name"; $(BIN)/python tools/benchmarks/bench_$$name.py; done
 

@@ -1,4 +1,4 @@
-"""The one error that a user can cause and can mend."""
+"""The one error that a user can cause and can fix."""
 
 LONGEST = 600
 """Characters of one part of an error's line; what lies in the middle of a longer one is left out."""
@@ -13,7 +13,7 @@ def printable(text: object, longest: int = LONGEST) -> str:
 
 
 class UserError(ValueError):
-    """What is wrong, what was found, and how to mend it, in one line.
+    """What is wrong, what was found, and how to fix it, in one line.
 
     The command line prints it as ``error: <what> (<got>); <how to fix>`` and exits with code 2.
 

@@ -64,7 +64,7 @@ def signal_logit(
     keep: Float[Tensor, "*#b"] | float,
     noise: Float[Tensor, " v"],
 ) -> Float[Tensor, "*b v"]:
-    """Log-odds that token a at a site was left as it was rather than just drawn from the noise.
+    """Log-odds that token a at a site was kept rather than just sampled from the noise.
 
         s(a) = log keep/(1-keep) + log P(x_{t,i} = a | ctx) - log noise(a)
 
@@ -110,13 +110,13 @@ def add_noise(
     *,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "b l"]:
-    """Draw x_t given x_0: each token stays with probability `level`, else it is a draw from `noise`.
+    """Sample x_t given x_0: each token stays with probability `level`, else it is a draw from `noise`.
 
     Args:
         x_0: clean tokens in [0, V), (B, L).
         level: probability in [0, 1] of staying clean, (B, L) or broadcastable to it.
         noise: distribution over the codes, (V,).
-        generator: source of randomness; the numbers are drawn on its device (CPU where None).
+        generator: source of randomness; the numbers are generated on its device (CPU where None).
 
     Returns:
         x_t, (B, L), on x_0's device.
@@ -148,10 +148,10 @@ def sample_noise(noise: Float[Tensor, " v"], uniforms: Float[Tensor, "*b"]) -> I
 
 
 def sample_codes(log_probs: Float[Tensor, "*b v"], uniforms: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """Draw one code a row by inversion of the cumulative distribution, one uniform number in [0, 1) each.
+    """Sample one code a row by inversion of the cumulative distribution, one uniform number in [0, 1) each.
 
     First among about sqrt(V) groups of codes, then inside the group: two short float64 cumulative sums in place
-    of one over all codes. A code of probability zero is never drawn: the first entry of a cumulative sum that
+    of one over all codes. A code of probability zero is never sampled: the first entry of a cumulative sum that
     exceeds the threshold always has a positive increment. A row of NaN gives the impossible code V.
     """
     return sample_codes_of(log_probs.exp(), uniforms)
@@ -188,7 +188,7 @@ def heat_bath_unchecked(
 def heat_bath_probs(
     clean_logits: Float[Tensor, "*b v"], level: Float[Tensor, "*#b"], noise: Float[Tensor, " v"]
 ) -> Float[Tensor, "*b v"]:
-    """The probabilities of `heat_bath`, unchecked: where one only draws, its logarithms are most of the cost."""
+    """The probabilities of `heat_bath`, unchecked: for sampling alone, the logarithms would be most of the cost."""
     clean = torch.softmax(_widened(clean_logits), dim=-1)
     level = level.to(clean.dtype).unsqueeze(-1)
     return torch.addcmul((1 - level) * noise.to(clean.dtype), level, clean)

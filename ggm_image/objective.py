@@ -56,7 +56,7 @@ def loss(
         noise: distribution over the codes, (V,). The binary losses do not tell apart codes that it never
             draws.
         contrast: nu > 0, noise draws a signal draw, in place of keep; "binary" only.
-        generator: for "binary-sampled"; the numbers are drawn on its device (CPU where None).
+        generator: for "binary-sampled"; the numbers are generated on its device (CPU where None).
         uniforms: for "binary-sampled": three numbers in [0, 1] a site in place of draws; (..., 3).
 
     Raises:
@@ -105,7 +105,7 @@ def _binary(
     own = torch.arange(len(noise), device=x_0.device) == x_0.unsqueeze(-1)
     log_odds_own = torch.where(own, log_odds, 0.0).sum(-1)  # not gather: its gradient is a scatter
     s_clean = torch.logaddexp(log_odds_own + level.log(), torch.log1p(-level)) - log_nu
-    # a clean token that the noise never draws is certainly signal, s = +inf: it costs nothing
+    # a clean token of probability zero under the noise is certainly signal, s = +inf: it costs nothing
     signal = torch.where(noise[x_0] > 0, F.softplus(-s_clean), 0.0)
     return level * signal + (1 - level) * (mean_softplus - mean_s) + nu * mean_softplus
 
@@ -154,7 +154,7 @@ def _cross_entropy_noisy(
 def _log_ratio(
     logits: Float[Tensor, "*n v"], level: Float[Tensor, "*n"], noise: Float[Tensor, " v"]
 ) -> Float[Tensor, "*n v"]:
-    """log q(a)/pi(a); finite (and without weight in any loss) at codes that the noise never draws."""
+    """log q(a)/pi(a); finite (and without weight in any loss) at codes of probability zero under the noise."""
     log_noise = _log_noise(noise)
     log_clean = torch.log_softmax(logits, dim=-1)
     level = level.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Untrained models in the shipped layout, small enough to draw with in milliseconds."""
+"""Untrained models in the shipped layout, small enough to sample in milliseconds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from ggm_image.io.files import sha256_file
 from ggm_image.io.safetensors import save_weights
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.pipelines.model_weights import export_model
+from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.text import ByteTokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN, DDConfig, VQGANConfig
 
@@ -20,6 +21,8 @@ TINY_VQGAN = VQGANConfig(
     embed_dim=4,
     ddconfig=DDConfig(ch=32, ch_mult=[1, 1, 1], num_res_blocks=1, attn_resolutions=[], resolution=16, z_channels=8),
 )
+FAST = Settings(order="signal", sweeps=1, block=4)
+"""Few network calls."""
 
 
 def tiny_tokenizer_folder(folder: Path, *, seed: int = 0) -> Path:

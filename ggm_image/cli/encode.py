@@ -1,14 +1,16 @@
 """``encode`` and ``decode``."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggm_image.cli.options import (
     F,
     GroupedCommand,
+    batch_size_option,
     device_option,
     how,
     ignored_seed_option,
@@ -35,15 +37,16 @@ from ggm_image.io.outputs import Gate, merged_folder
 from ggm_image.runtime.devices import resolve_device
 from ggm_image.runtime.streams import say
 
+if TYPE_CHECKING:
+    from ggm_image.data.sources.base import ImageStream
+    from ggm_image.data.sources.image_files import ImageSource
+    from ggm_image.data.token_cache.reader import TokenCache
+    from ggm_image.metrics.feature_extractors import Extractor
+
 
 def tokenizer_option(help: str) -> Callable[[F], F]:
     """``--tokenizer``, passed as ``tokenizer_name: str | None``."""
     return click.option("--tokenizer", "tokenizer_name", metavar="NAME_OR_PATH", help=help)
-
-
-def batch_size_option(help: str) -> Callable[[F], F]:
-    """``--batch-size``, passed as ``batch_size: int | None``."""
-    return click.option("--batch-size", type=click.IntRange(1, 1 << 16), help=help)
 
 
 @click.command(cls=GroupedCommand)
@@ -125,26 +128,8 @@ def encode(
     tokenizer_name: str | None,
     length: int | None,
     text_key: str | None,
-    image_size: int | None,
-    flip: bool,
-    shifts: int,
-    skip_bad: bool,
-    wants_report: bool,
-    report_images: int,
-    features: str | None,
-    reference: str | None,
-    batch_size: int | None,
-    precision: str,
-    shard_size: int,
-    workers: int | None,
-    classes: str | None,
-    label_key: str,
-    overwrite: bool,
-    shard: str | None,
     wants_proof: bool,
-    device: str | None,
-    seed: int,
-    as_json: bool,
+    **options: Any,
 ) -> None:
     """Encode the images or the text of SRC into a token cache at OUT.
 
@@ -160,19 +145,21 @@ def encode(
 
     Several processes share the work: under torchrun, or each with its own --shard I/N. The last one completes OUT,
     which does not depend on how many there were. A final `encode SRC OUT --verify` (or `encode OUT --verify`, where SRC
-    is no longer there) proves count, hashes and that nothing is there twice, and with SRC that every image is the one
+    no longer exists) checks counts, hashes and that no shard is duplicated, and with SRC that every image is the one
     that was encoded.
 
-    --seed draws the images of the report; encoding itself draws nothing.
+    --seed chooses the images of the report; encoding itself is deterministic.
     """
-    context = click.get_current_context()
+    context, given = click.get_current_context(), _Options(**options)
     if wants_proof:
-        if is_text_cache(out or Path(src)):
+        # SRC may be left out: then the only argument is the cache.
+        source, cache = (None, Path(src)) if out is None else (src, out)
+        if is_text_cache(cache):
             refuse_image_options(context)
-            verify_text(None if out is None else src, out or Path(src), text_key, as_json)
-            return
-        refuse_text_options(context)
-        _prove(None if out is None else src, out or Path(src), shard_size, classes, label_key, as_json)
+            verify_text(source, cache, text_key, given.as_json)
+        else:
+            refuse_text_options(context)
+            _prove(source, cache, given)
         return
     if out is None or tokenizer_name is None:
         hint, kind = ("OUT", "argument") if out is None else ("--tokenizer", "option")
@@ -188,76 +175,153 @@ def encode(
             tokenizer_name,
             length=length,
             text_key=text_key,
-            shard_size=shard_size,
-            shard=shard,
-            overwrite=overwrite,
-            as_json=as_json,
+            shard_size=given.shard_size,
+            shard=given.shard,
+            overwrite=given.overwrite,
+            as_json=given.as_json,
         )
-        return
-    refuse_text_options(context)
+    else:
+        refuse_text_options(context)
+        _encode_images(src, out, tokenizer_name, given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """The options of `encode` for images, by the names of its parameters."""
+
+    image_size: int | None
+    flip: bool
+    shifts: int
+    classes: str | None
+    label_key: str
+    skip_bad: bool
+    batch_size: int | None
+    precision: str
+    workers: int | None
+    seed: int
+    device: str | None
+    shard: str | None
+    shard_size: int
+    overwrite: bool
+    wants_report: bool
+    report_images: int
+    features: str | None
+    reference: str | None
+    as_json: bool
+
+
+def _encode_images(src: str, out: Path, tokenizer_name: str, given: _Options) -> None:
+    """Encode images, with a report if it is asked for, and print what there is."""
     from ggm_image.data.encode import encode as encode_source
     from ggm_image.data.encode import nearest_folder
-    from ggm_image.data.sources.base import ImageStream, read_classes
-    from ggm_image.data.sources.image_files import ImageSource, open_source
-    from ggm_image.data.sources.open import open_images
-    from ggm_image.data.token_cache.manifest import shards_left
+    from ggm_image.data.sources.base import ImageStream
+    from ggm_image.data.sources.image_files import ImageSource
     from ggm_image.metrics.reconstruction import report
     from ggm_image.runtime.ranks import rank_and_world_size
     from ggm_image.tokenizers.registry import load_tokenizer
 
-    part = rank_and_world_size(shard)
-    device = own_device(device)
-    class_names = read_classes(classes) if classes else ()
-    source = open_images(
-        src, scratch=nearest_folder(out), class_names=class_names, shard_size=shard_size, label_key=label_key
-    )
-    extractor = others = None
-    if wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
+    part = rank_and_world_size(given.shard)
+    device = own_device(given.device)
+    source = _open_source(src, nearest_folder(out), _class_names(given.classes), given)
+    if given.wants_report and (part[1] > 1 or not isinstance(source, ImageSource)):
         got = f"{part[1]} processes" if part[1] > 1 else src
         fix = "encode without it; for a report, encode a folder of some of the images in one process"
         raise UserError("--report needs one process and images that can be read at random", got, fix)
-    if features is not None:
-        from ggm_image.metrics.feature_extractors import load_extractor
-
-        if not wants_report:
-            raise UserError("--features belongs to --report", features, "add --report, or leave it out")
-        if reference is not None:
-            others = open_source(reference, scratch=nearest_folder(out))
-        extractor = load_extractor(features, device=device)
-    elif reference is not None:
-        raise UserError("--reference belongs to --features", reference, "add --features, or leave it out")
+    extractor, others = _distance_of_report(given, nearest_folder(out), device)
     tokenizer = load_tokenizer(tokenizer_name, device=device)
     cache = encode_source(
         source,
         out,
         tokenizer,
-        image_size=image_size,
-        flip=flip,
-        shifts=shifts,
-        skip_bad=skip_bad,
-        batch_size=batch_size,
-        shard_size=shard_size,
+        image_size=given.image_size,
+        flip=given.flip,
+        shifts=given.shifts,
+        skip_bad=given.skip_bad,
+        batch_size=given.batch_size,
+        shard_size=given.shard_size,
         device=device,
-        workers=workers,
+        workers=given.workers,
         tokenizer_source=tokenizer_name,
         share=part,
-        precision=precision,
-        overwrite=overwrite,
+        precision=given.precision,
+        overwrite=given.overwrite,
     )
     if isinstance(source, ImageStream) and source.left_out:
         say(f"note: {source.description}: left out {source.left_out}")
-    if cache is None:
-        left = shards_left(out)
-        if as_json:
-            print_json({"out": str(out), "left": left})
-        else:
-            click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+    if cache is None:  # other processes have shards to finish
+        _say_share_done(out, part, given.as_json)
         return
+    summary = _summary_of(cache, out)
+    if given.wants_report and isinstance(source, ImageSource):
+        summary["report"] = report(
+            source,
+            cache,
+            tokenizer,
+            device=device,
+            batch_size=given.batch_size,
+            images=given.report_images,
+            seed=given.seed,
+            workers=given.workers,
+            extractor=extractor,
+            reference=others,
+        )
+    if given.as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary, out)
+
+
+def _class_names(classes: str | None) -> Sequence[str]:
+    """The names that ``--classes`` gives, none by default."""
+    from ggm_image.data.sources.base import read_classes
+
+    return read_classes(classes) if classes else ()
+
+
+def _open_source(src: str, scratch: Path, class_names: Sequence[str], given: _Options) -> "ImageSource | ImageStream":
+    from ggm_image.data.sources.open import open_images
+
+    return open_images(
+        src, scratch=scratch, class_names=class_names, shard_size=given.shard_size, label_key=given.label_key
+    )
+
+
+def _distance_of_report(given: _Options, scratch: Path, device: str) -> "tuple[Extractor | None, ImageSource | None]":
+    """What the report's Fréchet distances are computed with and compared to; opened before hours of encoding."""
+    features, reference = given.features, given.reference
+    if features is None:
+        if reference is not None:
+            raise UserError("--reference belongs to --features", reference, "add --features, or leave it out")
+        return None, None
+    if not given.wants_report:
+        raise UserError("--features belongs to --report", features, "add --report, or leave it out")
+
+    from ggm_image.data.sources.image_files import open_source
+    from ggm_image.metrics.feature_extractors import load_extractor
+
+    others = None if reference is None else open_source(reference, scratch=scratch)
+    return load_extractor(features, device=device), others
+
+
+def _say_share_done(out: Path, part: tuple[int, int], as_json: bool) -> None:
+    """What a process says that leaves an unfinished cache to the others."""
+    from ggm_image.data.token_cache.manifest import shards_left
+
+    left = shards_left(out)
+    if as_json:
+        print_json({"out": str(out), "left": left})
+    else:
+        click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+
+
+def _summary_of(cache: "TokenCache", out: Path) -> dict[str, Any]:
+    """What `encode` reports of a complete cache; skipped images are named on stderr."""
     manifest = cache.manifest
+    # Mirrored and shifted copies are items too; an image is named once.
     skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.images]
     for entry in skipped:
         click.echo(f"skipped: {entry['why']}", err=True)
-    summary: dict[str, Any] = {
+    return {
         "out": str(out),
         "count": len(cache),
         "skipped": [entry["name"] for entry in skipped],
@@ -266,46 +330,22 @@ def encode(
         "classes": len(manifest.class_names),
         "tokenizer": manifest.tokenizer_name,
     }
-    if wants_report and isinstance(source, ImageSource):
-        summary["report"] = report(
-            source,
-            cache,
-            tokenizer,
-            device=device,
-            batch_size=batch_size,
-            images=report_images,
-            seed=seed,
-            workers=workers,
-            extractor=extractor,
-            reference=others,
-        )
-    if as_json:
-        print_json(summary)
-    else:
-        _print_summary(summary, out)
 
 
-def _prove(src: str | None, out: Path, shard_size: int, classes: str | None, label_key: str, as_json: bool) -> None:
+def _prove(src: str | None, out: Path, given: _Options) -> None:
+    """Check a cache, and with ``src`` that its images are those that were encoded."""
     from ggm_image.data.encode import nearest_folder
-    from ggm_image.data.sources.base import read_classes
-    from ggm_image.data.sources.open import open_images
     from ggm_image.data.token_cache.reader import TokenCache
     from ggm_image.data.token_cache.verify import verify
 
     source = None
     if src is not None:
-        names: Sequence[str] = read_classes(classes) if classes else ()
+        names = _class_names(given.classes)
         if not names and not src.startswith("hub:") and (manifest := TokenCache.open(out).manifest).parts:
             names = manifest.class_names  # the cache knows them, in the order of its labels
-        source = open_images(
-            src,
-            scratch=nearest_folder(out),
-            class_names=names,
-            shard_size=shard_size,
-            label_key=label_key,
-        )
+        source = _open_source(src, nearest_folder(out), names, given)
     proof = verify(out, source)
-    if as_json:
+    if given.as_json:
         print_json({"out": str(out), **proof})
     else:
         skipped = f", {proof['skipped']} skipped" if proof["skipped"] else ""

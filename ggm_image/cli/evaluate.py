@@ -10,6 +10,8 @@ from click.core import ParameterSource
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    batch_size_option,
+    count_option,
     device_option,
     how,
     json_option,
@@ -21,7 +23,14 @@ from ggm_image.cli.options import (
     what,
     where,
 )
-from ggm_image.cli.sampling import COMPILE, asked_labels, class_option, sampler_options, sampler_parameters
+from ggm_image.cli.sampling import (
+    COMPILE,
+    asked_labels,
+    class_option,
+    sampler_options,
+    sampler_parameters,
+    tokenizer_option,
+)
 from ggm_image.errors import UserError
 from ggm_image.metrics import DEFAULT_METRICS, METRICS, find_metrics
 
@@ -39,11 +48,9 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
 @click.argument("sides", nargs=-1, metavar="[GENERATED] REFERENCE")
 @what(
     click.option("--model", "model_name", metavar="NAME|DIR", help="Sample from this model in place of GENERATED."),
-    click.option("--tokenizer", metavar="NAME|DIR", help="Tokenizer of a token cache or a model, if it has moved."),
+    tokenizer_option("Tokenizer of a token cache or a model, if it has moved."),
     class_option("Class of a model's images; several take turns."),
-    click.option(
-        "-n", "count", type=click.IntRange(2), default=50_000, show_default=True, help="Number of images of a model."
-    ),
+    count_option(50_000, "Number of images of a model.", least=2),
     skip_bad_option,
     click.option(
         "--metrics",
@@ -72,9 +79,7 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
         show_default=True,
         help="Bootstrap replicates for the interval; 0 disables it.",
     ),
-    click.option(
-        "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images in one forward pass."
-    ),
+    batch_size_option("Images in one forward pass.", 64),
     sampler_options,
     seed_option,
     COMPILE,
@@ -113,11 +118,11 @@ def fid(
     """Compare GENERATED with REFERENCE: FID, KID, precision and recall, in all and class by class.
 
     Each is a folder or tar of images, a token cache, a model (its folder, or model:NAME) or a folder of saved
-    features. A model draws -n images on the fly. The distance is a FID with the features of Inception only.
+    features. A model samples -n images as they are needed. The distance is an FID with Inception features only.
     --json prints the whole protocol.
 
     Several processes share the work in a folder of --statistics: those of torchrun, or one command with --shard 0/4,
-    one with 1/4 ... Number 0 prints the figures; it makes itself what the others leave.
+    one with 1/4 ... Process 0 prints the figures; it also does what the others leave undone.
     """
     if model_name is not None:
         sides = (f"model:{model_name}", *sides)
@@ -127,25 +132,17 @@ def fid(
 
     from ggm_image.metrics.image_sets import ImageFileSet, SamplingRequest, kind_of, open_image_set
 
-    kinds = [kind_of(side) for side in sides]
-    if "model" not in kinds:
-        given = [name for name in _OF_A_MODEL if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if given:
-            option = next(p.opts[0] for p in context.command.params if p.name == given[0])
-            raise UserError("option is for a model, and neither side is one", option, "add --model, or leave it out")
-
-    if skip_bad and "pictures" not in kinds:
-        raise UserError("--skip-bad is for files of images, and neither side is one", " ".join(kinds), "leave it out")
+    _check_kinds(context, [kind_of(side) for side in sides], skip_bad)
 
     from ggm_image.metrics.evaluate import evaluate
     from ggm_image.runtime.ranks import rank_and_world_size
 
     rank, processes = rank_and_world_size(shard)
     device = own_device(device)
-    drawing = SamplingRequest(n=count, seed=seed, preset=preset, changes=options, compiled=compiled)
+    request = SamplingRequest(n=count, seed=seed, preset=preset, changes=options, compiled=compiled)
     # Paths first: a typing error should not wait for a network to load.
     generated, reference = (
-        open_image_set(s, tokenizer=tokenizer, device=device, drawing=_with_classes(drawing, s, classes)) for s in sides
+        open_image_set(s, tokenizer=tokenizer, device=device, request=_with_classes(request, s, classes)) for s in sides
     )
     for side in (generated, reference):
         if skip_bad and isinstance(side, ImageFileSet):
@@ -163,7 +160,7 @@ def fid(
         share=(rank, processes),
     )
     if rank:
-        click.echo(f"share {rank}/{processes} is done; number 0 prints the figures", err=True)
+        click.echo(f"share {rank}/{processes} is done; process 0 prints the figures", err=True)
         return
     for warning in report["warnings"]:
         click.echo(f"warning: {warning}", err=True)
@@ -183,6 +180,17 @@ def _check_sides(sides: tuple[str, ...], model_name: str | None) -> None:
     raise UserError("two sides are compared", f"got {got}", fix)
 
 
+def _check_kinds(context: click.Context, kinds: Sequence[str], skip_bad: bool) -> None:
+    """Raise UserError for an option that concerns neither side."""
+    if "model" not in kinds:
+        given = [name for name in _OF_A_MODEL if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            option = next(p.opts[0] for p in context.command.params if p.name == given[0])
+            raise UserError("option is for a model, and neither side is one", option, "add --model, or leave it out")
+    if skip_bad and "images" not in kinds:
+        raise UserError("--skip-bad is for files of images, and neither side is one", " ".join(kinds), "leave it out")
+
+
 def _described_model(side: str) -> "NetworkFolder | None":
     """The model that a side is, by its config; None for anything else."""
     from ggm_image.pipelines.model_folder import CONFIG, WEIGHTS, find_model
@@ -193,10 +201,10 @@ def _described_model(side: str) -> "NetworkFolder | None":
     return find_model(folder) if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else None
 
 
-def _with_classes(drawing: "SamplingRequest", side: str, classes: Sequence[str]) -> "SamplingRequest":
-    """What a side draws where it is a model: the classes of --class by that model's own names."""
+def _with_classes(request: "SamplingRequest", side: str, classes: Sequence[str]) -> "SamplingRequest":
+    """What a side samples if it is a model: the classes of --class, by that model's own names."""
     folder = _described_model(side) if classes else None
-    return drawing if folder is None else replace(drawing, classes=asked_labels(folder, classes))
+    return request if folder is None else replace(request, classes=asked_labels(folder, classes))
 
 
 def _check_early(
@@ -226,7 +234,7 @@ def _check_model(folder: "NetworkFolder", classes: Sequence[str], preset: str, o
 
 
 def _extractor(features: str, weights: Path | None, device: str) -> "Extractor":
-    """The feature network; where its weights cannot be had, the error also says how to go on without a network."""
+    """The feature network; if its weights cannot be fetched, the error also says how to work offline."""
     from ggm_image.metrics.feature_extractors import load_extractor
 
     try:

@@ -1,6 +1,7 @@
 """The `inpaint` command."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    count_option,
     device_option,
     how,
     json_option,
@@ -28,7 +30,7 @@ from ggm_image.cli.sampling import (
     output_encoding,
     sampler_options,
 )
-from ggm_image.io.image_formats import losses
+from ggm_image.io.image_formats import Encoding, losses
 from ggm_image.io.outputs import Gate, check_inputs_kept, numbered
 from ggm_image.pipelines.classes import turns
 from ggm_image.runtime.streams import say
@@ -58,9 +60,7 @@ GAP = 4
 @click.argument("mask", type=click.Path(path_type=Path), required=False)
 @what(
     *model_options("What the image shows; several take turns."),
-    click.option(
-        "-n", "count", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Number of samples."
-    ),
+    count_option(1, "Number of samples.", most=10_000),
     click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16."),
     click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image."),
     click.option("--mask-index", type=click.IntRange(0, 65535), help="Palette index or grey value of MASK to inpaint."),
@@ -131,12 +131,8 @@ def inpaint(
 
     single, encoding = output_encoding(out, image_format, quality)
     gate = Gate("inpaint", overwrite, encoding=encoding)
-    sheet = out if single and count > 1 else None
-    if single:
-        paths = [out.with_name(f"{out.stem}-{k}{out.suffix}") for k in range(count)] if sheet else [out]
-    else:
-        paths = [out / numbered(k, encoding.suffix) for k in range(count)]
-    for path in (out, *paths):
+    files = _Files.of(out, count, single=single, suffix=encoding.suffix)
+    for path in files.all:
         check_inputs_kept(path, image, mask)
     for given in (image, mask):
         if given is not None:
@@ -145,87 +141,136 @@ def inpaint(
     found = find_described_model(model_name)
     asked = asked_labels(found, classes)
     if asked is None:
-        options["guidance"] = 1.0  # there is no class to be guided to
+        options["guidance"] = 1.0  # guidance needs a class
     settings = found.settings(preset, **options)
-    if single:
-        for path in dict.fromkeys([out, *paths]):
-            gate.check_file(path)
-    else:
-        gate.check_images(out, count)
+    files.check(gate, count)
 
     from ggm_image.image.masks import load_mask
     from ggm_image.image.metadata import DROPPED
     from ggm_image.image.visualize import grid_size
-    from ggm_image.io.files import sha256_file
     from ggm_image.pipelines.inpaint import TAU
 
-    # a bad file should not wait for the model
-    picture, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
-    encoding.check_size(*picture.size)
-    if sheet:
-        height, width = grid_size(count + 1, *(side * _sheet_scale(picture) for side in picture.size[::-1]), gap=GAP)
+    # Open the image first: an unreadable one should not wait for the model to load.
+    original, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
+    encoding.check_size(*original.size)
+    if files.sheet:
+        height, width = grid_size(count + 1, *(side * _sheet_scale(original) for side in original.size[::-1]), gap=GAP)
         encoding.check_size(width, height)
-    if dropped := picture.info.get(DROPPED):
+    if dropped := original.info.get(DROPPED):
         say(f"results do not keep {', '.join(dropped)} of {image}")
     model = load(model_name, tokenizer, device)
     labels = None if asked is None else turns(asked, range(count))
+    tau = TAU if tau is None else tau
+    how_filled = {"dilate": dilate, "feather": feather, "context": context}
     samples = model.inpaint(
-        picture,
-        hole,
-        n=count,
-        classes=labels,
-        seed=seed,
-        settings=settings,
-        dilate=dilate,
-        feather=feather,
-        context=context,
-        scales=scales,
-        tau=TAU if tau is None else tau,
+        original, hole, n=count, classes=labels, seed=seed, settings=settings, scales=scales, tau=tau, **how_filled
     )
     plan = model.plan_inpainting(hole, context=context, scales=scales) if hole.any() else None
-    windows = plan.windows if plan else []
     names = [model.class_names[label] for label in asked or ()]
     manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | {
         "classes": names if len(names) > 1 else next(iter(names), None),  # in turn
         "kernel_batch": model.paint_batch,
+        **_described_inputs(image, mask),
+        "extend": extend,
+        "fit": fit,
+        "mask_index": mask_index,
+        **how_filled,
+        **_described_plan(plan, tau),
+        "size": list(original.size),
+        "hole_pixels": int(hole.sum()),
+        **encoding.described,
+    }
+    _say_losses(samples[0], encoding)
+    files.save(gate, samples, manifest, lambda: _contact_sheet(original, hole, samples))
+    if as_json:
+        print_json(
+            {"out": [str(path) for path in files.samples], "sheet": files.sheet and str(files.sheet), **manifest}
+        )
+        return
+    click.echo("\n".join(str(path) for path in ([files.sheet, *files.samples] if files.sheet else files.samples)))
+    click.echo(_what_was_done(original, hole, plan), err=True)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What ``--out`` stands for.
+
+    Attributes:
+        out: as given: a file or a folder.
+        samples: a file for each sample.
+        sheet: the contact sheet, where several samples go beside one file.
+        folder: whether ``out`` is a folder.
+    """
+
+    out: Path
+    samples: list[Path]
+    sheet: Path | None
+    folder: bool
+
+    @classmethod
+    def of(cls, out: Path, count: int, *, single: bool, suffix: str) -> "_Files":
+        if not single:
+            return cls(out, [out / numbered(k, suffix) for k in range(count)], None, True)
+        if count == 1:
+            return cls(out, [out], None, False)
+        return cls(out, [out.with_name(f"{out.stem}-{k}{out.suffix}") for k in range(count)], out, False)
+
+    @property
+    def all(self) -> list[Path]:
+        return list(dict.fromkeys([self.out, *self.samples]))
+
+    def check(self, gate: Gate, count: int) -> None:
+        """Raise UserError where something else lies in the way."""
+        if self.folder:
+            gate.check_images(self.out, count)
+            return
+        for path in self.all:
+            gate.check_file(path)
+
+    def save(self, gate: Gate, samples: list[Any], manifest: dict[str, Any], sheet: Callable[[], Any]) -> None:
+        if self.folder:
+            if removed := gate.save_images(samples, self.out, manifest):
+                say(f"removed {removed} images of the previous run that are not part of this one: {self.out}")
+            return
+        for path, sample in zip(self.samples, samples, strict=True):
+            gate.save(path, sample, manifest)
+        if self.sheet is not None:
+            gate.save(self.sheet, sheet(), manifest)
+
+
+def _described_inputs(image: Path, mask: Path | None) -> dict[str, Any]:
+    """The files that were read, for the manifest."""
+    from ggm_image.io.files import sha256_file
+
+    return {
         "image": str(image),
         "image_sha256": sha256_file(image),
         "mask": None if mask is None else str(mask),
         "mask_sha256": None if mask is None else sha256_file(mask),
-        "extend": extend,
-        "fit": fit,
-        "mask_index": mask_index,
-        "dilate": dilate,
-        "feather": feather,
-        "context": context,
-        "tau": (TAU if tau is None else tau) if plan and len(plan.scales) > 1 else None,
-        "scales": [{"factor": scale.factor, "windows": len(scale.windows)} for scale in plan.scales] if plan else [],
-        "size": list(picture.size),
-        "hole_pixels": int(hole.sum()),
-        "windows": [asdict(window) for window in windows],
-        **encoding.described,
     }
-    if lost := losses(samples[0], encoding):
+
+
+def _described_plan(plan: Any, tau: float) -> dict[str, Any]:
+    """Scales and windows, for the manifest; ``plan`` is None where the mask is black everywhere."""
+    scales = plan.scales if plan else []
+    return {
+        "tau": tau if len(scales) > 1 else None,  # one scale has no coarser one to depart from
+        "scales": [{"factor": scale.factor, "windows": len(scale.windows)} for scale in scales],
+        "windows": [asdict(window) for window in plan.windows] if plan else [],
+    }
+
+
+def _say_losses(sample: Any, encoding: Encoding) -> None:
+    """Say what the file format does not keep of the samples."""
+    if lost := losses(sample, encoding):
         say(f"{encoding.format.name} files do not hold {', '.join(lost)}")
     if encoding.quality is not None:
         only = "PNG, TIFF and lossless WebP (--quality lossless)"
         say(f"{encoding.format.name} compression changes known pixels too; they are exact only in {only}")
-    if single:
-        for path, sample in zip(paths, samples, strict=True):
-            gate.save(path, sample, manifest)
-        if sheet:
-            gate.save(sheet, _contact_sheet(picture, hole, samples), manifest)
-    elif removed := gate.save_images(samples, out, manifest):
-        say(f"removed {removed} images of the run before that are not part of this one: {out}")
-    if as_json:
-        print_json({"out": [str(path) for path in paths], "sheet": sheet and str(sheet), **manifest})
-        return
-    click.echo("\n".join(str(path) for path in ([sheet, *paths] if sheet else paths)))
-    click.echo(_what_was_done(picture, hole, windows, 0 if plan is None else len(plan.scales)), err=True)
 
 
 def _contact_sheet(image: Any, mask: Any, samples: list[Any]) -> Any:
-    """The input with its hole in grey, and then the answers; small images are enlarged by a whole factor."""
+    """The input with its hole in grey, then the samples; small images are enlarged by a whole factor."""
     import torch
 
     from ggm_image.image.io import rgb_pixels, to_pil
@@ -243,14 +288,15 @@ def _sheet_scale(image: Any) -> int:
     return max(1, -(-SHEET_SIDE // min(image.size)))
 
 
-def _what_was_done(image: Any, mask: Any, windows: list[Any], scales: int) -> str:
+def _what_was_done(image: Any, mask: Any, plan: Any) -> str:
     """One line: how much was painted, and in which windows of how many scales."""
     size = f"{image.width} x {image.height}"
-    if not windows:
+    if plan is None:
         return f"nothing to paint: the mask is black everywhere, so the result is the input, {size}"
     share = f"painted {mask.mean():.1%} of {size} pixels"
-    if scales > 1:
-        share += f" from coarse to fine, {scales} scales, the last one"
+    if len(plan.scales) > 1:
+        share += f" from coarse to fine, {len(plan.scales)} scales, the last one"
+    windows = plan.windows
     first = windows[0]
     shape = f"{first.width} x {first.height}"
     if len(windows) > 1:

@@ -1,4 +1,4 @@
-"""``ggm-image``: finds the command, and turns every error that a user can mend into one line.
+"""``ggm-image``: finds the command, and turns every error that a user can fix into one line.
 
 Commands are imported when they are run, so that ``--help`` answers at once.
 """
@@ -108,7 +108,7 @@ def _device() -> str:
     """The device that commands use without ``--device``, and what it is; asks torch, so it takes seconds."""
     try:
         import torch
-    except Exception as error:  # a broken installation is what somebody asks for the version for
+    except Exception as error:  # --version must also work where the installation is broken
         return f"unknown: torch cannot be imported ({printable(error)})"
     from ggm_image.runtime.devices import resolve_device
 
@@ -183,7 +183,7 @@ class _Signals:
     def __enter__(self) -> "_Signals":
         for number in self.EXCEPTIONS:
             if signal.getsignal(number) != signal.SIG_IGN:  # what nohup and a shell's "&" have asked for
-                with contextlib.suppress(ValueError):  # not in the main thread: there signals are somebody else's
+                with contextlib.suppress(ValueError):  # not in the main thread, where Python does not allow handlers
                     self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -146,6 +146,17 @@ def out_option(default: str | None = None, help: str = "") -> Callable[[F], F]:
     )
 
 
+def count_option(default: int, help: str, *, least: int = 1, most: int | None = None) -> Callable[[F], F]:
+    """``-n``, passed as ``count: int``."""
+    return click.option("-n", "count", type=click.IntRange(least, most), default=default, show_default=True, help=help)
+
+
+def batch_size_option(help: str, default: int | None = None) -> Callable[[F], F]:
+    """``--batch-size``, passed as ``batch_size: int``, or None where it has no default and is not given."""
+    shown = default is not None
+    return click.option("--batch-size", type=click.IntRange(1, 1 << 16), default=default, show_default=shown, help=help)
+
+
 def skip_bad_option(function: F) -> F:
     """``--skip-bad``, passed as ``skip_bad: bool``."""
     return click.option("--skip-bad", is_flag=True, help="Name and leave out images that cannot be read.")(function)

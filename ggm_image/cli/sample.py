@@ -9,6 +9,7 @@ import click
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    count_option,
     device_option,
     how,
     json_option,
@@ -35,12 +36,13 @@ from ggm_image.errors import UserError
 from ggm_image.io.image_formats import format_of
 from ggm_image.io.outputs import Gate, check_inputs_kept
 from ggm_image.pipelines.classes import turns
+from ggm_image.runtime.streams import say
 
 
 @click.command(cls=GroupedCommand)
 @what(
     *model_options("Class to sample; several take turns."),
-    click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images."),
+    count_option(16, "Number of images."),
     click.option(
         "--guide",
         type=click.Path(path_type=Path),
@@ -111,24 +113,13 @@ def sample(
 
     found = find_described_model(model_name, None)
     if found.modality == "text":
-        context = click.get_current_context()
-        given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
-        if given and format_of(out) is not None:
-            raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
-        fix = "leave it out: the model is one of text"
-        refuse_given(
-            context,
-            dict.fromkeys(
-                ("classes", "guide", "strength", "trajectory", "compiled", "shard", "image_format", "quality"), fix
-            ),
-        )
         sample_texts(
             found,
             model_name,
             tokenizer,
             count=count,
             length=length,
-            out=out if given else None,
+            out=_folder_of_texts(click.get_current_context(), out),
             overwrite=overwrite,
             preset=preset,
             options=options,
@@ -139,27 +130,17 @@ def sample(
         return
     if length is not None:
         raise UserError("--length belongs to models of text", length, "leave it out: the model is one of images")
-    rank, processes = rank_and_world_size(shard)
+    share = rank_and_world_size(shard)
     single, encoding = output_encoding(out, image_format, quality)
     gate = Gate("sample", overwrite, encoding=encoding)
-    if processes > 1 and (single or overwrite):
-        what = "only a folder can be filled by several processes" if single else "--overwrite needs one process"
-        fix = "give --out DIR" if single else "remove the folder, or choose another one"
-        raise UserError(what, f"--out {out} and {processes} processes", fix)
-    if trajectory is not None:
-        if trajectory.suffix.lower() != ".gif":
-            raise UserError("--trajectory must be a .gif file", f"got {trajectory}", "name it X.gif")
-        replace(gate, option="--trajectory").check_file(trajectory)
+    _check_processes(share[1], out, single, overwrite)
+    _check_trajectory(trajectory, gate)
     asked = asked_labels(found, classes)
-    if guide is not None:
-        check_input(guide, "guide")
-        check_inputs_kept(out, guide)
-        if not single:
-            check_inputs_kept(out / guide.name, guide)
-        if asked is None:
-            options["guidance"] = 1.0  # there is no class to be guided to
-    elif strength is not None:
-        raise UserError("--strength belongs to --guide", strength, "add --guide IMAGE, or leave it out")
+    _check_guide(guide, strength, out, single)
+    if guide is not None and asked is None:
+        if options["guidance"] is not None:
+            say("--guidance has no effect without --class")
+        options["guidance"] = 1.0
     settings = found.settings(preset, **options)
     if single:
         gate.check_file(out)
@@ -171,14 +152,14 @@ def sample(
     if guide is not None:
         followed = model.encode_guide(guide) if strength is None else model.encode_guide(guide, strength)
     recording = None
-    if trajectory is not None and rank == 0:
+    if trajectory is not None and share[0] == 0:
         from ggm_image.pipelines.trajectory import Trajectory
 
         recording = Trajectory(model)
     callback = None if recording is None else recording.record
     start = time.perf_counter()
     if single:
-        _draw_grid(model, out, count, asked, seed, settings, callback, gate, followed)
+        _sample_grid(model, out, count, asked, seed, settings, callback, gate, followed)
         sampled, missing = count, 0
     else:
         from ggm_image.pipelines.sample_folder import sample_to_folder
@@ -190,13 +171,13 @@ def sample(
             classes=asked,
             seed=seed,
             settings=settings,
-            share=(rank, processes),
+            share=share,
             callback=callback,
             overwrite=overwrite,
             encoding=encoding,
             guide=followed,
         )
-        sampled, missing = done.drawn, done.missing
+        sampled, missing = done.sampled, done.missing
     seconds = time.perf_counter() - start
     if recording is not None and trajectory is not None:
         recording.save(trajectory)
@@ -205,10 +186,53 @@ def sample(
         manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=followed)
         manifest |= encoding.described
         told = {"out": str(out), "seconds": round(seconds, 3), "drawn": sampled, "missing": missing}
-        click.echo(json.dumps({**told, "share": f"{rank}/{processes}", **manifest}))
+        click.echo(json.dumps({**told, "share": f"{share[0]}/{share[1]}", **manifest}))
+    else:
+        _say_done(out, count, sampled, missing, share, settings.calls(model.grid[0] * model.grid[1]), seconds)
+
+
+def _folder_of_texts(context: click.Context, out: Path) -> Path | None:
+    """``--out`` of a model of text: a folder, or None where texts are printed.
+
+    Raises:
+        UserError: an option that only models of images have.
+    """
+    given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
+    if given and format_of(out) is not None:
+        raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
+    images_only = ("classes", "guide", "strength", "trajectory", "compiled", "shard", "image_format", "quality")
+    refuse_given(context, dict.fromkeys(images_only, "leave it out: the model is one of text"))
+    return out if given else None
+
+
+def _check_processes(processes: int, out: Path, single: bool, overwrite: bool) -> None:
+    if processes > 1 and (single or overwrite):
+        what = "only a folder can be filled by several processes" if single else "--overwrite needs one process"
+        fix = "give --out DIR" if single else "remove the folder, or choose another one"
+        raise UserError(what, f"--out {out} and {processes} processes", fix)
+
+
+def _check_trajectory(path: Path | None, gate: Gate) -> None:
+    if path is None:
         return
-    calls = settings.calls(model.grid[0] * model.grid[1])
-    whose = f"share {rank}/{processes}, " if processes > 1 else ""
+    if path.suffix.lower() != ".gif":
+        raise UserError("--trajectory must be a .gif file", f"got {path}", "name it X.gif")
+    replace(gate, option="--trajectory").check_file(path)
+
+
+def _check_guide(guide: Path | None, strength: float | None, out: Path, single: bool) -> None:
+    if guide is not None:
+        check_input(guide, "guide")
+        check_inputs_kept(out if single else out / guide.name, guide)
+    elif strength is not None:
+        raise UserError("--strength belongs to --guide", strength, "add --guide IMAGE, or leave it out")
+
+
+def _say_done(
+    out: Path, count: int, sampled: int, missing: int, share: tuple[int, int], calls: int, seconds: float
+) -> None:
+    """What was sampled, in a line; and a second one while images are missing."""
+    whose = f"share {share[0]}/{share[1]}, " if share[1] > 1 else ""
     images = "1 image" if count == 1 else f"{count} images"
     amount = images if sampled == count else f"{sampled} of {images} sampled"
     click.echo(f"{out}: {whose}{amount}, {calls} network calls each, {seconds:.1f} s")
@@ -216,7 +240,7 @@ def sample(
         click.echo(f"{missing} images are missing; the process that samples the last one writes manifest.json")
 
 
-def _draw_grid(
+def _sample_grid(
     model: Any,
     out: Path,
     count: int,

@@ -89,8 +89,13 @@ def shipped_model_option(default: str) -> Callable[[Any], Any]:
     return click.option("--model", "model_name", default=default, show_default=True, help=described)
 
 
+def tokenizer_option(text: str) -> Callable[[Any], Any]:
+    """``--tokenizer``, passed as ``tokenizer: str | None``."""
+    return click.option("--tokenizer", metavar="NAME|DIR", help=text)
+
+
 MODEL = shipped_model_option("cifar10")
-TOKENIZER = click.option("--tokenizer", metavar="NAME|DIR", help="The model's tokenizer, if it has moved.")
+TOKENIZER = tokenizer_option("The model's tokenizer, if it has moved.")
 COMPILE = click.option("--compile", "compiled", is_flag=True, help="Compile the network, for hundreds of images.")
 
 

@@ -9,6 +9,7 @@ from ggm_image.cli.options import (
     SEED,
     F,
     GroupedCommand,
+    batch_size_option,
     device_option,
     how,
     out_option,
@@ -75,7 +76,7 @@ def train(
     """Train a generator on a token cache, as CONFIG says.
 
     CONFIG is a YAML file or the name of a shipped config (`ggm-image configs`), for example cifar10; any of its
-    entries can be changed with KEY=VALUE, for example train.steps=1000; start=MODEL goes on from a trained model. RUN
+    entries can be changed with KEY=VALUE, for example train.steps=1000; start=MODEL starts from a trained model. RUN
     gets config.yaml, log.csv, samples, checkpoints, and the model in RUN/model.
     """
     if seed is not None:
@@ -233,7 +234,7 @@ def _forecast_tokenizer(config: Path, data: Path, overrides: tuple[str, ...], de
         show_default=True,
         help="Minutes of training.",
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one step."),
+    batch_size_option("Images in one step.", 128),
     click.option(
         "--learning-rate",
         type=click.FloatRange(0, min_open=True),

@@ -49,7 +49,7 @@ def tokenizer_of(manifest: Manifest) -> str:
     if manifest.tokenizer_name in {spec.name for spec in registry.tokenizer_specs()}:
         return manifest.tokenizer_name
     raise UserError(
-        "the tokenizer of this cache is not at hand",
+        "the tokenizer of this cache was not found",
         f"{manifest.tokenizer_name}, then at {manifest.tokenizer_source or 'an unnamed place'}",
         "point --tokenizer to its folder or file",
     )
@@ -84,7 +84,7 @@ def decode(
     names = cache.manifest.class_names
     for name in names:
         if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-            raise UserError("class names must be folder names", repr(name), "mend class_names in manifest.json")
+            raise UserError("class names must be folder names", repr(name), "correct class_names in manifest.json")
     batch_size = fitting_batch(device, cache.manifest.image_size) if batch_size is None else batch_size
     starts = range(0, len(cache), batch_size)
     with atomic_folder(out) as folder:

@@ -92,7 +92,7 @@ def encode(
     ``shifts`` the same follows for each shift. The files do not depend on the number of processes.
 
     Args:
-        source: whatever `open_images` reads.
+        source: anything that `open_images` reads.
         out: folder of the cache.
         tokenizer: on ``device`` already.
         image_size: side in pixels of the square that is encoded; the tokenizer's own by default.
@@ -205,9 +205,9 @@ class _ShardEncoder:
             samples, lambda sample: _encodable(sample, size), self.batch_size, workers=self.workers, ahead=self.ahead
         )
         label = f"shard {unit + 1}/{self.writer.manifest.parts or self.writer.manifest.shards_in_all}"
-        for group, pictures in progress(groups, total=batches, unit="batch", label=label):
+        for group, read in progress(groups, total=batches, unit="batch", label=label):
             good: list[Tensor] = []
-            for sample, entry in zip(group, pictures, strict=True):
+            for sample, entry in zip(group, read, strict=True):
                 image = entry.image
                 digests.append(entry.digest)
                 if entry.size is not None and len(self.sizes) < SIZES:
@@ -242,7 +242,7 @@ class _ShardEncoder:
     def _stop(self, error: UserError) -> UserError:
         fix = f"{error.fix}, or leave such images out with --skip-bad"
         if any(entry is not None for entry in finished_shards(self.writer.folder, self.writer.manifest)):
-            fix += "; the finished shards are kept, the same command goes on after them"
+            fix += "; the finished shards are kept; rerun the same command to resume"
         return UserError(error.what, error.got, fix)
 
 

@@ -19,7 +19,7 @@ def blend_seam(
     """``sampled`` with a smooth correction inside the hole that makes it meet the known pixels at the border.
 
     The tokenizer does not give back known pixels exactly; what it errs by at the border would be seen as a seam. The
-    correction c equals ``known - drawn`` beside the hole and solves (Laplace - 1 / reach^2) c = 0 in it, so that it
+    correction c equals ``known - sampled`` beside the hole and solves (Laplace - 1 / reach^2) c = 0 in it, so that it
     fades out over about ``reach`` pixels: Poisson image editing (Perez et al., SIGGRAPH 2003), screened.
 
     Args:
@@ -34,13 +34,14 @@ def blend_seam(
     inside = torch.from_numpy(mask)
     if mask.all() or not mask.any():
         return torch.where(inside, sampled, known)
-    # only what is near the border is solved for: beyond it the correction is less than half a grey value
+    # Solve near the border only: farther inside the correction is less than half a grey value.
     near = mask & (ndimage.distance_transform_edt(mask) <= 8 * reach)
     number = np.full(mask.shape, -1)
     number[near] = np.arange(near.sum())
     error = (known.to(torch.float64) - sampled.to(torch.float64)).numpy()  # (3, h, w)
     diagonal, right = np.full(near.sum(), 1 / reach**2), np.zeros((near.sum(), 3))
     rows, columns = [], []
+    # One equation a pixel: its own correction against those of its four neighbours, which outside the hole are known.
     for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
         here, there = _shifted(mask.shape, axis, shift)
         a, b = number[here], number[there]
@@ -94,14 +95,14 @@ def composite(
     image = to_storable_mode(image)
     sizes = image.size, sampled.size if origin is None else image.size, (mask.shape[1], mask.shape[0])
     if len(set(sizes)) > 1:
-        shown = "image {} x {}, drawn {} x {}, mask {} x {}".format(*sum(sizes, ()))
-        raise UserError("image, drawn image and mask must be of one size", shown, "resize them")
+        shown = "image {} x {}, sample {} x {}, mask {} x {}".format(*sum(sizes, ()))
+        raise UserError("image, sample and mask must be of one size", shown, "resize them")
     if feather < 0:
         raise UserError("feather must be at least 0 pixels", feather, "use --feather 0")
     result = image.copy()
     result.info = {}
     if mask.any():
-        # only the hole's bounding box is computed with; the pixel around it holds the nearest known ones
+        # Blend the hole's bounding box only. One more pixel on each side holds the nearest known pixels.
         rows, columns = (np.nonzero(mask.any(1 - axis))[0] for axis in (0, 1))
         top, left = max(0, int(rows[0]) - 1), max(0, int(columns[0]) - 1)
         bottom, right = min(mask.shape[0], int(rows[-1]) + 2), min(mask.shape[1], int(columns[-1]) + 2)

@@ -65,7 +65,7 @@ def open_image(source: Source, *, name: str = "", what: str = "image") -> UInt8[
     are composited on white: a pixel of colour c and opacity a becomes a c + (1 - a) 255.
 
     Args:
-        source: a path; the bytes of a file (JPEG, PNG, WebP, BMP, GIF, TIFF and whatever else Pillow reads); a binary
+        source: a path; the bytes of a file (JPEG, PNG, WebP, BMP, GIF, TIFF and other formats of Pillow); a binary
             file object, read from its position to its end and left open; or a Pillow image, which is not changed.
         name: what to call the image in an error; its path by default.
         what: the kind of input in an error.
@@ -188,7 +188,7 @@ def _content(source: str | os.PathLike[str] | Buffer | SupportsRead, name: str, 
 
 @contextmanager
 def _readable(name: str, what: str, data: bytearray | None = None) -> Iterator[None]:
-    """Turn whatever damaged files make the decoders raise into one line with the image's name."""
+    """Turn any error that a decoder raises for a damaged file into one line with the image's name."""
     try:
         yield
     except _BROKEN as error:

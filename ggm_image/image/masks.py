@@ -1,9 +1,9 @@
-"""Filling holes: from a painted mask to unknown tokens, and from a drawn image back to the input's pixels.
+"""Inpainting: from a mask to unknown tokens, and from a sampled image back to the input's pixels.
 
-    image, hole = load_mask("photo.png", "mask.png")    # hole: True where the image is painted anew
+    image, hole = load_mask("photo.png", "mask.png")    # hole: True where the image is inpainted
     unknown = token_mask(hole, cell=4)                    # a token is unknown if ANY pixel of its cell is
-    known = known_tokens(tokens, unknown)                 # what the sampler keeps; -1 where it draws
-    result = composite(image, drawn, hole)              # pixels outside the hole as they were, bit for bit
+    known = known_tokens(tokens, unknown)                 # what the sampler keeps; -1 where it samples
+    result = composite(image, sampled, hole)              # pixels outside the hole as they were, bit for bit
 
 Everything here is a function of pixels and tokens; no model. Legend: ``h w`` pixels, ``rows columns`` cells
 of the token grid, ``l`` = rows * columns sites.
@@ -48,34 +48,35 @@ def load_mask(
 
     Returns:
         The image in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
-        hole (h, w), True where it is painted anew. The hole is empty where the mask is black everywhere.
+        hole (h, w), True where it is to be inpainted. The hole is empty where the mask is black everywhere.
 
     Raises:
         UserError: a file is missing, no image or animated, sizes differ, there is no mask at all, the mask is
             ambiguous, or the mode holds floats.
     """
-    picture = to_storable_mode(open_single_image(image))
+    opened = to_storable_mode(open_single_image(image))
     if mask is None:
-        hole = _transparent(picture, needed=extend_by is None)
+        hole = _transparent(opened, needed=extend_by is None)
     else:
         hole, how = read_mask(mask, index=mask_index)
         if how:
             say(f"mask: {how}")
-        if hole.shape != (picture.height, picture.width) and fit:
-            hole = _stretched(hole, picture.size)
-        if hole.shape != (picture.height, picture.width):
-            under = place_under(picture.size, hole)
+        if hole.shape != (opened.height, opened.width) and fit:
+            hole = _stretched(hole, opened.size)
+        if hole.shape != (opened.height, opened.width):
+            under = place_under(opened.size, hole)
             if under is None:
                 raise UserError(
                     "image and mask must be of one size",
-                    f"image {picture.width} x {picture.height}, mask {hole.shape[1]} x {hole.shape[0]}",
+                    f"image {opened.width} x {opened.height}, mask {hole.shape[1]} x {hole.shape[0]}",
                     "resize the mask, or let --fit stretch it",
                 )
-            picture, _ = extend(picture, np.zeros((picture.height, picture.width), dtype=bool), under)
+            opened, _ = extend(opened, np.zeros((opened.height, opened.width), dtype=bool), under)
+            # What the mask adds around the image has no known pixels, so it belongs to the hole.
             beyond = np.ones(hole.shape, dtype=bool)
             beyond[under.top : hole.shape[0] - under.bottom, under.left : hole.shape[1] - under.right] = False
             hole = hole | beyond
-    return (picture, hole) if extend_by is None else extend(picture, hole, extend_by)
+    return (opened, hole) if extend_by is None else extend(opened, hole, extend_by)
 
 
 def _transparent(image: Image.Image, *, needed: bool) -> np.ndarray:
@@ -109,10 +110,10 @@ def token_mask(mask: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> 
         mask: True where pixels are unknown.
         cell: pixels per side of a token's cell.
         dilate: pixels by which the hole grows in all eight directions first, so that tokens whose
-            neighbourhood was unknown to the encoder can be drawn anew too.
+            neighbourhood was unknown to the encoder can be resampled too.
 
     Returns:
-        (h / cell, w / cell), True where the token is to be drawn.
+        (h / cell, w / cell), True where the token is to be sampled.
 
     Raises:
         UserError: the sides are no multiples of ``cell``, or ``dilate`` is negative.
@@ -136,11 +137,11 @@ def token_mask(mask: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> 
 
 
 def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows columns"]) -> Int64[Tensor, " l"]:
-    """Tokens in row-major order, -1 where they are to be drawn: what the sampler takes as ``known``.
+    """Tokens in row-major order, -1 where they are to be sampled: what the sampler takes as ``known``.
 
     Args:
         tokens: (rows, columns) or (l,), the encoded image.
-        unknown: True where the token is to be drawn.
+        unknown: True where the token is to be sampled.
 
     Raises:
         UserError: sizes differ.

@@ -103,12 +103,13 @@ def spans(low: int, high: int, side: int, window: int, overlap: int, step: int =
 def plan_windows(
     mask: Bool[np.ndarray, "h w"], native: tuple[int, int], cell: int, context: int | None = None, step: int = 1
 ) -> list[Window]:
-    """The windows in which a hole is painted, in turn: each time the one that knows most and has something to paint.
+    """The windows in which a hole is filled, in order.
 
-    Every pixel of the hole lies in one of them; each sees what the ones before it painted.
+    Next is always the window with the most known pixels among those that still have unknown ones. Every pixel of the
+    hole lies in one of them. Each window sees what the windows before it filled.
 
     Args:
-        mask: True where the image is painted anew; at least one pixel.
+        mask: True where the image is to be inpainted; at least one pixel.
         native: height and width in pixels of the model's own images.
         cell: pixels per side of a token's cell.
         context: known pixels that a window should see on each side of the hole; a quarter of the window by default.

@@ -9,7 +9,7 @@
 Every file that the package downloads comes through here. Libraries that would download for themselves (timm, clip,
 clean-fid, torch.hub) get a local file from `fetch` instead.
 
-A file under download is called ``NAME.part``. It goes on where it stopped only if the server promises, by its ETag or
+A file under download is called ``NAME.part``. It is resumed only if the server promises, by its ETag or
 its date, that the file is still the same; then it is compared with the size and the SHA-256, and only then renamed.
 """
 

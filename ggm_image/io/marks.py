@@ -1,8 +1,8 @@
 """The mark in image files that we write: the command, its settings, and the SHA-256 of everything else in the file.
 
-A file whose mark is missing, or no longer matches, is somebody else's or has been edited since. Each format holds the
-mark, a JSON text, where its readers ignore it: PNG in a text chunk, GIF and JPEG in a comment, WebP in a chunk of its
-own at the end, TIFF in a private tag.
+A file whose mark is missing, or no longer matches, was written by another program or edited since. Each format holds
+the mark, a JSON text, where its readers ignore it: PNG in a text chunk, GIF and JPEG in a comment, WebP in a chunk of
+its own at the end, TIFF in a private tag.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """The gate in front of every output: what this command did not write is not written over without ``--overwrite``.
 
 Images that we write carry a mark, see `ggm_image.io.marks`. A file whose mark is missing, is another command's or no
-longer matches is somebody else's, or has been edited since. Folders are known by their ``manifest.json``. Nothing here
-imports torch, so that a command can refuse before it starts to work.
+longer matches was written by another program, or edited since. Folders are known by their ``manifest.json``. Nothing
+here imports torch, so that a command can refuse before it starts to work.
 """
 
 import json
@@ -154,7 +154,7 @@ class Gate:
             raise self.refuse(folder, _whose(maker) if maker is not None else f"it holds {min(names)}{no_cache}")
 
     def check_run(self, folder: str | os.PathLike[str]) -> None:
-        """Raise UserError unless a training run may begin or go on in ``folder``.
+        """Raise UserError unless a training run may start or resume in ``folder``.
 
         Files of other names, e.g. a scheduler's log, stay as they are. A folder with a checkpoint is a run: whether it
         is resumed is for training to say.

@@ -1,7 +1,7 @@
 """How far the Fréchet distance would move with other images from the same model: a bootstrap.
 
-The generated images are drawn again with replacement, the reference stays: it is a part of the protocol, the same for
-everybody who reports a figure against it, while another seed gives other images.
+The generated images are resampled with replacement. The reference is fixed: it is part of the protocol and the same for
+every figure reported against it, while another seed gives other generated images.
 
 The distance of n images is too high by about c / n. A replicate is a sample of a sample and carries that bias once
 more, so replicates scatter around (figure + bias), not around the figure. Hence the interval is that of the

@@ -51,7 +51,7 @@ def load_extractor(weights: str | os.PathLike[str] | None, device: torch.device)
 
 
 def prepare(image: UInt8[Tensor, "3 _ _"]) -> Float[Tensor, "3 128 128"]:
-    """One image, uint8, as the network's input: float in [-1, 1] of 128 x 128 pixels, whatever its aspect ratio."""
+    """One image, uint8, as the network's input: float in [-1, 1] of 128 x 128 pixels, for any aspect ratio."""
     return prepare_batch(image[None])[0]
 
 

@@ -1,8 +1,8 @@
-"""Score generated images against real ones, and write down everything the figures depend on."""
+"""Score generated images against real ones, with a record of everything the figures depend on."""
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -62,26 +62,26 @@ def evaluate(
     Features lie in a file and are read piece by piece: memory does not grow with the number of images.
 
     Args:
-        generated: whatever `open_image_set` reads, at least 2 images.
+        generated: anything that `open_image_set` reads, at least 2 images.
         reference: the same.
         extractor: see `load_extractor`.
         metrics: names of `METRICS`: ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density,
             coverage).
-        statistics: folder where features are kept to be used again; see `measure`.
+        statistics: folder where features are kept for reuse; see `extract_features`.
         bootstrap: replicates for the interval of the Fréchet distance; 0 for none.
         seed: of the bootstrap and of the subsets of KID.
         batch_size: images a forward pass.
         workers: decoding threads; one a core by default.
-        share: number of this process and how many there are, which make the features together in ``statistics``. Number
-            0 goes on until all are there, whatever becomes of the others, and takes the figures.
+        share: rank of this process and number of processes, which extract the features together in ``statistics``. Rank
+            0 continues until all features exist, even if other processes fail, and computes the figures.
 
     Returns:
-        {} for all processes but number 0. Else a dict for JSON: ``metric`` and ``value`` (the Fréchet distance),
+        {} for all ranks but 0. Else a dict for JSON: ``metric`` and ``value`` (the Fréchet distance),
         ``bootstrap``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``prdc``, ``class_accuracy``
         (share of generated images in which the feature network, where it is a classifier, sees the class that was
         asked for; else None), ``per_class``, ``features``, ``generated``, ``reference``, ``covariance``,
-        ``batch_size``, ``device``, ``statistics``, ``versions``, ``warnings``. What was not asked for or cannot be had
-        is None.
+        ``batch_size``, ``device``, ``statistics``, ``versions``, ``warnings``. What was not asked for or cannot be
+        computed is None.
 
     Raises:
         UserError: a side has fewer than 2 images, or one that cannot be read, or saved features of another network.
@@ -89,14 +89,7 @@ def evaluate(
     _check(metrics, bootstrap, batch_size)
     sides = {"generated": _opened(generated, extractor), "reference": _opened(reference, extractor)}
     for name, side in sides.items():
-        if len(side) < 2:
-            got = f"{name}: {len(side)} in {_source(side)}"
-            raise UserError("each side needs at least 2 images", got, "give some thousands for a figure")
-        if isinstance(side, Features) and side.protocol["features"] != extractor.identity():
-            theirs, ours = side.protocol["features"], extractor.identity()
-            got = f"{name}: {_named(theirs)}, now {_named(ours)}"
-            raise UserError("saved features are of another network", got, "give the same --features to both sides")
-
+        _check_side(name, side, extractor)
     if share[1] > 1 and statistics is None and not all(isinstance(side, Features) for side in sides.values()):
         raise UserError(
             "several processes need a folder to share features in", f"{share[1]} processes", "add --statistics DIR"
@@ -104,26 +97,23 @@ def evaluate(
 
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
-        # The reference first: what is wrong with it should not show after hours of drawing.
+        # The reference first: an error in it should not appear after hours of sampling.
         measured: dict[str, Features | FeatureExtraction] = {}
         for name in ("reference", "generated"):
             side = sides[name]
             if isinstance(side, Features):
                 measured[name] = side
-            else:
-                measurement = stack.enter_context(
-                    FeatureExtraction(
-                        side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name
-                    )
-                )
-                measurement.make(share)
-                measured[name] = measurement
+                continue
+            extraction = FeatureExtraction(
+                side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name
+            )
+            # The files behind the features are needed until every figure is computed.
+            measured[name] = stack.enter_context(extraction)
+            extraction.make(share)
         if share[0] == 0:
             real, sampled = (_finished(measured[name]) for name in ("reference", "generated"))
             figures = _figures(sampled, real, metrics, MetricJob(bootstrap, seed, extractor.device))
-    for warning in caught:
-        if warning.category is not UserWarning:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    _pass_on(caught)
     if share[0] != 0:
         return {}
     return {
@@ -152,6 +142,23 @@ def _check(metrics: Collection[str], bootstrap: int, batch_size: int) -> None:
         raise UserError("a bootstrap needs at least 2 replicates", bootstrap, "use 100, or 0 for no interval")
     if batch_size < 1:
         raise UserError("batch size must be at least 1", batch_size, "use 64")
+
+
+def _check_side(name: str, side: ImageSet | Features, extractor: Extractor) -> None:
+    if len(side) < 2:
+        got = f"{name}: {len(side)} in {_source(side)}"
+        raise UserError("each side needs at least 2 images", got, "give some thousands for a figure")
+    if isinstance(side, Features) and side.protocol["features"] != extractor.identity():
+        theirs, ours = side.protocol["features"], extractor.identity()
+        got = f"{name}: {_named(theirs)}, now {_named(ours)}"
+        raise UserError("saved features are of another network", got, "give the same --features to both sides")
+
+
+def _pass_on(caught: Sequence[warnings.WarningMessage]) -> None:
+    """Issue again what is not for the report: it keeps the plain user warnings, which are about the figures."""
+    for warning in caught:
+        if warning.category is not UserWarning:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _opened(source: Source, extractor: Extractor) -> ImageSet | Features:

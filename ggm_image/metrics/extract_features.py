@@ -57,8 +57,8 @@ class FeatureExtraction:
     Args:
         side: see `open_side`.
         extractor: see `load_extractor`.
-        statistics: folder under which the features are saved, in a folder named by the hash of their protocol: that of
-            an earlier run, of fewer or more images too, is used again or gone on with. A temporary file by default.
+        statistics: folder under which the features are saved, in a folder named by the hash of their protocol. That of
+            an earlier run is reused, and extended if it has fewer images. A temporary file by default.
         batch_size: images a forward pass.
         workers: decoding threads; one a core by default.
         label: of the progress bar.

@@ -1,10 +1,10 @@
-"""Features of a side while they are made, by one process or by many that have nothing in common but the folder.
+"""Features of a side while they are extracted, by one process or by several that share nothing but the folder.
 
-Rows are made in parts that lie on one grid, whoever makes them and however many rows there are. A part is a file of
-its own: a line that says what it is of, with its SHA-256, and then the rows. Whatever ends a run, the next one makes
-what is missing. Whoever finds all parts joins them to ``features.npy``, names every chunk of it in ``features.json``,
-and removes them. More rows of the same side go on from the rows that are there. Without a folder the rows lie in a
-nameless temporary file, which goes with the process.
+Rows are split into parts at fixed places, which depend neither on the process nor on the number of rows. A part is a
+file of its own: a header with its SHA-256, then the rows. A run that was interrupted extracts the missing parts. The
+process that finds every part present joins them to ``features.npy``, lists its chunks in ``features.json`` and
+removes the parts. A run with more rows of the same side extends the existing rows. Without a folder the rows are in an
+unnamed temporary file, which ends with the process.
 """
 
 import hashlib

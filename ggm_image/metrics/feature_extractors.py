@@ -116,7 +116,7 @@ def load_extractor(
         device: where to run it.
 
     Raises:
-        UserError: no such network, or its weights or its package cannot be had.
+        UserError: no such network, or its weights or its package are not available.
     """
     device = torch.device(device)
     if weights is not None and not Path(weights).is_file():
@@ -146,7 +146,7 @@ def load_extractor(
 
 @contextmanager
 def _torchscript_unannounced() -> Iterator[None]:
-    """torch deprecates its format from 2.10 on and goes on reading it; users cannot act on the warning."""
+    """torch deprecates its format from 2.10 on and still reads it; users cannot act on the warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)

@@ -2,8 +2,8 @@
 
 A folder of saved features holds ``features.npy``, which ``numpy.load(..., mmap_mode="r")`` reads: a row an image with
 the fields ``features`` (d,), ``label``, ``prediction``, ``height`` and ``width``. Beside it ``features.json`` says by
-which protocol they were made, and names every finished chunk with its SHA-256. Nothing is used before all chunks are
-found to be what they were. Memory holds a piece of the rows, whatever their number.
+which protocol they were made, and names every finished chunk with its SHA-256. Nothing is used before the
+hashes of all chunks are verified. Memory holds a piece of the rows, for any number of rows.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ class FeatureMatrix:
         return np.asarray(self.rows["features"][chosen], dtype=np.float64)
 
     def slices(self) -> Iterator[slice]:
-        """All rows, in pieces that fit in memory whatever their number."""
+        """All rows, in pieces that fit in memory for any number of rows."""
         step = max(1, _READ // self.shape[1])
         for start in range(0, len(self), step):
             yield slice(start, min(start + step, len(self)))
@@ -137,7 +137,7 @@ def open_features(folder: str | os.PathLike[str]) -> Features:
         UserError: there are none, or they are unfinished or damaged.
     """
     folder = Path(folder)
-    fix = "run the command that makes them again, it goes on where it stopped"
+    fix = "rerun the command that extracts them; it resumes where it stopped"
     if not (folder / RECORD).is_file() and (parts := len(list(folder.glob(PARTS)))):
         raise UserError("saved features are not finished", f"{folder}: {parts} parts that are not joined", fix)
     record = read_record(folder)

@@ -22,7 +22,7 @@ from ggm_image.errors import UserError
 
 @dataclass
 class FeatureStatistics:
-    """Count, mean and covariance of a stream of feature vectors, exact to rounding whatever the chunks.
+    """Count, mean and covariance of a stream of feature vectors, exact to rounding for any split into chunks.
 
     Chunks are merged by the pairwise update of Chan, Golub and LeVeque (1979): every scatter is taken
     about its own chunk's mean, so features far from zero lose no digits.

@@ -1,4 +1,4 @@
-"""What can stand on either side of a figure: images, a token cache, or a model that draws as it is asked.
+"""The two sides of a comparison: image files, a token cache, or a model that is sampled as its images are needed.
 
 A side is a fixed sequence of images with classes. Its `ImageSet.identity` is everything that the images depend on,
 so that features which were saved for it are found again, and features of anything else are not taken for them.
@@ -129,14 +129,14 @@ class ImageFileSet(ImageSet):
             found["manifest_sha256"] = self.manifest["sha256"]
             if (numbers := _numbers(self.source.names)) != sorted(numbers):
                 found["classes"] = "by number"  # features saved by earlier versions have the classes of other images
-        return {"kind": "pictures", **found}
+        return {"kind": "pictures", **found}  # the word in features that earlier versions saved
 
     def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
         return list(pool.map(lambda index: function(self.source[index]), rows))
 
 
 class _GeneratedSet(ImageSet):
-    """Images that are made when they are asked for, ``block`` at a time; the last block is kept."""
+    """Images that are computed when they are needed, ``block`` at a time; the last block is kept."""
 
     _held: tuple[int, Tensor] | None = None
 
@@ -144,7 +144,7 @@ class _GeneratedSet(ImageSet):
     def _make(self, rows: range) -> UInt8[Tensor, "n 3 h w"]:
         """The images of one block; the last may be shorter."""
 
-    def _picture(self, index: int) -> UInt8[Tensor, "3 h w"]:
+    def _image(self, index: int) -> UInt8[Tensor, "3 h w"]:
         number = index // self.block
         if self._held is None or self._held[0] != number:
             rows = range(number * self.block, min((number + 1) * self.block, len(self)))
@@ -152,7 +152,7 @@ class _GeneratedSet(ImageSet):
         return self._held[1][index % self.block]
 
     def map(self, function: Callable[[UInt8[Tensor, "3 h w"]], T], rows: range, pool: Executor) -> list[T]:
-        return list(pool.map(function, [self._picture(index) for index in rows]))
+        return list(pool.map(function, [self._image(index) for index in rows]))
 
 
 class DecodedSet(_GeneratedSet):
@@ -181,14 +181,14 @@ class DecodedSet(_GeneratedSet):
 
 
 class SampledSet(_GeneratedSet):
-    """Images ``0 ... n - 1`` of a seed, drawn in blocks of the model's own batch.
+    """Images ``0 ... n - 1`` of a seed, sampled in blocks of the model's own batch.
 
     Args:
         model: on its device.
         n: how many images.
         classes: a class for all, or several that take turns; all of the model's by default.
         seed: any integer.
-        settings: how to draw; the preset "best" by default.
+        settings: of the sampler; the preset "best" by default.
     """
 
     def __init__(
@@ -239,11 +239,11 @@ class SampledSet(_GeneratedSet):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRequest:
-    """What to draw where a side is a model.
+    """What to sample if a side is a model.
 
     Attributes:
         n: how many images.
-        seed: of the draw.
+        seed: any integer.
         classes: a class for all images, or several that take turns; all of the model's by default.
         preset: of the model.
         changes: sampler settings that differ from the preset's; None leaves the preset's.
@@ -259,7 +259,7 @@ class SamplingRequest:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``model``, ``tokens``, ``features`` or ``pictures``: what `open_image_set` will take ``path`` for."""
+    """``model``, ``tokens``, ``features`` or ``images``: what `open_image_set` will take ``path`` for."""
     if str(path).startswith(MODEL_PREFIX):
         return "model"
     folder = Path(path)
@@ -267,7 +267,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         return "features"
     if "shards" in (_manifest(folder) or {}):
         return "tokens"
-    return "model" if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else "pictures"
+    return "model" if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else "images"
 
 
 def open_image_set(
@@ -275,16 +275,16 @@ def open_image_set(
     *,
     tokenizer: str | os.PathLike[str] | None = None,
     device: str = "cpu",
-    drawing: SamplingRequest | None = None,
+    request: SamplingRequest | None = None,
 ) -> ImageSet | Features:
-    """Open whatever can stand on a side.
+    """Open one side of a comparison.
 
     Args:
         path: images as `open_source` reads them; a finished token cache; a model's folder, or ``model:`` and its name
             or folder; a folder of saved features.
         tokenizer: name or folder of the tokenizer of a token cache or a model, where that has moved.
         device: where tokenizer and model shall live.
-        drawing: what a model draws; 50,000 images by its best preset by default.
+        request: what a model samples; 50,000 images by its best preset by default.
 
     Raises:
         UserError: there is nothing of the kind, it is unfinished or damaged, or the tokenizer is another.
@@ -293,13 +293,13 @@ def open_image_set(
     if kind == "features":
         return open_features(path)
     if kind == "model":
-        drawing = drawing or SamplingRequest()
+        request = request or SamplingRequest()
         name = str(path).removeprefix(MODEL_PREFIX)
         found = None if tokenizer is None else str(tokenizer)
         find_model(name).check_modality("image")
-        model = load_model(name, tokenizer=found, device=device, compiled=drawing.compiled)
-        settings = model.settings(drawing.preset, **drawing.changes)
-        return SampledSet(model, drawing.n, classes=drawing.classes, seed=drawing.seed, settings=settings)
+        model = load_model(name, tokenizer=found, device=device, compiled=request.compiled)
+        settings = model.settings(request.preset, **request.changes)
+        return SampledSet(model, request.n, classes=request.classes, seed=request.seed, settings=settings)
     if kind == "tokens":
         cache = TokenCache.open(Path(path))
         name = tokenizer_of(cache.manifest) if tokenizer is None else str(tokenizer)

@@ -35,7 +35,7 @@ def kernel_distance(generated: FeatureMatrix, reference: FeatureMatrix, *, seed:
     # Where both sides are used whole, every subset is the same.
     subsets = 1 if size == max(len(generated), len(reference)) else SUBSETS
     with _global_seed(seed):
-        # One at a time draws what one call draws, and shows how far they differ.
+        # Separate calls use the same random numbers as a single call, and show how far the subsets differ.
         values = [
             fid.kernel_distance(generated, reference, num_subsets=1, max_subset_size=size) for _ in range(subsets)
         ]

@@ -1,6 +1,6 @@
 """What a tokenizer keeps of images: PSNR, SSIM, rFID, chequered patches, codebook use, and images to look at.
 
-It is the ceiling of every image that is drawn with these codes, to be seen before any model is trained on them.
+No image sampled with these codes can be better, so look at this before training a model on them.
 """
 
 import warnings
@@ -69,8 +69,8 @@ def report(
         tokenizer: the one that made them, on ``device``.
         device: where the tokenizer is.
         batch_size: images a forward pass; `fitting_batch` by default.
-        images: at most so many rows, drawn without replacement, are decoded; codebook use is over all rows.
-        seed: of that draw.
+        images: at most so many rows, chosen at random without replacement, are decoded; codebook use is over all rows.
+        seed: of that choice.
         workers: decoding threads; one a core by default.
         extractor: features whose Fréchet distance between the images and their reconstructions is measured, at
             the size at which they are encoded.
@@ -89,48 +89,33 @@ def report(
     manifest = cache.manifest
     batch_size = fitting_batch(device, manifest.image_size) if batch_size is None else batch_size
     generator = torch.Generator().manual_seed(seed)
-    # The first rows of a permutation, so that the image shows a part of what is measured.
+    # The first rows of a permutation, so that report.png shows a part of what is measured.
     rows = torch.randperm(len(cache), generator=generator)[:images]
-    shown: list[Tensor] = []
-    quality: list[Tensor] = []
-    chequered: list[Tensor] = []
-    worst: list[tuple[float, int, Tensor]] = []
     distance = None if extractor is None else _Distance(extractor)
     workers = workers or default_workers()
     if distance is not None and reference is not None:
         others = Prefetch(reference, manifest.image_size, workers=workers)
         total = -(-len(reference) // batch_size)
         batches = others.batches(range(len(reference)), batch_size)
-        for _, pictures in progress(batches, total=total, unit="batch", label="reference"):
-            distance.update_reference(_stack(pictures))
+        for _, batch in progress(batches, total=total, unit="batch", label="reference"):
+            distance.update_reference(_stack(batch))
     prefetch = Prefetch(source, manifest.image_size, workers=workers, copies=manifest.copies)
     items = manifest.item_of_row()[rows.numpy()].tolist()
     batches = prefetch.batches(items, batch_size)
-    done = 0
-    for group, pictures in progress(batches, total=-(-len(rows) // batch_size), unit="batch", label="report"):
-        original = _stack(pictures)
-        tokens = cache.tokens(rows[done : done + len(group)])
+    pairs = _Pairs()
+    for group, batch in progress(batches, total=-(-len(rows) // batch_size), unit="batch", label="report"):
+        original = _stack(batch)
+        tokens = cache.tokens(rows[pairs.count : pairs.count + len(group)])
         decoded = decode_batch(tokenizer, tokens, batch_size, device)
-        quality.append(torch.stack([psnr_each(original, decoded), ssim_each(original, decoded)]))
-        chequered.append(torch.stack([chequered_share(original), chequered_share(decoded)]))
-        pairs = torch.stack([original, decoded], dim=1)
-        found = zip(quality[-1][0].tolist(), group, pairs, strict=True)
-        worst = sorted([*worst, *((psnr, item, pair.clone()) for psnr, item, pair in found)], key=lambda w: w[:2])
-        del worst[WORST_SHOWN:]
+        pairs.add(group, original, decoded)
         if distance is not None:
             distance.update(original, decoded)
-        missing = max(0, PAIRS_SHOWN - done)
-        shown += [image for pair in zip(original[:missing], decoded[:missing], strict=True) for image in pair]
-        done += len(group)
-    psnr, ssim = torch.cat(quality, dim=1)
     use = codebook_use(cache.load()[0], manifest.codebook_size)
     total = len(cache) * manifest.grid[0] * manifest.grid[1]
     result: dict[str, Any] = {
-        "images": done,
+        "images": pairs.count,
         "seed": seed,
-        "psnr_db": {"mean": float(psnr.mean()), "min": float(psnr.min()), "max": float(psnr.max())},
-        "ssim": {"mean": float(ssim.mean()), "min": float(ssim.min()), "max": float(ssim.max())},
-        "chequered": _chequered(torch.cat(chequered, dim=1)),
+        **pairs.figures(),
         "codebook": {"size": manifest.codebook_size, "tokens": total, **use},
         "protocol": "8-bit RGB; PSNR and SSIM per image, then averaged; "
         "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged; "
@@ -143,11 +128,50 @@ def report(
     }
     if distance is not None:
         result["frechet"] = distance.result(None if reference is None else reference.description)
-    result["worst"] = [{"name": source.names[item % len(source)], "psnr_db": psnr} for psnr, item, _ in worst]
-    save_png(_side_by_side(shown), Path(cache.folder) / "report.png")
-    save_png(_side_by_side([image for _, _, pair in worst for image in pair]), Path(cache.folder) / "worst.png")
+    result["worst"] = [{"name": source.names[item % len(source)], "psnr_db": psnr} for psnr, item, _ in pairs.worst]
+    save_png(_side_by_side(pairs.shown), Path(cache.folder) / "report.png")
+    save_png(_side_by_side([image for _, _, pair in pairs.worst for image in pair]), Path(cache.folder) / "worst.png")
     write_json(Path(cache.folder) / "report.json", result)
     return result
+
+
+class _Pairs:
+    """Originals and their reconstructions: figures of each, the first pairs, and the worst ones.
+
+    Attributes:
+        count: pairs seen so far.
+        shown: images of the first `PAIRS_SHOWN` pairs, original and reconstruction in turn.
+        worst: PSNR, item and pair of those with the lowest PSNR, worst first.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shown: list[Tensor] = []
+        self.worst: list[tuple[float, int, Tensor]] = []
+        self._quality: list[Tensor] = []
+        self._chequered: list[Tensor] = []
+
+    def add(self, items: Sequence[int], original: UInt8[Tensor, "n 3 h w"], decoded: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Take in one batch."""
+        self._quality.append(torch.stack([psnr_each(original, decoded), ssim_each(original, decoded)]))
+        self._chequered.append(torch.stack([chequered_share(original), chequered_share(decoded)]))
+        pairs = torch.stack([original, decoded], dim=1)
+        # A pair is copied, because a view would keep its whole batch in memory.
+        found = zip(self._quality[-1][0].tolist(), items, pairs, strict=True)
+        candidates = [*self.worst, *((psnr, item, pair.clone()) for psnr, item, pair in found)]
+        self.worst = sorted(candidates, key=lambda w: w[:2])[:WORST_SHOWN]
+        missing = max(0, PAIRS_SHOWN - self.count)
+        self.shown += [image for pair in zip(original[:missing], decoded[:missing], strict=True) for image in pair]
+        self.count += len(items)
+
+    def figures(self) -> dict[str, Any]:
+        """PSNR, SSIM and chequered patches over all pairs."""
+        psnr, ssim = torch.cat(self._quality, dim=1)
+        return {
+            "psnr_db": {"mean": float(psnr.mean()), "min": float(psnr.min()), "max": float(psnr.max())},
+            "ssim": {"mean": float(ssim.mean()), "min": float(ssim.min()), "max": float(ssim.max())},
+            "chequered": _chequered(torch.cat(self._chequered, dim=1)),
+        }
 
 
 def _chequered(shares: Float[Tensor, "2 n"]) -> dict[str, dict[str, float]]:

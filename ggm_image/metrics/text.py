@@ -27,7 +27,7 @@ def vocabulary(pieces: Iterable[bytes]) -> set[bytes]:
     rest = b""
     for piece in pieces:
         text = rest + piece
-        # What lies behind the last byte that is in no word may go on in the next piece.
+        # The word after the last separator may continue in the next piece.
         end = len(text)
         while end and re.match(rb"[A-Za-z0-9\x80-\xff']", text[end - 1 : end]):
             end -= 1

@@ -33,7 +33,7 @@ Sites = Int64[Tensor, " k"] | Int64[Tensor, "b k"]
 
 
 def _attention_kernel(q: Tensor) -> AbstractContextManager[None]:
-    """The kernels to choose from, in this order, whatever is switched on or off elsewhere.
+    """The kernels to choose from, in this order, independent of what the caller has switched on or off.
 
     On a CPU the flash kernel's backward pass costs several times the plain products on a small grid. On CUDA cuDNN's
     is left out: it makes a plan, of tens of milliseconds, for every new number of queried sites. Switching costs as
@@ -222,7 +222,7 @@ class Transformer(nn.Module):
             grid: rows and columns, the training grid by default; rows * columns must be l.
 
         Returns:
-            (b, k, v) logits, float32, whatever the precision inside.
+            (b, k, v) logits, float32 for any precision inside.
         """
         return self.logits(self.features(tokens, levels, sites, labels, grid))  # (b, k, v)
 

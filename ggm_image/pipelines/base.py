@@ -25,7 +25,7 @@ def seed_of_window(seed: int, turn: int) -> int:
 
 
 def rows_per_call(device: torch.device, sites: int) -> int:
-    """Images in one network call, padded where there are fewer, so that image k is the same whatever n is.
+    """Images in one network call, padded where there are fewer, so that image k is the same for any n.
 
     Kernels round differently for other numbers of rows. So the number is fixed for a model on a device, part of its
     `identity`, and small: a single image costs as much as a full call.
@@ -50,7 +50,7 @@ def without_padding(callback: Callback, rows: int) -> Callback:
 
 
 def autocast(device: torch.device, half: bool) -> AbstractContextManager[Any]:
-    """Products in bfloat16 if ``half``; whatever the caller has, if not."""
+    """Matrix products in bfloat16 if ``half``; otherwise the caller's precision."""
     return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 

@@ -99,7 +99,7 @@ class Model(TokenModel):
             n: how many; 0 gives an empty result.
             classes: a class name or index for all, one for each, or None for class k mod C; with a guide, None is no
                 class.
-            seed: any integer; image k of a seed is the same whatever n is.
+            seed: any integer; image k of a seed is the same for any n.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`.
             first: index of the first image.
@@ -250,7 +250,7 @@ class Model(TokenModel):
                 for the transparent parts of ``image``.
             n: how many samples; 0 gives an empty list.
             classes: what the image shows, or what each sample is to show; no class by default.
-            seed: any integer; sample k of a seed is the same whatever n is.
+            seed: any integer; sample k of a seed is the same for any n.
             preset, settings: as in `sample`.
             dilate: pixels by which the resampled tokens reach beyond the mask.
             feather: width in pixels of the blend, inside the mask.
@@ -316,7 +316,7 @@ class Model(TokenModel):
             on_progress: called as on_progress(windows done, windows in total); what it raises cancels.
 
         Returns:
-            (rows, columns) probabilities on the CPU; `ggm_image.image.visualize.heat_map` draws them.
+            (rows, columns) probabilities on the CPU; `ggm_image.image.visualize.heat_map` shows them.
 
         Raises:
             UserError: for an image that does not open or is smaller than a cell, an unknown class, or a level out of

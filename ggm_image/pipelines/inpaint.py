@@ -79,7 +79,7 @@ class Inpainter:
         return [composite(original, to_pil(new), mask, feather=feather, origin=origin) for new in samples]
 
     def run(self, image: UInt8[Tensor, "3 h w"], plan: InpaintingPlan) -> UInt8[Tensor, "n 3 h w"]:
-        """Samples of the crop of a plan; known pixels are the image's, what lies in the hole is never looked at."""
+        """Samples of the crop of a plan; known pixels are the image's, pixels in the hole are never read."""
         canvas: UInt8[Tensor, "n 3 h w"] | None = None
         turn = 0
         counter = self.on_progress and CallCounter(self.on_progress, self.network_calls(plan))

@@ -48,7 +48,7 @@ def load_model(
     check_cuda_graphs(cuda_graphs, chosen)
     folder = find_model(name_or_path)
     source = tokenizer or folder.tokenizer
-    with torch.random.fork_rng(devices=[]):  # building a network draws its initial weights
+    with torch.random.fork_rng(devices=[]):  # building a network initialises it at random
         loaded = load_tokenizer(source, device=chosen)
         if loaded.sha256 != folder.tokenizer_sha256:
             raise UserError(

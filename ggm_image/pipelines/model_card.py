@@ -17,7 +17,7 @@ def write_card(model: Model, folder: Path, *, repository: str, licence: str) -> 
     """Write ``README.md`` and ``samples.png`` into a saved model's folder.
 
     Args:
-        model: loaded, to draw the samples with.
+        model: loaded, for the samples on the card.
         folder: of `Model.save`; a README.md in it becomes the card's last part.
         repository: ``owner/name``, for the commands on the card.
         licence: of the weights, as the Hub names it.

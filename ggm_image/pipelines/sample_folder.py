@@ -1,9 +1,9 @@
-"""A folder of drawn images, filled by one process or by many that have nothing in common but the folder.
+"""A folder of samples, filled by one process or by several that share nothing but the folder.
 
-``000000.png ...`` and, once all of them are there, ``manifest.json``. Until then the same manifest is called
-``manifest.partial``: it says what the images are of, so that nothing is mixed. Every image depends on its number
-alone and every file is whole or not there. That is why whoever is killed is started again with the same command, two
-processes with the same share do no harm, and whoever finds all images ends the folder.
+``000000.png ...`` and, once all of them exist, ``manifest.json``. Until then the same manifest is called
+``manifest.partial``: it says what the images are of, so that two requests are never mixed. An image depends on its
+number alone, and files are written atomically. So a killed process resumes with the same command, two processes with
+the same share do no harm, and the process that finds every image present completes the manifest.
 """
 
 import json
@@ -40,11 +40,11 @@ class Sampled:
     """What a process has done for a folder.
 
     Attributes:
-        drawn: images that it drew.
-        missing: images that are not there yet, which are other processes' to draw; 0 where the folder is whole.
+        sampled: images that it sampled.
+        missing: images that other processes have still to sample; 0 for a complete folder.
     """
 
-    drawn: int
+    sampled: int
     missing: int
 
 
@@ -62,10 +62,10 @@ def sample_to_folder(
     encoding: Encoding = LOSSLESS_PNG,
     guide: Guide | None = None,
 ) -> Sampled:
-    """Draw this process's share of images ``0 ... n - 1`` of a seed into a folder, as far as they are not there.
+    """Sample this process's share of images ``0 ... n - 1`` of a seed into a folder, except those already there.
 
-    Process r of w takes the batches r, r + w, r + 2 w ... of the model's own size: an image meets the same kernels,
-    at the same place in its batch, however many processes there are.
+    Process r of w takes the batches r, r + w, r + 2 w ... of the model's own size: an image is computed by the same
+    kernels, at the same place in its batch, for any number of processes.
 
     Args:
         model: on its device.
@@ -74,9 +74,9 @@ def sample_to_folder(
         classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
             by default; with a guide, no class.
         seed: any integer.
-        settings: how to draw.
+        settings: of the sampler.
         share: number of this process, and how many there are.
-        callback: see `Model.sample_tokens`; where it is given, the first batch is drawn even if it is there.
+        callback: see `Model.sample_tokens`; where it is given, the first batch is sampled even if it is there.
         overwrite: replace other images; for one process.
         encoding: of the files.
         guide: what the images follow, see `Model.encode_guide`.
@@ -176,13 +176,13 @@ class SampleFolder:
         return removed
 
     def claim(self) -> bool:
-        """Make the folder this request's; True if it holds all of it already.
+        """Reserve the folder for this request; True if it is complete already.
 
         Raises:
             UserError: it holds other images.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        # First the images, then the manifest, which is written before them: another process may be about to begin.
+        # Look for images first: another process may start meanwhile, and it writes its manifest before any image.
         images = any(number_of(name, (self.encoding.suffix,)) is not None for name in os.listdir(self.path))
         begun = self._read(PARTIAL)
         before = begun or self._read(MANIFEST)
@@ -204,7 +204,7 @@ class SampleFolder:
         return False
 
     def holds(self, k: int) -> bool:
-        """Whether image ``k`` is there, and whole by its own checksums, or by our mark where the format has none."""
+        """Whether image ``k`` exists and is intact by its own checksums, or by our mark where the format has none."""
         if self.encoding.format is not PNG:
             return _is_ours(self._file(k))
         try:
@@ -223,10 +223,10 @@ class SampleFolder:
         return self.path / numbered(k, self.encoding.suffix)
 
     def finish(self) -> int:
-        """How many images are not there yet; if none, the folder is given its manifest.
+        """How many images are missing; if none, the manifest is completed.
 
         Raises:
-            UserError: somebody has begun another request in the same folder.
+            UserError: another request was started in the same folder.
         """
         if missing := self._missing():
             return missing
@@ -235,7 +235,7 @@ class SampleFolder:
         if self._read(MANIFEST) != self.manifest:
             fix = "give each request a folder of its own"
             raise UserError("another process is filling the folder with other images", self.path, fix)
-        # Whatever is written now is there already.
+        # Temporary files left now are of images that exist already.
         remove_temporaries(self.path)
         return 0
 
@@ -259,7 +259,7 @@ class SampleFolder:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether `sample` wrote a file, and nobody changed it since."""
+    """Whether `sample` wrote a file that was not changed since."""
     mark = read_mark(path)
     return mark is not None and mark.get("command") == COMMAND and mark["intact"]
 
@@ -274,7 +274,7 @@ def _rename(before: Path, after: Path) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first entry in which two requests differ, in words; empty if ``now`` is ``before``, or goes on from it."""
+    """The first entry in which two requests differ, in words; empty if ``now`` is ``before`` or extends it."""
     before, now = {"format": PNG.name, **before}, {"format": PNG.name, **now}  # which manifests do not say
     count = before.get("count")
     if isinstance(count, int) and count < now["count"]:

@@ -8,12 +8,12 @@ Legend: `b` batch, `l` sites, `k` queried sites, `v` codes; the mask id is V.
 Tokens at `sites` hold the mask id. Any callable of that shape will do: a network, `guided`, `truncated`, or
 an exact denoiser in a test.
 
-`sample` follows arXiv 2405.17035: from x_T ~ pi, for t = T-1..0, draw the sites of step t from the heat bath
+`sample` follows arXiv 2405.17035: from x_T ~ pi, for t = T-1..0, sample the sites of step t from the heat bath
 at their levels before step t. With an exact denoiser, one site a step and final level 0 it is exact.
 `sample_signal` is ours: one sweep of MaskGIT's decoding (arXiv 2202.04200), whose confidence is the signal
 logit, or of a fixed order, then revision of the tokens that look like noise. It is not exact.
 
-Every random number is a uniform drawn before the first step, on the CPU, in a fixed order per image, so
+Every random number is a uniform generated before the first step, on the CPU, in a fixed order per image, so
 that image k of a list of generators depends on its own generator alone.
 """
 

@@ -87,7 +87,7 @@ class Plan:
     calls: Sequence[Call]
 
     def to(self, device: torch.device) -> Plan:
-        """The plan on a device: one copy for each type of number, whatever the number of calls."""
+        """The plan on a device: one copy for each type of number, for any number of calls."""
         if device.type == "cpu":
             return self
         parts: list[Plan | Call] = [self, *self.calls]

@@ -38,13 +38,13 @@ def sample_signal(
     device: torch.device | str | None = None,
     observation: Float[Tensor, "b l v"] | None = None,
 ) -> Int[Tensor, "b l"]:
-    """Draw token grids most signal first, then revise what looks like noise.
+    """Sample token grids most signal first, then revise what looks like noise.
 
-    Call n = 1..calls queries every unplaced site (mask id, level 0), draws its token a ~ p0, and places the
+    Call n = 1..calls queries every unplaced site (mask id, level 0), samples its token a ~ p0, and places the
     sites of highest log p0(a) - log noise(a) + confidence_noise (1 - n/calls) Gumbel, so that
     floor(U cos(pi/2 n/calls)) of the U unknown sites are left: with uniform noise, MaskGIT's decoding. Or, by the
     same law, the next sites of a fixed order are queried and placed: "halton" is arXiv 2503.17076's. Then
-    a revision call masks the next spread (Bayer) block, all else at level 1, and draws anew the
+    a revision call masks the next spread (Bayer) block, all else at level 1, and resamples the
     `revise_share` of it whose old token has the lowest signal logit. Not exact: the choice of sites looks at
     the tokens.
 
@@ -53,7 +53,7 @@ def sample_signal(
         height, width: the grid.
         calls: network calls of the first sweep, >= 1; at most one an unknown site is made.
         revise_calls: network calls after it.
-        revise_share: share of a block in [0, 1] that is drawn anew, at least one site.
+        revise_share: share of a block in [0, 1] that is resampled, at least one site.
         block: sites queried in a revision call; a quarter of the grid where None.
         confidence_noise: Gumbel noise on the confidence at the start; it falls linearly to 0.
         first_order: which sites the first sweep places first: "signal", or an order of `order_sites`, "halton" or
@@ -66,19 +66,13 @@ def sample_signal(
     Raises:
         UserError: as `sample`, or a setting out of range.
     """
-    if calls < 1 or revise_calls < 0:
-        raise UserError("network calls must be positive", f"{calls}, then {revise_calls}", "pass calls >= 1")
-    if not 0 <= revise_share <= 1:
-        raise UserError("the share to revise must lie in [0, 1]", revise_share, "e.g. 0.25")
-    if not confidence_noise >= 0:
-        raise UserError("the confidence noise must not be negative", confidence_noise, "0 turns it off")
-    if first_order not in FIRST_ORDERS:
-        raise UserError("the first order is none", first_order, f"choose one of {', '.join(FIRST_ORDERS)}")
+    _check(calls, revise_calls, revise_share, confidence_noise, first_order)
     order = None if first_order == "signal" else order_sites(height, width, first_order)
     block = max(1, height * width // 4) if block is None else block
     spread = Schedule.round_robin(height, width, sweeps=1, block=block)
 
     def plan(job: SamplingRun, unknown: Tensor) -> Plan:
+        # The random numbers of the first sweep come first, so the revision does not change what it revises.
         if order is None:
             first = _place_by_signal(job, unknown, calls, confidence_noise)
         else:
@@ -91,6 +85,17 @@ def sample_signal(
         denoiser, batch, height * width, codebook_size, labels, known, noise, generator, callback, device, observation
     )
     return run_by_pattern(job, plan)
+
+
+def _check(calls: int, revise_calls: int, revise_share: float, confidence_noise: float, first_order: str) -> None:
+    if calls < 1 or revise_calls < 0:
+        raise UserError("network calls must be positive", f"{calls}, then {revise_calls}", "pass calls >= 1")
+    if not 0 <= revise_share <= 1:
+        raise UserError("the share to revise must lie in [0, 1]", revise_share, "e.g. 0.25")
+    if not confidence_noise >= 0:
+        raise UserError("the confidence noise must not be negative", confidence_noise, "0 turns it off")
+    if first_order not in FIRST_ORDERS:
+        raise UserError("unknown first order", first_order, f"choose one of {', '.join(FIRST_ORDERS)}")
 
 
 def sample_by_settings(

@@ -28,7 +28,7 @@ def sample(
     device: torch.device | str | None = None,
     observation: Float[Tensor, "b l v"] | None = None,
 ) -> Int[Tensor, "b l"]:
-    """Draw token grids by running the chain backwards.
+    """Sample token grids by running the chain backwards.
 
         x_T ~ noise;   for t = T-1..0:   x_{t,i} ~ level_{t,i} p0(. | x_{t,-B}) + (1 - level_{t,i}) noise,  i
         in B_t
@@ -36,9 +36,9 @@ def sample(
     Args:
         denoiser: gives the clean-token logits, see the module.
         schedule: the chain's steps; it is restricted to the unknown sites where `known` is given.
-        batch: B, images to draw.
+        batch: B, images to sample.
         codebook_size: V.
-        labels: class of each image, handed on to the denoiser.
+        labels: class of each image, passed to the denoiser.
         known: the token where known, -1 where to be filled, (B, L). Known sites keep their token and level 1
             and are never queried. Rows are sampled together with the rows that have the same sites
             unknown, so different patterns in a batch cost one run each.

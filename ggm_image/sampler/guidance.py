@@ -19,12 +19,12 @@ def guided(denoiser: Denoiser, weight: float, null_label: int, *, power: float =
 
         w = 1 + (weight - 1) m^power,   m = the mean level of the row's sites
 
-    With power 0 the weight is the same throughout. With a larger one it grows while the image comes to be: what
-    is placed first, and decides the view, is drawn from the class as it is, and the rest is made to fit it. Muse
-    (arXiv 2301.00704) lets it grow linearly with the step; here it is the share of the image that is there.
+    With power 0 the weight is constant. With a larger power it starts at 1 and grows as the image is filled, so early
+    tokens stay diverse and later ones follow the class. Muse (arXiv 2301.00704) increases it linearly with the step;
+    here it follows the share of sites that are filled.
 
     w = 1 is the denoiser itself and 0 the unconditional one, a call each; any other doubles the batch.
-    `null_label` is the class id that stands for "no class".
+    `null_label` is the class id of "no class".
     """
     if not math.isfinite(weight):
         raise UserError("the guidance weight must be finite", weight, "1 turns guidance off")

@@ -1,4 +1,4 @@
-"""How to draw: the sampler's settings, as presets of a model hold them."""
+"""The sampler's settings, as the presets of a model hold them."""
 
 import difflib
 import math
@@ -25,7 +25,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "revise_share": (0, 1),
     "confidence_noise": (0, 1e6),
 }
-"""What can be drawn with; NaN lies in none of them."""
+"""The range of each setting; NaN lies in none of them."""
 
 
 def check_seed(seed: object) -> int:
@@ -59,7 +59,7 @@ def check_count(count: Any, what: str = "the number of images", *, least: int = 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to draw.
+    """How to sample.
 
     Attributes:
         order: name of a sampler of `ggm_image.sampler.registry`: "schedule" (fixed blocks, known law; one site a
@@ -67,14 +67,14 @@ class Settings:
             it trusts least are resampled in later sweeps).
         sweeps: S >= 1. For "signal" every sweep after the first revises.
         block: K >= 1 sites a network call; a sweep over L sites makes ceil(L / K) calls.
-        first_block: of the first sweep of "signal"; None = `block`. Large blocks do for revising.
+        first_block: of the first sweep of "signal"; None = `block`. Large blocks are good enough for revision.
         curve: level curve of "schedule", a name of `ggm_image.schedule.CURVES`: sqrt, cosine, linear.
         site_order: which sites share a block, a name of `ggm_image.schedule.ORDERS`: bayer, halton, random.
         guidance: weight of classifier-free guidance, 1 = off; any other weight doubles the cost.
-        guidance_power: how the weight grows from 1 while the image comes to be, see `sampler.guided`; with 0 it is
-            the same throughout.
+        guidance_power: exponent by which the weight grows from 1 as the image is filled, see `sampler.guided`; 0 is
+            constant.
         temperature, top_k, top_p: truncation of the clean-token distribution; 1, None, None = off.
-        revise_share: of a block, drawn anew in a revision call of "signal".
+        revise_share: of a block, resampled in a revision call of "signal".
         confidence_noise: Gumbel noise on the choice of sites of "signal", annealed to 0.
         first_order: of the first sweep of "signal": signal, or a fixed order, halton or bayer.
     """

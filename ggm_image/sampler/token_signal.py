@@ -2,14 +2,14 @@
 
 Legend: `b` batch, `l` sites of the grid, `k` queried sites, `v` codes.
 
-The classifier of arXiv 2405.17035 judges a token just drawn; here it judges the tokens of a finished image. Suppose
-that each token is the clean one with probability `level` and a draw from the noise pi otherwise. Given all other
-tokens,
+The classifier of arXiv 2405.17035 judges a token that was just sampled; here it judges the tokens of a finished image.
+Suppose that each token is the clean one with probability `level` and a sample of the noise pi otherwise. Given all
+other tokens,
 
     P(signal | x_i = a, ctx) = level p0(a) / (level p0(a) + (1 - level) pi(a)) = sigma(s(a)),
 
 the signal logit of a step with keep = level that starts from clean tokens. Every site is masked in turn, a few
-spread ones in one call: neighbours are never hidden from each other. No peer has this map: it is not in the paper.
+spread ones in one call: neighbours are never hidden from each other. The map is not in the paper.
 """
 
 import torch

@@ -128,7 +128,7 @@ class Schedule:
     def restricted(self, unknown: Bool[Tensor, " l"]) -> Schedule:
         """The same order, block size and levels over the unknown sites only, as infilling needs it.
 
-        The order is cut anew, so the number of steps falls with the number of unknown sites (none: no
+        The order is split again, so the number of steps falls with the number of unknown sites (none: no
         steps). All other sites keep level 1 and are never in a block.
         """
         if unknown.shape != (self.height * self.width,) or unknown.dtype != torch.bool:

@@ -37,9 +37,9 @@ def random_training_state(
     max_sweeps: int = 64,
     block: int | None = None,
 ) -> TrainingState:
-    """Draw levels and queried sites as all samplers will show them to the network.
+    """Sample levels and queried sites as the samplers will show them to the network.
 
-    The queried sites are shared by the batch (a cheap head); everything else is drawn for each row:
+    The queried sites are shared by the batch (a cheap head); everything else is sampled for each row:
 
     - K: with probability `cosine` by the cosine law (any share, mean 0.64), else two times of three uniform in
       15%..60% of the sites, and log-uniform from one site to 15%. With probability `lattice` a block of the Bayer
@@ -58,7 +58,7 @@ def random_training_state(
         generator: CPU generator; the tensors are returned on the CPU.
         masked, known, cosine, lattice: the probabilities above.
         max_sweeps: the largest S.
-        block: K, always this one; drawn as above where None.
+        block: K, always this one; sampled as above where None.
 
     Returns:
         TrainingState: levels (B, L), sites (K,), level (B, K).

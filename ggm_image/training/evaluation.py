@@ -109,7 +109,7 @@ def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
     """The tokenizer that made a token cache.
 
     Raises:
-        UserError: it is not at hand, or the one of that name is another.
+        UserError: it is not found, or the one of that name is another.
     """
     tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=device)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
@@ -118,8 +118,8 @@ def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
     return tokenizer
 
 
-def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, pictures: int = 16) -> str:
-    """Draw a few images, one class after the other, and write them as one PNG.
+def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: int, count: int = 16) -> str:
+    """Sample a few images, one class after the other, and write them as one PNG.
 
     Args:
         network: in evaluation mode.
@@ -129,7 +129,7 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
         images: how many.
 
     Returns:
-        Why nothing was drawn, or an empty string: a run does not end for the lack of a tokenizer.
+        Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.
     """
     device = network.site.weight.device
     try:
@@ -138,16 +138,16 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
         return f"no sample grid: {error}"
     height, width = manifest.grid
     classes = network.config.classes
-    labels = torch.arange(pictures, device=device) % classes if classes else None
+    labels = torch.arange(count, device=device) % classes if classes else None
     tokens = sample_signal(
         network,
-        pictures,
+        count,
         codebook_size=network.config.codebook_size,
         labels=labels,
         calls=min(16, height * width),
         height=height,
         width=width,
-        generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(pictures)],
+        generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(count)],
         device=device,
     )
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -199,7 +199,7 @@ class TrainingLoop:
             if self.context.is_main_process and not stop.wanted:  # it can take longer than a signal leaves
                 plot_at_the_end(self.out)
         if self.progress < 1:
-            self.say(f"saved at step {self.step}; run the same command with --resume to go on")
+            self.say(f"saved at step {self.step}; rerun the same command with --resume to continue")
             if not self.context.is_main_process:
                 time.sleep(PAUSE)
                 raise PeerFailure(130)

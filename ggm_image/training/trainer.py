@@ -387,7 +387,7 @@ class GeneratorTrainer(TrainingLoop):
                 **{part: config[part] for part in ("data", "objective", "train")},
                 "step": self.step,
                 "minutes": round(self.clock.seconds / 60, 2),
-                "pictures": len(self.training),
+                "images": len(self.training),
             },
             presets=config["presets"] or PRESETS,
             dtype=getattr(torch, self.config.train.weights_dtype),

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from ggm_image.errors import UserError
@@ -182,27 +184,15 @@ class Actions:
         count = check_count(_whole(count), "the number of results", least=1, most=MOST_RESULTS)
         dilate = check_count(_whole(dilate), "dilate", most=1024)
         feather = check_count(_whole(feather), "feather", most=1024)
-        left, top, right, bottom = (check_count(_whole(side), "pixels to add") for side in extend)
-        sides = Extension(left, top, right, bottom)
-        check_pixels(image.width + left + right, image.height + top + bottom)
-        mask = painted_mask(layers)
-        if mask is None and not any((left, top, right, bottom)):
-            fix = "paint over the part to replace, or add pixels at a side"
-            raise UserError("nothing is to be inpainted", "the mask is empty", fix)
-        hole_of = image if mask is None and image.mode in ("LA", "RGBA") else None
-        if mask is None and hole_of is None:
-            opened, hole = load_mask(image, extend_by=sides)
-        else:
-            opened, hole = load_mask(
-                image, mask, extend_by=sides if any((left, top, right, bottom)) else None, fit=True
-            )
+        sides = Extension(*(check_count(_whole(side), "pixels to add") for side in extend))
+        opened, hole = _image_and_hole(image, layers, sides)
         settings = self.describe(name).settings(preset, guidance=guidance if class_name else None)
         if class_name is None:
             settings = replace(settings, guidance=1.0)
         seed = _whole(seed)
 
         def work(report: Report) -> Images:
-            model = self.model(name)
+            model = self.model(name)  # loaded here, as a job, so that the page answers at once
             label = None if class_name is None else model.label(class_name)
             results = model.inpaint(
                 opened,
@@ -250,6 +240,23 @@ class Actions:
             return heat_map(image, probability, model.tokenizer.downscale)
 
         return self.jobs.run(key, work)
+
+
+def _image_and_hole(
+    image: Image.Image, layers: Sequence[Image.Image], sides: Extension
+) -> tuple[Image.Image, Bool[np.ndarray, "h w"]]:
+    """The image with pixels added at its sides, and True where it is to be inpainted.
+
+    Raises:
+        UserError: nothing is painted or added, or the result is too large.
+    """
+    added = any(asdict(sides).values())
+    check_pixels(image.width + sides.left + sides.right, image.height + sides.top + sides.bottom)
+    mask = painted_mask(layers)
+    if mask is None and not added:
+        fix = "paint over the part to replace, or add pixels at a side"
+        raise UserError("nothing is to be inpainted", "the mask is empty", fix)
+    return load_mask(image, mask, extend_by=sides if added else None, fit=True)
 
 
 def _limited(report: Report) -> Callable[[int, int], None]:

@@ -60,39 +60,8 @@ def build_page(actions: Actions) -> gr.Blocks:
             with gr.Tab("About", id="about"):
                 card = gr.Markdown(_card(actions, first), elem_classes="card")
 
-        def open_file(path: str) -> Any:
-            """Open an uploaded image for Inpaint and Signal."""
-            image = _checked(open_upload, path)
-            return image, shown(image), shown(image), f"{Path(path).name}: {image.width} x {image.height} pixels"
-
-        def take(images: list[Image.Image] | None, event: gr.SelectData) -> Any:
-            """Open an image of a gallery."""
-            image = (images or [])[event.index]
-            return image, shown(image), shown(image), "", gr.Tabs(selected="inpaint")
-
-        views = [opened, painting["editor"], looking["image"]]
-        for tab, name in ((painting, "open_image"), (looking, "open_signal_image")):
-            tab["upload"].upload(open_file, tab["upload"], [*views, tab["status"]], api_name=name)
-        for tab in (sampling, painting):
-            tab["gallery"].select(take, tab["images"], [*views, painting["status"], tabs], api_visibility="private")
-
-        def change_model(name: str) -> Any:
-            """Show another model's classes and presets."""
-            found = actions.describe(name)
-            classes, presets = found.class_names, list(found.presets)
-            preset = _default_preset(presets)
-            return (
-                gr.Dropdown(choices=classes, value=[]),
-                gr.Dropdown(choices=_optional(classes), value=""),
-                gr.Dropdown(choices=_optional(classes), value=""),
-                gr.Radio(choices=presets, value=preset),
-                gr.Radio(choices=presets, value=preset),
-                _card(actions, name),
-            )
-
-        changed = [tab["classes"] for tab in (sampling, painting, looking)]
-        changed += [sampling["preset"], painting["preset"], card]
-        model.change(change_model, model, changed, api_visibility="private")
+        _connect_images(opened, tabs, sampling, painting, looking)
+        _connect_model(actions, model, card, sampling, painting, looking)
 
         def leave(request: gr.Request) -> None:
             for kind in ("sample", "inpaint", "signal"):
@@ -101,6 +70,57 @@ def build_page(actions: Actions) -> gr.Blocks:
         page.unload(leave)
     page.queue(default_concurrency_limit=4, max_size=32)
     return page
+
+
+def _connect_images(
+    opened: gr.State, tabs: gr.Tabs, sampling: dict[str, Any], painting: dict[str, Any], looking: dict[str, Any]
+) -> None:
+    """An image that is uploaded in one tab, or chosen in a gallery, is opened for both Inpaint and Signal."""
+
+    def open_file(path: str) -> Any:
+        """Open an uploaded image for Inpaint and Signal."""
+        image = _checked(open_upload, path)
+        return image, shown(image), shown(image), f"{Path(path).name}: {image.width} x {image.height} pixels"
+
+    def take(images: list[Image.Image] | None, event: gr.SelectData) -> Any:
+        """Open an image of a gallery."""
+        image = (images or [])[event.index]
+        return image, shown(image), shown(image), "", gr.Tabs(selected="inpaint")
+
+    views = [opened, painting["editor"], looking["image"]]
+    for tab, name in ((painting, "open_image"), (looking, "open_signal_image")):
+        tab["upload"].upload(open_file, tab["upload"], [*views, tab["status"]], api_name=name)
+    for tab in (sampling, painting):
+        tab["gallery"].select(take, tab["images"], [*views, painting["status"], tabs], api_visibility="private")
+
+
+def _connect_model(
+    actions: Actions,
+    model: gr.Dropdown,
+    card: gr.Markdown,
+    sampling: dict[str, Any],
+    painting: dict[str, Any],
+    looking: dict[str, Any],
+) -> None:
+    """Another model has other classes, presets and another card."""
+
+    def change_model(name: str) -> Any:
+        """Show another model's classes and presets."""
+        found = actions.describe(name)
+        classes, presets = found.class_names, list(found.presets)
+        preset = _default_preset(presets)
+        return (
+            gr.Dropdown(choices=classes, value=[]),
+            gr.Dropdown(choices=_optional(classes), value=""),
+            gr.Dropdown(choices=_optional(classes), value=""),
+            gr.Radio(choices=presets, value=preset),
+            gr.Radio(choices=presets, value=preset),
+            _card(actions, name),
+        )
+
+    changed = [tab["classes"] for tab in (sampling, painting, looking)]
+    changed += [sampling["preset"], painting["preset"], card]
+    model.change(change_model, model, changed, api_visibility="private")
 
 
 def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
@@ -138,21 +158,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         with gr.Column(scale=2, min_width=320):
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
             gr.Markdown("Paint over what to replace.")
-            editor = gr.ImageEditor(
-                label="Mask",
-                show_label=False,
-                height=480,
-                type="pil",
-                format="png",
-                sources=[],
-                transforms=[],
-                layers=False,
-                buttons=[],
-                brush=gr.Brush(default_size=40, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
-                eraser=gr.Eraser(default_size=40),
-                canvas_size=(512, 512),
-                placeholder="Open an image, or click a sample.",
-            )
+            editor = _mask_editor()
             status = gr.HTML(_text(""), elem_classes="status")
             gallery = _gallery("Results", "Click a result to inpaint it again.")
             download = gr.DownloadButton("Download results and manifest", interactive=False)
@@ -206,6 +212,25 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         "gallery": gallery,
         "images": images,
     }
+
+
+def _mask_editor() -> gr.ImageEditor:
+    """Shows the opened image and lets the user paint over it in one colour, nothing else."""
+    return gr.ImageEditor(
+        label="Mask",
+        show_label=False,
+        height=480,
+        type="pil",
+        format="png",
+        sources=[],
+        transforms=[],
+        layers=False,
+        buttons=[],
+        brush=gr.Brush(default_size=40, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
+        eraser=gr.Eraser(default_size=40),
+        canvas_size=(512, 512),
+        placeholder="Open an image, or click a sample.",
+    )
 
 
 def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[str, Any]:

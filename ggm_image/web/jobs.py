@@ -88,7 +88,7 @@ class Jobs:
                 yield update
                 if isinstance(update, Finished):
                     return
-        finally:  # also where nobody asks for the next step: the browser's tab was closed
+        finally:  # also runs if the next step is never requested, because the browser's tab was closed
             cancelled.set()
             with self._lock:
                 if self._cancel.get(key) is cancelled:

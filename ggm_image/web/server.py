@@ -27,7 +27,7 @@ CONTENT_POLICY = "; ".join(
         "frame-ancestors 'self'",
     ]
 )
-"""Tells the browser to load nothing from another host, whatever a model card or a library asks for."""
+"""Tells the browser to load nothing from another host, even if a model card or a library asks for it."""
 
 
 def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:

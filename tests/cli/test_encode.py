@@ -1,27 +1,19 @@
-"""``encode``, ``decode`` and the frame of the command line, as somebody meets them in a terminal."""
+"""``encode`` and ``decode`` as they are typed."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import click
 import pytest
 import torch
 from PIL import Image
 
-from ggm_image.cli import main as module
-from ggm_image.cli.main import COMMANDS, main
 from ggm_image.data.sources import tar_stream
 from ggm_image.errors import UserError
-from ggm_image.runtime.devices import resolve_device
 from ggm_image.tokenizers import registry
+from tests.cli.commands import refused, run
 from tests.conftest import MeanTokenizer
 from tests.data.shards import png, write_shards, write_tar
 
@@ -42,21 +34,6 @@ def known_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(registry, "load_tokenizer", load)
     monkeypatch.setattr(registry, "tokenizer_specs", lambda: [Spec()])
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def assert_refused(capsys: pytest.CaptureFixture[str], code: int, *parts: str) -> None:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    assert "; " in captured.err
-    for part in parts:
-        assert part in captured.err
 
 
 def test_encode_report_decode(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +72,7 @@ def test_encode_shifts(class_folder: Path, tmp_path: Path, capsys: pytest.Captur
     result = json.loads(captured.out)
     assert (result["count"], result["skipped"]) == (66, ["bee/2.png"])
     for shifts, part in [(9, "must lie in [0, 8] for images of 8 pixels"), (-1, "-1"), (10**30, "must lie in")]:
-        assert_refused(capsys, run("encode", class_folder, tmp_path / "other", *options, "--shifts", shifts), part)
+        refused(capsys, run("encode", class_folder, tmp_path / "other", *options, "--shifts", shifts), part)
         assert not (tmp_path / "other").exists()
 
 
@@ -157,15 +134,15 @@ def test_report_with_features(class_folder: Path, tmp_path: Path, capsys: pytest
     told = capsys.readouterr().out
     assert f"FD (colours) to 5 images of {class_folder / 'bee'}: reconstructions " in told
     assert re.search(r"originals \d+\.\d{4}, excess -?\d+\.\d{4}\n", told)
-    assert_refused(
+    refused(
         capsys,
         run("encode", class_folder, tmp_path / "c", "--tokenizer", "mean", "--features", "inception"),
         "--features belongs to --report",
     )
     wrong = ["--tokenizer", "mean", "--report", "--reference", tmp_path / "nowhere"]
-    assert_refused(capsys, run("encode", class_folder, tmp_path / "c", *wrong), "--reference belongs to --features")
+    refused(capsys, run("encode", class_folder, tmp_path / "c", *wrong), "--reference belongs to --features")
     code = run("encode", class_folder, tmp_path / "c", *wrong, "--features", tmp_path / "colours.pt")
-    assert_refused(capsys, code, "does not exist", "nowhere")
+    refused(capsys, code, "does not exist", "nowhere")
     assert not (tmp_path / "c").exists()
 
 
@@ -183,13 +160,11 @@ def test_bad_sources(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         ("file.txt", "file.txt"),
     ]:
         code = run("encode", tmp_path / name, out, "--tokenizer", "mean")
-        assert_refused(capsys, code, wanted)
+        refused(capsys, code, wanted)
         assert not out.exists()
-    assert_refused(capsys, run("encode", class_folder, out, "--tokenizer", "maen"), "known: mean")
-    assert_refused(
-        capsys, run("encode", class_folder, out, "--tokenizer", "mean", "--image-size", 10), "--image-size 8"
-    )
-    assert_refused(capsys, run("encode", class_folder, class_folder, "--tokenizer", "mean"), "token cache")
+    refused(capsys, run("encode", class_folder, out, "--tokenizer", "maen"), "known: mean")
+    refused(capsys, run("encode", class_folder, out, "--tokenizer", "mean", "--image-size", 10), "--image-size 8")
+    refused(capsys, run("encode", class_folder, class_folder, "--tokenizer", "mean"), "token cache")
     assert not out.exists()
 
 
@@ -202,7 +177,7 @@ def test_shares_of_a_webdataset_and_their_proof(
     assert "share 1/2 is done, 3 shards are left" in capsys.readouterr().out
     assert run("encode", pattern, cache, *options, "--shard", "1/3", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"out": str(cache), "left": 2}
-    assert_refused(capsys, run("encode", pattern, cache, "--verify"), "not finished", "3 of 5 shards")
+    refused(capsys, run("encode", pattern, cache, "--verify"), "not finished", "3 of 5 shards")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
@@ -220,7 +195,7 @@ def test_shares_of_a_webdataset_and_their_proof(
     data = bytearray((cache / "tokens-00003.safetensors").read_bytes())
     data[-1] ^= 1
     (cache / "tokens-00003.safetensors").write_bytes(data)
-    assert_refused(capsys, run("encode", cache, "--verify"), "shard is damaged", "tokens-00003")
+    refused(capsys, run("encode", cache, "--verify"), "shard is damaged", "tokens-00003")
 
 
 def test_bad_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +217,7 @@ def test_bad_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         ([pattern], "argument is missing (OUT)"),
         ([out, "--verify"], "does not exist"),
     ]:
-        assert_refused(capsys, run("encode", *arguments), wanted)
+        refused(capsys, run("encode", *arguments), wanted)
         assert not out.exists(), arguments
 
 
@@ -251,13 +226,13 @@ def test_the_wrong_tokenizer(class_folder: Path, tmp_path: Path, capsys: pytest.
     assert run("encode", class_folder, cache, "--tokenizer", "mean") == 0
     before = (cache / "manifest.json").read_bytes()
     capsys.readouterr()
-    assert_refused(capsys, run("encode", class_folder, cache, "--tokenizer", "other"), "another request")
+    refused(capsys, run("encode", class_folder, cache, "--tokenizer", "other"), "another request")
     assert (cache / "manifest.json").read_bytes() == before
-    assert_refused(capsys, run("decode", cache, out, "--tokenizer", "other"), "made with mean 5e5e")
+    refused(capsys, run("decode", cache, out, "--tokenizer", "other"), "made with mean 5e5e")
     (cache / "manifest.json").write_text(before.decode().replace('"mean"', '"lost"'))
-    assert_refused(capsys, run("decode", cache, out), "lost", "--tokenizer")
-    assert_refused(capsys, run("decode", tmp_path / "nowhere", out), "does not exist")
-    assert_refused(capsys, run("decode", class_folder, out), "manifest.json")
+    refused(capsys, run("decode", cache, out), "lost", "--tokenizer")
+    refused(capsys, run("decode", tmp_path / "nowhere", out), "does not exist")
+    refused(capsys, run("decode", class_folder, out), "manifest.json")
     assert not out.exists()
 
 
@@ -268,155 +243,3 @@ def test_one_pixel_sixteen_bits_and_cmyk(tmp_path: Path) -> None:
     Image.new("I;16", (9, 12), 40000).save(source / "b.png")
     Image.new("CMYK", (20, 9), (0, 200, 0, 0)).save(source / "c.jpg")
     assert run("encode", source, tmp_path / "cache", "--tokenizer", "mean", "--report") == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["encod"], ["no such command (encod); did you mean encode?"]),
-        (["zzz"], ["no such command (zzz); see ggm-image --help"]),
-        (["encode"], ["argument is missing (SRC); see ggm-image encode --help"]),
-        (["encode", "a", "b"], ["option is missing (--tokenizer)"]),
-        (["encode", "a", "b", "--tokeniser", "x"], ["no such option (--tokeniser); did you mean --tokenizer?"]),
-        (["encode", "a", "b", "--image-size", "big", "--tokenizer", "x"], ["'big' is not a valid", "--image-size"]),
-        (["encode", "a", "b", "--image-size", "0", "--tokenizer", "x"], ["--image-size"]),
-        (["encode", "a", "b", "c", "--tokenizer", "x"], ["unexpected extra argument"]),
-        (["decode", "a", "b", "--seed"], ["--seed"]),
-        (["--nonsense"], ["no such option (--nonsense)"]),
-    ],
-)
-def test_usage_errors_are_one_line(arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(capsys, main(arguments), *parts)
-
-
-def test_wrong_devices() -> None:
-    for device in ("gpu", "cuda:99", "cuda:x", "cud"):
-        with pytest.raises(UserError, match=device):
-            resolve_device(device)
-    assert resolve_device("cpu") == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (UserError("a", "b", "c"), 2, "error: a (b); c"),
-        (FileNotFoundError(2, "No such file or directory", "x.png"), 2, "(x.png); check the path"),
-        (PermissionError(13, "Permission denied", "x.png"), 2, "(x.png); check the permissions"),
-        (OSError(28, "No space left on device"), 2, "make room on the disk"),
-        (MemoryError(), 2, "error: out of memory"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
-)
-def test_errors_and_exit_codes(
-    error: BaseException,
-    code: int,
-    line: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail(**_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(module.cli, "main", fail)
-    assert main([]) == code
-    captured = capsys.readouterr().err
-    assert line in captured
-    assert captured.count("\n") == 1
-    monkeypatch.setenv("GGM_IMAGE_DEBUG", "1")
-    assert main([]) == code
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(module.cli, "main", fail)
-    with pytest.raises(ZeroDivisionError):
-        main([])
-
-
-# Seen to fail without the memory of the signal: exit code 2 and "weights must be whole", as torch's C code had it.
-@pytest.mark.parametrize(
-    ("number", "code", "line"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
-)
-def test_a_signal_that_comes_out_as_another_error(
-    number: int, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Storage:
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int) -> int:
-            signal.raise_signal(number)
-            raise IndexError
-
-    def callback() -> None:
-        try:
-            torch.asarray(Storage(), dtype=torch.uint8)
-        except ValueError as error:
-            raise UserError("weights must be whole", str(error), "copy the file again") from error
-
-    monkeypatch.setattr(module, "cli", click.Command("any", callback=callback))
-    before = signal.signal(number, signal.SIG_DFL)  # a worker of pytest-xdist was started with SIGINT ignored
-    try:
-        assert main([]) == code
-    finally:
-        signal.signal(number, before)
-    assert capsys.readouterr().err.strip() == line
-
-
-def test_a_signal_that_was_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As nohup and a script's "&" start a program. Seen to fail with a handler for every signal: exit code 130."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        monkeypatch.setattr(module, "cli", click.Command("any", callback=lambda: signal.raise_signal(signal.SIGINT)))
-        assert main([]) == 0
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--help"], ["-h"]):
-        assert main(arguments) == 0
-        shown = capsys.readouterr().out
-        for name, (_, line) in COMMANDS.items():
-            assert name in shown
-            assert line in shown
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("ggm-image ")
-
-
-# Seen to fail with `import torch` at the top of cli/data.py.
-@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["decode", "--help"]])
-def test_help_does_not_import_torch_and_is_quick(arguments: list[str]) -> None:
-    code = (
-        "import sys; from ggm_image.cli.main import main; code = main(sys.argv[1:]);"
-        "sys.exit(code or 'torch' in sys.modules or 'numpy' in sys.modules)"
-    )
-    before = os.times()
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    after = os.times()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Usage: ")
-    # The processor's time: the clock on the wall also counts whatever else the machine is doing.
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert spent < 1.0, f"{time.perf_counter() - started:.2f} s on the clock"
-
-
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    code = "import sys; from ggm_image.cli.main import main; sys.stdin.read(); sys.exit(main(['encode', '--help']))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    process.stdout.close()
-    process.stdin.close()
-    errors = process.stderr.read()
-    process.stderr.close()
-    process.wait()
-    assert errors == b""

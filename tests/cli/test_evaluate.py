@@ -19,8 +19,6 @@ from tests.features import CHANNELS, Means, paint
 from tests.models import tiny_model_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-
-
 SIDES = ("generated", "reference")
 
 
@@ -164,7 +162,7 @@ def test_several_processes(
     alone = json.loads(capsys.readouterr().out)
     assert run(*drawing, "--statistics", tmp_path / "two", "--shard", "1/2") == 0
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "share 1/2 is done; number 0 prints the figures\n")
+    assert (out, err) == ("", "share 1/2 is done; process 0 prints the figures\n")
     assert len(list((tmp_path / "two").rglob("*.part"))) == 3
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

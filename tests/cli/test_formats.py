@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from ggm_image.cli.main import main
 from ggm_image.io.marks import read_mark
-from tests.models import tiny_model_folder
+from tests.cli.commands import run
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 EXACT = "they are exact only in PNG, TIFF and lossless WebP (--quality lossless)"
@@ -25,15 +24,6 @@ OUTPUTS = pytest.mark.parametrize(
         ("out.jpeg", ("--quality", "80"), False),
     ],
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture

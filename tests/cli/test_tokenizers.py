@@ -8,22 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ggm_image.cli.main import main
 from ggm_image.tokenizers.registry import load_tokenizer, tokenizer_specs
+from tests.cli.commands import refused, run
 from tests.tokenizers import layouts
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from ggm_image.cli.main import main
 
 
 def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.training.test_run import CONFIG, write_cache  # type: ignore[import-not-found]
+    from tests.training.toy import CONFIG, write_cache  # type: ignore[import-not-found]
 
     (tmp_path / "c.yaml").write_text(CONFIG)
     cache = write_cache(tmp_path / "tokens")
@@ -49,7 +49,7 @@ def test_bad_input_is_one_line(
 
 def test_a_config_of_the_user_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A config kept in the folder of the run; a model's folder named by mistake. A killed run may start again."""
-    from tests.training.test_run import CONFIG, write_cache  # type: ignore[import-not-found]
+    from tests.training.toy import CONFIG, write_cache  # type: ignore[import-not-found]
 
     out = tmp_path / "run"
     out.mkdir()

@@ -1,19 +1,17 @@
 """The gate in front of every output: what we did not write stays."""
 
-import hashlib
 import io
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from ggm_image.errors import UserError
 from ggm_image.io import outputs
-from ggm_image.io.image_formats import FORMATS, JPEG, WEBP, Encoding, encode, marked_image
-from ggm_image.io.marks import mark_gif, read_mark
+from ggm_image.io.image_formats import JPEG, Encoding, marked_image
+from ggm_image.io.marks import read_mark
 from ggm_image.io.outputs import (
     RUN_HEAD,
     Gate,
@@ -23,87 +21,18 @@ from ggm_image.io.outputs import (
     number_of,
     numbered,
 )
+from tests.io.small_images import ENCODINGS, noise
 
 SAMPLES = {"model_sha256": "0", "settings": {}, "seed": 0, "count": 2}
 
 
-def noise(seed: int = 0, mode: str = "RGB") -> Image.Image:
-    size = {"L": (5, 4), "RGB": (5, 4, 3), "RGBA": (5, 4, 4)}[mode]
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8))
-
-
-def gif() -> bytes:
-    file = io.BytesIO()
-    noise(0).save(file, format="GIF", save_all=True, append_images=[noise(1)], loop=0)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_a_marked_image(mode: str, tmp_path: Path) -> None:
-    """Pillow reads the same pixels, the software and the settings; the bytes depend on both alone."""
-    data = marked_image(noise(0, mode), "sample", {"seed": 3, "name": "Fréchet"})
-    assert data == marked_image(noise(0, mode), "sample", {"seed": 3, "name": "Fréchet"})
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.tobytes() == noise(0, mode).tobytes()
-        assert image.info["Software"] == "ggm-image"
-        assert json.loads(image.info["ggm-image"])["settings"] == {"seed": 3, "name": "Fréchet"}
-    (tmp_path / "a.png").write_bytes(data)
-    mark = read_mark(tmp_path / "a.png")
-    assert mark is not None
-    assert mark["command"] == "sample"
-    assert mark["intact"]
-    plain = io.BytesIO()
-    noise(0, mode).save(plain, format="PNG")
-    assert mark["sha256"] == hashlib.sha256(plain.getvalue()).hexdigest()
-
-
-def test_a_mark_never_grows_beyond_what_pillow_reads(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(marked_image(noise(), "sample", {"classes": ["x" * 100] * 20_000}))
-    with Image.open(tmp_path / "a.png") as image:
-        image.load()
-        assert len(image.info["ggm-image"]) < 1000
-    Gate("sample").check_file(tmp_path / "a.png")
-
-
-def encodings() -> list[Encoding]:
-    return [Encoding.choose(form) for form in FORMATS] + [Encoding(WEBP)]
-
-
-ENCODINGS = pytest.mark.parametrize("encoding", encodings(), ids=lambda e: f"{e.format.name} {e.quality}")
-
-
-@ENCODINGS
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_a_mark_in_every_format(encoding: Encoding, mode: str, tmp_path: Path) -> None:
-    """Pillow reads the marked file as the plain one, and a byte beside the mark that changes breaks it."""
-    path, settings = tmp_path / "a", {"seed": 3, "name": "Fréchet"}
-    data = marked_image(noise(0, mode), "sample", settings, encoding)
-    assert data == marked_image(noise(0, mode), "sample", settings, encoding)
-    path.write_bytes(data)
-    mark = read_mark(path)
-    assert mark is not None
-    assert (mark["command"], mark["intact"], mark["settings"]) == ("sample", True, settings)
-    with Image.open(path) as image, Image.open(io.BytesIO(encode(noise(0, mode), encoding))) as plain:
-        assert image.format == plain.format == encoding.format.name.upper()
-        assert image.tobytes() == plain.tobytes()
-    start, end = data.index(b'{"command"') - 24, data.index(b'"}}') + 8
-    for place in (*range(12, start, 7), *range(end, len(data), 7)):
-        changed = bytearray(data)
-        changed[place] ^= 4
-        path.write_bytes(changed)
-        assert not (read_mark(path) or {"intact": False})["intact"], place
-    for others in (data[:-1], data + b"notes", encode(noise(0, mode), encoding)):
-        path.write_bytes(others)
-        with pytest.raises(UserError, match="exists and was not written by this command"):
-            Gate("sample", encoding=encoding).check_file(path)
-
-
 @ENCODINGS
 def test_our_files_of_every_format_are_replaced(encoding: Encoding, tmp_path: Path) -> None:
-    path, gate = tmp_path / f"a{encoding.suffix}", Gate("sample", encoding=encoding)
+    path, gate = tmp_path / "new" / f"a{encoding.suffix}", Gate("sample", encoding=encoding)
     gate.save(path, noise(0), {"seed": 0})
     gate.save(path, noise(1), {"seed": 1})
     assert (read_mark(path) or {})["settings"] == {"seed": 1}
+    assert list(path.parent.iterdir()) == [path]
     with pytest.raises(UserError, match="written by ggm-image sample"):
         Gate("inpaint", encoding=encoding).save(path, noise(2))
     noise(3).save(path)
@@ -121,24 +50,6 @@ def test_a_folder_in_another_format(tmp_path: Path) -> None:
     noise(9).save(tmp_path / "000001.jpg")
     with pytest.raises(UserError, match="000001.jpg exists"):
         Gate("inpaint", encoding=jpeg).save_images([noise(0), noise(1)], tmp_path, {"count": 2})
-
-
-def test_a_marked_gif(tmp_path: Path) -> None:
-    path = tmp_path / "a.gif"
-    path.write_bytes(mark_gif(gif(), "sample"))
-    with Image.open(path) as image:
-        assert image.n_frames == 2
-        image.seek(1)
-        image.load()
-    Gate("sample").check_file(path)
-    path.write_bytes(gif())
-    with pytest.raises(UserError, match="no mark"):
-        Gate("sample").check_file(path)
-    changed = bytearray(mark_gif(gif(), "sample"))
-    changed[20] ^= 1
-    path.write_bytes(changed)
-    with pytest.raises(UserError, match="changed since"):
-        Gate("sample").check_file(path)
 
 
 def somebodys(path: Path, how: str) -> None:
@@ -191,14 +102,6 @@ def test_files_of_others(how: str, tmp_path: Path) -> None:
     if how != "a pipe":
         Gate("sample", overwrite=True).save(path, noise(1))
         Gate("sample").check_file(path)
-
-
-def test_our_files_are_replaced(tmp_path: Path) -> None:
-    path, gate = tmp_path / "new" / "a.png", Gate("sample")
-    gate.save(path, noise(0), {"seed": 0})
-    gate.save(path, noise(1), {"seed": 1})
-    assert (read_mark(path) or {})["settings"] == {"seed": 1}
-    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
 
 def test_a_file_that_comes_while_the_command_works(tmp_path: Path) -> None:

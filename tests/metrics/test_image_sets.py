@@ -204,11 +204,11 @@ def test_what_is_taken_for_what(
     extract_features(ImageFileSet(open_source(class_folder)), means_extractor(), statistics=tmp_path / "saved")
     (saved,) = (tmp_path / "saved").iterdir()
     kinds = [kind_of(p) for p in (class_folder, tmp_path / "tokens", model_folder, "model:cifar10", saved)]
-    assert kinds == ["pictures", "tokens", "model", "model", "features"]
+    assert kinds == ["images", "tokens", "model", "model", "features"]
     (class_folder / "manifest.json").write_text(json.dumps({"classes": []}))
-    assert kind_of(class_folder) == "pictures"
-    drawing = SamplingRequest(n=5, seed=2, classes=1, preset="fast", changes={"block": 4})
-    side = open_image_set(f"model:{model_folder}", drawing=drawing)
+    assert kind_of(class_folder) == "images"
+    request = SamplingRequest(n=5, seed=2, classes=1, preset="fast", changes={"block": 4})
+    side = open_image_set(f"model:{model_folder}", request=request)
     assert isinstance(side, SampledSet)
     assert (len(side), side.seed, side.settings.block, side.labels) == (5, 2, 4, [1] * 5)
     assert len(open_image_set(saved)) == 12
@@ -221,7 +221,7 @@ def test_token_caches_that_are_refused(
 ) -> None:
     """Unfinished, of another tokenizer, of one that is not at hand, or damaged."""
     cache = encode(class_folder, tmp_path / "tokens", mean_tokenizer)
-    with pytest.raises(UserError, match="not at hand"):
+    with pytest.raises(UserError, match="was not found"):
         open_image_set(tmp_path / "tokens")
     with pytest.raises(UserError, match="the tokenizer that made it"):
         open_image_set(tmp_path / "tokens", tokenizer=model_folder.parent / "tokenizer")

@@ -18,10 +18,7 @@ from ggm_image.pipelines.guide import Guide
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.pipelines.sample_folder import sample_to_folder
-from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder
-
-FAST = Settings(order="signal", sweeps=1, block=4)
+from tests.models import FAST, tiny_model_folder
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +115,7 @@ def test_a_folder_of_guided_images_is_resumed_for_the_same_guide_only(
     model: Model, image: np.ndarray, tmp_path: Path
 ) -> None:
     def fill(guide: Guide | None, n: int = 2) -> int:
-        return sample_to_folder(model, tmp_path / "out", n, settings=FAST, guide=guide).drawn
+        return sample_to_folder(model, tmp_path / "out", n, settings=FAST, guide=guide).sampled
 
     guide = model.encode_guide(image)
     assert fill(guide) == 2

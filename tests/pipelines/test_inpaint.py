@@ -13,16 +13,7 @@ from ggm_image.image.scales import enlarge, plan_inpainting
 from ggm_image.io.configs import find_config
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.inpaint import SERVING, Inpainter, warn_of_detail
-from ggm_image.pipelines.load import load_model
-from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder
-
-FAST = Settings(order="signal", sweeps=1, block=4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_model(tiny_model_folder(tmp_path_factory.mktemp("model")))
+from tests.models import FAST
 
 
 def pixels_and_hole(seed: int = 0, wide: int = 30) -> tuple[np.ndarray, np.ndarray]:

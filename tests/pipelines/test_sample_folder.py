@@ -13,19 +13,12 @@ from ggm_image.io.marks import read_mark
 from ggm_image.io.outputs import numbered
 from ggm_image.pipelines import sample_folder
 from ggm_image.pipelines.image import Model
-from ggm_image.pipelines.load import load_model
 from ggm_image.pipelines.sample_folder import Sampled, SampleFolder, sample_to_folder
 from ggm_image.sampler.settings import Settings
 from tests.faults.harness import digests
-from tests.models import tiny_model_folder
 
 N = 70
 FAST = Settings(sweeps=1, block=8)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_model(tiny_model_folder(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +68,7 @@ def test_shares(processes: int, model: Model, whole: Path, tmp_path: Path) -> No
     sampled = 0
     for rank in range(processes):
         done = draw(model, tmp_path, share=(rank, processes))
-        sampled += done.drawn
+        sampled += done.sampled
         assert done.missing == N - sampled
         assert (tmp_path / "manifest.json").exists() == (sampled == N)
     assert sampled == N

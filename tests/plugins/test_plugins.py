@@ -30,7 +30,7 @@ from ggm_image.training.optim import OPTIMIZERS, OptimizerSettings
 from tests.conftest import draw_picture
 from tests.features import CHANNELS, Means, means_extractor, paint
 from tests.models import tiny_model_folder, tiny_text_model_folder
-from tests.training.test_run import CONFIG, write_cache
+from tests.training.toy import CONFIG, write_cache
 
 MODULE = "tests.plugins.plugin"
 REGISTRIES: tuple[dict[str, Any], ...] = (SAMPLERS, CURVES, ORDERS, OPTIMIZERS, FAMILIES, METRICS)

@@ -3,11 +3,7 @@
 The joint is a 2 x 2 Potts model; an exact network is a table. Chi-squares as in tests/sampler/test_sampler.py.
 """
 
-import importlib
-import sys
 from itertools import pairwise
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,35 +14,17 @@ from ggm_image.sampler import sample_signal
 from ggm_image.schedule import order_sites
 from tests.enumeration import (
     ExactDenoiser,
-    all_states,
     chi_square,
     critical,
     divergence,
     kl,
     noised,
-    potts,
     state_numbers,
 )
+from tests.tools.small_joint import CODES, LAW, SITES, STATES, seeded
 
-TOOLS = Path(__file__).parents[2] / "tools"
-SITES, CODES = 4, 3
 NOISE = torch.full((CODES,), 1 / CODES, dtype=torch.float64)
-LAW = potts(2, 2, CODES, 1.0)
-STATES = all_states(SITES, CODES)
 DRAWS = 100_000
-
-
-@pytest.fixture
-def baselines(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for folder in ("benchmarks", "experiments", "figures"):
-        monkeypatch.syspath_prepend(TOOLS / folder)
-    module = importlib.import_module("baselines")
-    monkeypatch.delitem(sys.modules, "baselines")
-    return module
-
-
-def seeded(count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(k) for k in range(count)]
 
 
 def transitions(before: float, after: float) -> Tensor:

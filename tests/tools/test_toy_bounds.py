@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.enumeration import all_states, potts, state_numbers
-from tests.tools.test_rivals import CODES, LAW, SITES, MaskedTable, left_out
+from tests.tools.small_joint import CODES, LAW, SITES
+from tests.tools.test_interpolating import left_out
+from tests.tools.test_rivals import MaskedTable
 
 TOOLS = Path(__file__).parents[2] / "tools"
 ENTROPY = float(-(LAW * LAW.log()).sum())

@@ -13,7 +13,7 @@ from ggm_image.schedule import random_training_state
 from ggm_image.training import cost_estimate as module
 from ggm_image.training.config import GeneratorConfig, TrainConfig
 from ggm_image.training.criterion import Criterion
-from tests.training.test_run import CONFIG, write_cache
+from tests.training.toy import CONFIG, write_cache
 
 SIZES = NetworkConfig(codebook_size=40, classes=2, grid=[4, 5], width=32, depth=3, heads=2)
 CONFIGURATION = GeneratorConfig(network=SIZES, train=TrainConfig(batch_size=6, precision="32-true", steps=50))

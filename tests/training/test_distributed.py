@@ -16,7 +16,7 @@ from ggm_image.training.batches import rows_of_rank
 from ggm_image.training.checkpoint import load_checkpoint
 from ggm_image.training.distributed import make_fabric, processes_asked
 from ggm_image.training.sharded_state import whole
-from tests.training.test_run import CONFIG, log_of, write_cache
+from tests.training.toy import CONFIG, log_of, write_cache
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

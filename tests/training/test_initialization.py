@@ -18,7 +18,7 @@ from ggm_image.pipelines.model_weights import load_network
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.initialization import initialize_network
 from ggm_image.training.run import train_generator
-from tests.training.test_run import CONFIG, write_cache
+from tests.training.toy import CONFIG, write_cache
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 

@@ -18,7 +18,7 @@ from ggm_image.training.logging import MetricLogger
 from ggm_image.training.run import train_generator
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.run import train_tokenizer
-from tests.training.test_run import CONFIG, write_cache
+from tests.training.toy import CONFIG, write_cache
 from tests.training.vqgan.test_run import CONFIG as TOKENIZER_CONFIG
 
 pytestmark = pytest.mark.usefixtures("no_curves")

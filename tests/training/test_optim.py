@@ -15,7 +15,7 @@ from ggm_image.training import optim
 from ggm_image.training.config import TrainConfig
 from ggm_image.training.run import train_generator
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
-from tests.training.test_run import CONFIG, write_cache
+from tests.training.toy import CONFIG, write_cache
 
 OPTIMIZERS = ("adamw", "muon")
 SETTINGS = optim.OptimizerSettings(learning_rate=0.01, weight_decay=0.1, betas=(0.9, 0.98))

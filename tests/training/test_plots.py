@@ -11,7 +11,7 @@ from ggm_image.training import plots
 from ggm_image.training.plots import plot_run, read_log
 from ggm_image.training.run import train_generator
 from ggm_image.training.vqgan.run import train_tokenizer
-from tests.training import test_run
+from tests.training import toy
 from tests.training.vqgan import test_run as test_tokenizer
 
 LOG = """step,loss,gradient_norm,learning_rate,minutes,nll,nll_level_0.5,nll_masked_1
@@ -41,8 +41,8 @@ def test_every_run_ends_with_its_curves(
 ) -> None:
     sampled: list[Path] = []
     monkeypatch.setattr(plots, "plot_run", lambda folder: sampled.append(folder))
-    (tmp_path / "generator.yaml").write_text(test_run.CONFIG)
-    tokens = test_run.write_cache(tmp_path / "tokens")
+    (tmp_path / "generator.yaml").write_text(toy.CONFIG)
+    tokens = toy.write_cache(tmp_path / "tokens")
     train_generator(tmp_path / "generator.yaml", tokens, tmp_path / "a", overrides=["train.steps=1"], device="cpu")
     (tmp_path / "tokenizer.yaml").write_text(test_tokenizer.CONFIG)
     train_tokenizer(tmp_path / "tokenizer.yaml", class_folder, tmp_path / "b", overrides=["train.steps=1"])

@@ -16,7 +16,7 @@ from ggm_image.training.run import train_generator
 from ggm_image.training.trainer import GeneratorTrainer
 from ggm_image.training.vqgan.run import train_tokenizer
 from ggm_image.training.vqgan.trainer import TokenizerTrainer
-from tests.training.test_run import CONFIG, write_cache
+from tests.training.toy import CONFIG, write_cache
 from tests.training.vqgan.test_run import CONFIG as TOKENIZER_CONFIG
 
 

@@ -94,7 +94,7 @@ class Prefetch:
     def __len__(self) -> int:
         return len(self.source) * len(self.copies)
 
-    def picture(self, item: int) -> DecodedImage:
+    def image(self, item: int) -> DecodedImage:
         """One item, or the error that says why it cannot be read."""
         copy, index = divmod(item, len(self.source))
         try:
@@ -105,4 +105,4 @@ class Prefetch:
 
     def batches(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[DecodedImage]]]:
         """Consecutive groups of ``items`` with their images, in order."""
-        return decoded(items, self.picture, batch_size, workers=self.workers, ahead=self.ahead)
+        return decoded(items, self.image, batch_size, workers=self.workers, ahead=self.ahead)

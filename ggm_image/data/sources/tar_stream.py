@@ -1,8 +1,8 @@
-"""Tar archives read once from front to back: files, what commands print, and whatever fsspec can open.
+"""Tar archives read once from front to back: files, the output of commands, and anything that fsspec opens.
 
 tarfile takes an archive that is cut off between two members, or damaged at a header, for a shorter one. Here it must
 end with its end mark, be read to its last byte, and the command that printed it must end well; else nothing of it
-counts. What comes over a network is tried again: the archive is read anew and what has been handed on is passed over.
+counts. A failed network read is retried: the archive is read again, and what was already passed on is skipped.
 """
 
 import bz2
@@ -64,7 +64,7 @@ def expand(pattern: str) -> list[str]:
     try:
         if _how_many(pattern) > MOST_PLACES:
             raise UserError(
-                f"a pattern may mean at most {MOST_PLACES:,} archives", pattern, "mend it, or give a folder"
+                f"a pattern may mean at most {MOST_PLACES:,} archives", pattern, "correct it, or give a folder"
             )
         return list(braceexpand(pattern, escape=False))
     except UserError:
@@ -72,7 +72,7 @@ def expand(pattern: str) -> list[str]:
     except ValueError:  # a brace without its fellow
         return [pattern]
     except RecursionError as error:
-        raise UserError("a pattern has too many braces in each other", pattern, "mend it") from error
+        raise UserError("a pattern has too many braces in each other", pattern, "correct it") from error
 
 
 def _how_many(pattern: str) -> int:
@@ -110,7 +110,7 @@ def members(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     Args:
         place: a path, an address with ``://`` for fsspec, or ``pipe:`` and a command for the shell. Archives may be
             packed by gzip, xz or bzip2.
-        wanted: whether a file of this name is to be handed on.
+        wanted: whether a file of this name is wanted.
 
     Raises:
         UserError: the archive cannot be opened, or is not whole.

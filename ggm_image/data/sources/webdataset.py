@@ -62,7 +62,7 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
     names = _names(places)
     twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
     if twice is not None:
-        raise UserError("every archive must be named once", twice, "mend the pattern")
+        raise UserError("every archive must be named once", twice, "fix the pattern")
     is_local = not is_stream(source)
     found = _peek(places[0], label_key) if is_local else None
     reader = _Reader(label_key)
@@ -171,9 +171,9 @@ def _peek(path: str, label_key: str) -> _Found | None:
             for name, member in islice(safe_members(archive, path), 4 * PEEKED):
                 if not member.isreg() or not wanted(str(name)):
                     continue
-                is_picture = is_image(name.name)
-                has_folders |= is_picture and len(name.parts) > 1
-                content = None if is_picture else archive.extractfile(member)
+                is_one = is_image(name.name)
+                has_folders |= is_one and len(name.parts) > 1
+                content = None if is_one else archive.extractfile(member)
                 files.append((str(name), content.read() if content else b""))
                 if len(files) >= PEEKED:
                     break
@@ -184,7 +184,7 @@ def _peek(path: str, label_key: str) -> _Found | None:
     except FileNotFoundError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, lzma.LZMAError, zlib.error):
-        pass  # whoever reads it in earnest says what is wrong with it
+        pass  # the actual read reports what is wrong
     return None
 
 
@@ -294,10 +294,10 @@ class _Reader:
         other = "" if value is not None or self.label_key else find_label_key(files, where)
         if other and not label_key:
             got = f"{where} has one, those before it have not"
-            raise UserError("samples must either all have a class or none", got, "mend or remove it")
+            raise UserError("samples must either all have a class or none", got, "fix or remove it")
         if value is None and label_key:
             found = f"has none in the {place_of(label_key)}" if other else "has none"
-            raise UserError("samples must either all have a class or none", f"{where} {found}", "mend or remove it")
+            raise UserError("samples must either all have a class or none", f"{where} {found}", "fix or remove it")
 
 
 def _raising(error: UserError) -> Callable[[], bytes]:

@@ -87,7 +87,7 @@ def image_of(files: dict[str, bytes], where: str) -> bytes:
     """The file of a sample's only image; UserError where it has none, or several."""
     images = [suffix for suffix in files if suffix in IMAGE_NAMES]
     if len(images) != 1:
-        raise UserError("sample must have one image", f"{where}: {', '.join(files)}", "mend or remove it")
+        raise UserError("sample must have one image", f"{where}: {', '.join(files)}", "fix or remove it")
     return files[images[0]]
 
 
@@ -128,5 +128,5 @@ def _json(files: dict[str, bytes], where: str) -> dict[str, Any]:
     try:
         values = json.loads(files["json"])
     except (ValueError, RecursionError) as error:
-        raise UserError("file of a sample is no JSON", f"{where}.json: {error}", "mend it, or add a .cls") from error
+        raise UserError("file of a sample is no JSON", f"{where}.json: {error}", "fix it, or add a .cls") from error
     return values if isinstance(values, dict) else {}

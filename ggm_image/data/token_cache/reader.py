@@ -62,7 +62,7 @@ class TokenCache:
             raise UserError(
                 "token cache is not finished",
                 f"{folder}: {manifest.shards_in_all - unfinished} of {manifest.shards_in_all} shards",
-                "run the same ggm-image encode command again, it goes on where it stopped",
+                "rerun the same ggm-image encode command to resume",
             )
         return cls(folder, manifest, [_map_shard(folder, manifest, shard) for shard in manifest.shards])
 

@@ -249,7 +249,7 @@ class TokenCacheWriter:
         return 0
 
     def _join_parts(self) -> None:
-        """Count the items of a stream, and name its classes if nobody has."""
+        """Count the items of a stream, and name its classes if that was not done before."""
         manifest = self.manifest
         manifest.items = sum(entry["items"] for entry in manifest.shards)
         kinds = {entry["classes"] > 0: entry["part"] for entry in manifest.shards if entry["count"]}
@@ -269,7 +269,7 @@ class TokenCacheWriter:
         remove_temporaries(self.folder)
 
     def discard_if_empty(self) -> None:
-        """After an error: leave nothing behind unless finished rows make going on worth while."""
+        """After an error: leave nothing behind unless there are finished rows to resume from."""
         manifest = self.folder / "manifest.json"
         if not self.folder.is_dir() or (manifest.is_file() and Manifest.read(self.folder).complete):
             return

@@ -258,7 +258,7 @@ def export_tokenizer(folder: Path, config: TokenizerTrainConfig, trainer: Tokeni
         "weights": {"sha256": sha256, **own, "url": None, "mirrors": []},
         "reported": {},
         "training": {
-            "pictures": images,
+            "images": images,
             "steps": trainer.step,
             "minutes": round(trainer.clock.seconds / 60, 1),
             "loss": asdict(config.loss),

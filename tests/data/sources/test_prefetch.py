@@ -11,7 +11,7 @@ from ggm_image.errors import UserError
 
 
 def picture(entry: int) -> torch.Tensor | UserError:
-    return UserError("bad", entry, "mend it") if entry % 7 == 3 else torch.full((3, 1, 1), entry)
+    return UserError("bad", entry, "fix it") if entry % 7 == 3 else torch.full((3, 1, 1), entry)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])

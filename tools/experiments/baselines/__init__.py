@@ -20,7 +20,7 @@ same minimiser), and its step takes the mean of q(x_s | x_t, x_0) over p(x_0 | x
 site. Duo is trained without its curriculum, which needs Gaussian latents, and without distillation. GIDD's and Duo's
 steps plug the network's distribution into q(x_s | x_t, x_0); their bounds are least at P(x_0 at a site | the other
 sites' tokens), and with that the step is the exact posterior of a site too. Guidance acts on the network's answers for
-all methods. tests/tools/test_baselines.py and test_rivals.py show all that by enumeration.
+all methods. tests/tools/test_baselines.py, test_interpolating.py and test_rivals.py show all that by enumeration.
 """
 
 from baselines.critic import critic
