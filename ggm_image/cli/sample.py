@@ -23,6 +23,7 @@ from ggm_image.cli.options import (
 from ggm_image.cli.sampling import (
     COMPILE,
     asked_labels,
+    check_input,
     find_described_model,
     format_options,
     load,
@@ -33,17 +34,35 @@ from ggm_image.cli.sampling import (
 from ggm_image.cli.text import refuse_given, sample_texts
 from ggm_image.errors import UserError
 from ggm_image.io.image_formats import format_of
-from ggm_image.io.outputs import Gate
+from ggm_image.io.outputs import Gate, check_inputs_kept
 from ggm_image.pipelines.classes import turns
+from ggm_image.runtime.streams import say
 
 
 @click.command(cls=GroupedCommand)
 @what(
     *model_options("Class to sample; several take turns."),
     count_option(16, "Number of images."),
+    click.option(
+        "--guide",
+        type=click.Path(path_type=Path),
+        metavar="IMAGE",
+        help="Image that the samples follow, of any size: to enlarge or to vary, or colour hints on transparency.",
+    ),
     click.option("--length", type=click.IntRange(min=1), help="Bytes of each text; the model's own length by default."),
 )
-@how(sampler_options, seed_option, COMPILE, device_option, shard_option)
+@how(
+    sampler_options,
+    click.option(
+        "--strength",
+        type=click.FloatRange(min=0, min_open=True),
+        help="How closely the samples follow --guide; larger is closer.  [default: 1]",
+    ),
+    seed_option,
+    COMPILE,
+    device_option,
+    shard_option,
+)
 @where(
     out_option("samples.png", help="File for one image or a grid (.png, .jpg, .webp, .tif), or a folder."),
     format_options,
@@ -56,6 +75,8 @@ def sample(
     tokenizer: str | None,
     classes: tuple[str, ...],
     count: int,
+    guide: Path | None,
+    strength: float | None,
     out: Path,
     image_format: str | None,
     quality: int | str | None,
@@ -74,6 +95,10 @@ def sample(
 
     --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K. Without
     it, all classes of the model take turns.
+
+    --guide IMAGE makes the samples follow an image: a small one is enlarged (super-resolution), one of the model's size
+    is varied, and strokes of colour on a transparent background are hints. The samples have no class then unless
+    --class names one.
 
     Rerun the same command to resume an unfinished folder, or with a larger -n to add images. Several processes share a
     folder: those of torchrun, or one command with --shard 0/4, one with 1/4 ... The files are the same either way.
@@ -111,13 +136,22 @@ def sample(
     gate = Gate("sample", overwrite, encoding=encoding)
     _check_processes(share[1], out, single, overwrite)
     _check_trajectory(trajectory, gate)
-    settings, asked = found.settings(preset, **options), asked_labels(found, classes)
+    asked = asked_labels(found, classes)
+    _check_guide(guide, strength, out, single)
+    if guide is not None and asked is None:
+        if options["guidance"] is not None:
+            say("--guidance has no effect without --class")
+        options["guidance"] = 1.0
+    settings = found.settings(preset, **options)
     if single:
         gate.check_file(out)
     else:
         gate.check_images(out, count)
 
     model = load(model_name, tokenizer, device, compiled=compiled)
+    followed = None
+    if guide is not None:
+        followed = model.encode_guide(guide) if strength is None else model.encode_guide(guide, strength)
     recording = None
     if trajectory is not None and share[0] == 0:
         from ggm_image.pipelines.trajectory import Trajectory
@@ -126,7 +160,7 @@ def sample(
     callback = None if recording is None else recording.record
     start = time.perf_counter()
     if single:
-        _sample_grid(model, out, count, asked, seed, settings, callback, gate)
+        _sample_grid(model, out, count, asked, seed, settings, callback, gate, followed)
         sampled, missing = count, 0
     else:
         from ggm_image.pipelines.sample_folder import sample_to_folder
@@ -142,6 +176,7 @@ def sample(
             callback=callback,
             overwrite=overwrite,
             encoding=encoding,
+            guide=followed,
         )
         sampled, missing = done.sampled, done.missing
     seconds = time.perf_counter() - start
@@ -149,7 +184,8 @@ def sample(
         recording.save(trajectory)
     if as_json:
         labels = None if asked is None else turns(asked, range(count))
-        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | encoding.described
+        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=followed)
+        manifest |= encoding.described
         told = {"out": str(out), "seconds": round(seconds, 3), "drawn": sampled, "missing": missing}
         click.echo(json.dumps({**told, "share": f"{share[0]}/{share[1]}", **manifest}))
     else:
@@ -165,7 +201,7 @@ def _folder_of_texts(context: click.Context, out: Path) -> Path | None:
     given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
     if given and format_of(out) is not None:
         raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
-    images_only = ("classes", "trajectory", "compiled", "shard", "image_format", "quality")
+    images_only = ("classes", "guide", "strength", "trajectory", "compiled", "shard", "image_format", "quality")
     refuse_given(context, dict.fromkeys(images_only, "leave it out: the model is one of text"))
     return out if given else None
 
@@ -185,6 +221,14 @@ def _check_trajectory(path: Path | None, gate: Gate) -> None:
     replace(gate, option="--trajectory").check_file(path)
 
 
+def _check_guide(guide: Path | None, strength: float | None, out: Path, single: bool) -> None:
+    if guide is not None:
+        check_input(guide, "guide")
+        check_inputs_kept(out if single else out / guide.name, guide)
+    elif strength is not None:
+        raise UserError("--strength belongs to --guide", strength, "add --guide IMAGE, or leave it out")
+
+
 def _say_done(
     out: Path, count: int, sampled: int, missing: int, share: tuple[int, int], calls: int, seconds: float
 ) -> None:
@@ -198,24 +242,36 @@ def _say_done(
 
 
 def _sample_grid(
-    model: Any, out: Path, count: int, asked: list[int] | None, seed: int, settings: Any, callback: Any, gate: Gate
+    model: Any,
+    out: Path,
+    count: int,
+    asked: list[int] | None,
+    seed: int,
+    settings: Any,
+    callback: Any,
+    gate: Gate,
+    guide: Any,
 ) -> None:
     """One image, or a grid of them."""
     from ggm_image.image.io import to_pil
     from ggm_image.image.visualize import grid_size, image_grid
+    from ggm_image.pipelines.sample_folder import sample_rows
     from ggm_image.runtime.progress import progress_bar
 
     height, width = grid_size(count, *model.image_size)
     gate.encoding.check_size(width, height)
-    labels = None if asked is None else turns(asked, range(count))
     with progress_bar(total=count, unit="img", label="sample") as advance:
-        tokens = model.sample_tokens(
-            model.labels(count, labels),
+        tokens = sample_rows(
+            model,
+            range(count),
+            asked,
+            guide=guide,
             seed=seed,
             settings=settings,
             callback=callback,
             on_batch=lambda done: advance(len(done)),
         )
-    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+    labels = None if asked is None else turns(asked, range(count))
+    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=guide)
     manifest["classes"] = None if asked is None else [model.class_names[label] for label in asked]  # in turn
     gate.save(out, to_pil(image_grid(model.decode(tokens))), manifest)

@@ -2,6 +2,7 @@
 
     model = load_model("cifar10")
     images = model.sample(16, classes="cat", seed=0)          # uint8 (16, 3, 32, 32)
+    larger = model.sample(4, guide="small.png")                # four images that look like it when reduced
     samples = model.inpaint(image, mask, n=4)                   # four PIL images
 
 An image depends on (seed, its index, its class, the settings) alone, see `ggm_image.pipelines.token_model`.
@@ -30,6 +31,7 @@ from ggm_image.image.masks import load_mask
 from ggm_image.image.scales import InpaintingPlan, Scales, check_scales, plan_inpainting
 from ggm_image.image.visualize import image_grid
 from ggm_image.pipelines.call_counter import CallCounter, OnProgress
+from ggm_image.pipelines.guide import STRENGTH, Guide, encode_guide
 from ggm_image.pipelines.inpaint import TAU, Inpainter, warn_of_detail
 from ggm_image.pipelines.signal import signal_map
 from ggm_image.pipelines.token_model import INPAINT_BATCH, MAX_IMAGES, Classes, TokenModel
@@ -62,6 +64,8 @@ class Model(TokenModel):
         settings: Settings | None = ...,
         first: int = ...,
         output: Literal["pt"] = ...,
+        guide: ImageLike | Guide | None = ...,
+        strength: float = ...,
         on_progress: OnProgress | None = ...,
         **changes: Any,
     ) -> UInt8[Tensor, "n 3 h w"]: ...
@@ -86,6 +90,8 @@ class Model(TokenModel):
         settings: Settings | None = None,
         first: int = 0,
         output: str = "pt",
+        guide: ImageLike | Guide | None = None,
+        strength: float = STRENGTH,
         on_progress: OnProgress | None = None,
         **changes: Any,
     ) -> Any:
@@ -93,12 +99,16 @@ class Model(TokenModel):
 
         Args:
             n: how many; 0 gives an empty result.
-            classes: a class name or index for all, one for each, or None for class k mod C.
+            classes: a class name or index for all, one for each, or None for class k mod C; with a guide, None is no
+                class.
             seed: any integer; image k of a seed is the same for any n.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`.
             first: index of the first image.
             output: ``pt``, ``pil``, ``np`` or ``grid``, see below.
+            guide: an image of any size that the samples follow: a small one to enlarge, one to vary, or colour hints on
+                a transparent background. See `ggm_image.image.guide.load_guide`.
+            strength: how closely they follow it, > 0; larger is closer. See `encode_guide`.
             on_progress: called as on_progress(network calls done, network calls in total); what it raises cancels.
             **changes: entries of `Settings` to change, for example ``guidance=3``.
 
@@ -114,13 +124,45 @@ class Model(TokenModel):
             raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
         settings = self._changed(preset, settings, changes)
         least = 1 if output == "grid" else 0
-        labels = self._labels(check_count(n, least=least, most=MAX_IMAGES), classes, check_count(first, "first"))
+        n, first = check_count(n, least=least, most=MAX_IMAGES), check_count(first, "first")
+        observation = None
+        if guide is None:
+            labels = self._labels(n, classes, first)
+        else:
+            labels, settings = self._optional_class(n, classes, settings, changes)
+            observation = self.encode_guide(guide, strength).observation.expand(n, -1, -1)
         counter = None
         if on_progress is not None:
             batches = -(-len(labels) // self.kernel_batch)
             counter = CallCounter(on_progress, batches * settings.calls(self.grid[0] * self.grid[1]))
-        tokens = self.sample_tokens(labels, seed=seed, settings=settings, first=first, callback=counter)
+        tokens = self.sample_tokens(
+            labels, seed=seed, settings=settings, first=first, callback=counter, observation=observation
+        )
         return _as_output(self.decode(tokens), output)
+
+    @isolate
+    def encode_guide(self, guide: ImageLike | Guide, strength: float = STRENGTH) -> Guide:
+        """A guide image as `sample` uses it; encode it once to use it in several calls.
+
+        Args:
+            guide: an image of any size; transparent parts guide nothing. An encoded guide is returned as it is.
+            strength: > 0. Codes a of a site with latent z lose strength |z - e_a|^2 / d nats, with d the median
+                squared distance of the guide's latents to their nearest codes.
+
+        Raises:
+            UserError: the guide cannot be opened or is transparent everywhere, or the strength is not positive.
+        """
+        return guide if isinstance(guide, Guide) else encode_guide(self, guide, strength)
+
+    def _optional_class(
+        self, n: int, classes: Classes, settings: Settings, changes: dict[str, Any]
+    ) -> tuple[list[int], Settings]:
+        """Labels where an image may have no class, and settings: without a class there is nothing to be guided to."""
+        if classes is not None:
+            return self._labels(n, classes), settings
+        if changes.get("guidance") is not None:
+            say("guidance has no effect without a class")
+        return [self.null_label] * n, replace(settings, guidance=1.0)
 
     @overload
     def stream(self, n: int, *, output: Literal["pt"] = ..., **options: Any) -> Iterator[UInt8[Tensor, "n 3 h w"]]: ...
@@ -145,12 +187,15 @@ class Model(TokenModel):
         first: int = 0,
         output: str = "pt",
         batch: int | None = None,
+        guide: ImageLike | Guide | None = None,
+        strength: float = STRENGTH,
         **changes: Any,
     ) -> Iterator[Any]:
         """Sample images in batches as they are finished, to keep memory flat: ``for images in model.stream(10_000)``.
 
         Args:
-            n, classes, seed, preset, settings, first, output, changes: as in `sample`, whose images these are.
+            n, classes, seed, preset, settings, first, output, guide, strength, changes: as in `sample`, whose images
+                these are.
             batch: images in one batch, ``kernel_batch`` by default.
 
         Yields:
@@ -162,18 +207,25 @@ class Model(TokenModel):
         if output not in OUTPUTS:
             raise UserError("no such output", f"got {output!r}", f"choose one of {', '.join(OUTPUTS)}")
         settings, seed = self._changed(preset, settings, changes), check_seed(seed)
-        labels = self._labels(check_count(n, most=MAX_IMAGES), classes, check_count(first, "first"))
+        n, first = check_count(n, most=MAX_IMAGES), check_count(first, "first")
+        if guide is None:
+            labels = self._labels(n, classes, first)
+        else:
+            labels, settings = self._optional_class(n, classes, settings, changes)
+            guide = self.encode_guide(guide, strength)
+        unlabelled = not self.class_names or (guide is not None and classes is None)
         size = self.kernel_batch if batch is None else check_count(batch, "the batch", least=1)
         parts = (range(k, min(k + size, len(labels))) for k in range(0, len(labels), size))
         sample: Any = self.sample  # its overloads want a literal output
         return (
             sample(
                 len(part),
-                classes=[labels[k] for k in part] if self.class_names else None,
+                classes=None if unlabelled else [labels[k] for k in part],
                 seed=seed,
                 settings=settings,
                 first=first + part.start,
                 output=output,
+                guide=guide,
             )
             for part in parts
         )
@@ -239,11 +291,7 @@ class Model(TokenModel):
         check_tau(tau)
         original, hole = load_mask(image, mask, extend_by=extend, fit=fit, mask_index=mask_index)
         n = check_count(n, "the number of samples", most=MAX_IMAGES)
-        labels = self._labels(n, classes) if classes is not None else [self.null_label] * n
-        if classes is None:
-            if changes.get("guidance") is not None:
-                say("guidance has no effect without a class")
-            settings = replace(settings, guidance=1.0)
+        labels, settings = self._optional_class(n, classes, settings, changes)
         if n == 0:
             return []
         if not hole.any():
@@ -291,9 +339,11 @@ class Model(TokenModel):
         label = self.null_label if classes is None else self.label(classes)
         return signal_map(self, open_rgb(image), label, level=level, block=block, on_progress=on_progress)
 
-    def manifest(self, n: int, *, classes: Classes, seed: int, settings: Settings) -> dict[str, Any]:
+    def manifest(
+        self, n: int, *, classes: Classes, seed: int, settings: Settings, guide: Guide | None = None
+    ) -> dict[str, Any]:
         """Everything that is needed to sample the same images again."""
-        labels = self.labels(n, classes)
+        labels = [] if guide is not None and classes is None else self.labels(n, classes)
         return {
             "model": self.name,
             **({"revision": self.folder.revision} if self.folder.revision else {}),
@@ -301,7 +351,8 @@ class Model(TokenModel):
             **self.identity,
             "seed": check_seed(seed),
             "count": int(n),
-            "classes": [self.class_names[label] for label in labels] if self.class_names else None,
+            "classes": [self.class_names[label] for label in labels] if labels and self.class_names else None,
+            **({} if guide is None else guide.described),
             "settings": asdict(settings),
             "device": self.device.type,
             "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},

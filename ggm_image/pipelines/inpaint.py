@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 TAU = 1.0
 """How far a finer scale may depart from the coarser one: the default of `Model.inpaint`, chosen by measurement."""
 
+SERVING = {64: "photos64", 256: "imagenet256"}
+"""Shipped configs of models for photographs, by the side of their images in pixels."""
+
 
 @dataclass(frozen=True)
 class Inpainter:
@@ -175,7 +178,8 @@ def warn_of_detail(plan: InpaintingPlan, name: str, size: tuple[int, int]) -> st
         steps = f"{len(plan.scales) - 1} step{'s' if len(plan.scales) > 2 else ''}"
         how = f"it is filled at 1/{plan.factor:.3g} of the resolution and refined in {steps}"
     serving = 2 ** math.ceil(math.log2(max(height, width) * plan.factor))
+    example = next((f", such as config {config}," for side, config in SERVING.items() if side >= serving), "")
     return (
         f"the hole is {hole} and {name} was trained on images of {width} x {height}: {how}; expect few "
-        f"details, a model of {serving} x {serving} would see it at full resolution"
+        f"details: a model of at least {serving} x {serving}{example} would see it at full resolution"
     )

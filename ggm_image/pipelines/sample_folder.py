@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from PIL import Image
+from torch import Tensor
 
 from ggm_image.errors import UserError
 from ggm_image.image.io import to_pil
@@ -22,6 +24,7 @@ from ggm_image.io.image_formats import IMAGE_SUFFIXES, LOSSLESS_PNG, PNG, Encodi
 from ggm_image.io.marks import read_mark
 from ggm_image.io.outputs import MANIFEST, PARTIAL, number_of, numbered
 from ggm_image.pipelines.classes import turns
+from ggm_image.pipelines.guide import Guide
 from ggm_image.pipelines.image import Model
 from ggm_image.runtime.progress import progress_bar
 from ggm_image.runtime.streams import say
@@ -57,6 +60,7 @@ def sample_to_folder(
     callback: Callback | None = None,
     overwrite: bool = False,
     encoding: Encoding = LOSSLESS_PNG,
+    guide: Guide | None = None,
 ) -> Sampled:
     """Sample this process's share of images ``0 ... n - 1`` of a seed into a folder, except those already there.
 
@@ -68,13 +72,14 @@ def sample_to_folder(
         out: the folder; it may hold images of the same request, or of the same with a smaller ``n``.
         n: how many images the folder will hold.
         classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
-            by default.
+            by default; with a guide, no class.
         seed: any integer.
         settings: of the sampler.
         share: number of this process, and how many there are.
         callback: see `Model.sample_tokens`; where it is given, the first batch is sampled even if it is there.
         overwrite: replace other images; for one process.
         encoding: of the files.
+        guide: what the images follow, see `Model.encode_guide`.
 
     Raises:
         UserError: the folder holds other images.
@@ -82,7 +87,7 @@ def sample_to_folder(
     rank, processes = share
     asked = [classes] if isinstance(classes, str | int) else classes
     labels = None if asked is None else turns(asked, range(n))
-    manifest = model.manifest(n, classes=labels, seed=seed, settings=settings) | encoding.described
+    manifest = model.manifest(n, classes=labels, seed=seed, settings=settings, guide=guide) | encoding.described
     folder = SampleFolder(out, manifest, encoding)
     if overwrite and (removed := folder.clear()):
         say(f"removed {removed} images of another request: {out}")
@@ -93,14 +98,38 @@ def sample_to_folder(
     with progress_bar(total=sum(map(len, blocks)), unit="img", label="sample") as advance:
         for rows in blocks:
             if not all(map(folder.holds, rows)) or (callback and rows.start == 0):
-                labels = model.labels(len(rows), None if asked is None else turns(asked, rows), rows.start)
-                tokens = model.sample_tokens(labels, seed=seed, settings=settings, first=rows.start, callback=callback)
+                tokens = sample_rows(model, rows, asked, guide=guide, seed=seed, settings=settings, callback=callback)
                 for k, image in zip(rows, model.decode(tokens), strict=True):
                     if not folder.holds(k):
                         folder.write(k, to_pil(image))
                 sampled += len(rows)
             advance(len(rows))
     return Sampled(sampled, folder.finish())
+
+
+def sample_rows(
+    model: Model,
+    rows: range,
+    asked: Sequence[str | int] | None,
+    *,
+    guide: Guide | None = None,
+    **options: Any,
+) -> Int[Tensor, "n h w"]:
+    """Token grids of images ``rows``, whose classes take turns.
+
+    Args:
+        model: that samples.
+        rows: indices of the images, without gaps.
+        asked: the classes; None for all of the model's, or for no class where there is a guide.
+        guide: what the images follow.
+        **options: of `Model.sample_tokens`.
+    """
+    if guide is not None and asked is None:
+        labels = [model.null_label] * len(rows)
+    else:
+        labels = model.labels(len(rows), None if asked is None else turns(asked, rows), rows.start)
+    observation = None if guide is None else guide.observation.expand(len(rows), -1, -1)
+    return model.sample_tokens(labels, first=rows.start, observation=observation, **options)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from torch import Tensor
 from ggm_image.errors import UserError
 
 
-def latent_log_likelihood(distances: Float[Tensor, "b l v"], tau: float) -> Float[Tensor, "b l v"]:
-    """log l_i(a) = -|z_i - e_a|^2 / (tau d), d the row's median squared distance from z_i to its nearest code.
+def latent_log_likelihood(
+    distances: Float[Tensor, "b l v"], tau: float, weight: Float[Tensor, "b l"] | None = None
+) -> Float[Tensor, "b l v"]:
+    """log l_i(a) = -w_i |z_i - e_a|^2 / (tau d), d the row's median squared distance from z_i to its nearest code.
 
     The limit tau -> infinity is the prior, tau -> 0 the nearest code. Each row is scaled by its own d, so that it
     does not depend on the other rows.
@@ -37,6 +39,8 @@ def latent_log_likelihood(distances: Float[Tensor, "b l v"], tau: float) -> Floa
     Args:
         distances: |z_i - e_a|^2 of the observation's latents z to the codes e, (B, L, V), at least 0.
         tau: how far the samples may depart from the observation, in units of the tokenizer's own error, > 0.
+        weight: w in [0, 1], (B, L): how much of each site is observed; 1 everywhere by default. A site of weight 0 is
+            not observed: its likelihood is flat, and it does not count for d.
 
     Returns:
         (B, L, V), 0 at the nearest code of each site and negative elsewhere.
@@ -46,9 +50,16 @@ def latent_log_likelihood(distances: Float[Tensor, "b l v"], tau: float) -> Floa
     """
     check_tau(tau)
     nearest = distances.amin(dim=-1, keepdim=True)  # (b, l, 1)
-    scale = nearest.median(dim=1, keepdim=True).values  # (b, 1, 1)
-    # latents that are codes themselves have d = 0, and a tiny tau underflows: both are the nearest code
-    return (nearest - distances) / (tau * scale).clamp(min=torch.finfo(distances.dtype).tiny)
+    counted = nearest if weight is None else nearest.masked_fill(weight.unsqueeze(-1) == 0, torch.nan)
+    scale = counted.nanmedian(dim=1, keepdim=True).values  # (b, 1, 1)
+    # latents that are codes themselves have d = 0, and a tiny tau underflows: both are the nearest code. Where nothing
+    # is observed d is NaN, and any number does.
+    scale = (tau * scale).nan_to_num(nan=1.0).clamp(min=torch.finfo(distances.dtype).tiny)
+    log_likelihood = (nearest - distances) / scale
+    if weight is None:
+        return log_likelihood
+    seen = weight.unsqueeze(-1)
+    return torch.where(seen == 0, 0.0, seen * log_likelihood)  # not 0 * -inf
 
 
 def check_tau(tau: float) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ggm_image.errors import UserError
-from ggm_image.glauber import check_tokens, checked_noise, signal_logit_unchecked, uniform_noise
+from ggm_image.glauber import check_tokens, checked_noise, uniform_noise
 from ggm_image.sampler.base import Denoiser
 from ggm_image.schedule import Schedule
 
@@ -61,15 +61,20 @@ def signal_probability(
     check_tokens(tokens, codebook_size)
     device = tokens.device
     noise = checked_noise(uniform_noise(codebook_size) if noise is None else noise, codebook_size).to(device)
+    keep = torch.full((), level, device=device)
     levels = torch.full(tokens.shape, level, dtype=torch.float32, device=device)
-    one, keep = torch.ones((), device=device), torch.full((), level, device=device)
     result = torch.empty(tokens.shape, dtype=torch.float32, device=device)
     blocks = Schedule.round_robin(height, width, sweeps=1, block=block).blocks
     for sites in torch.cat(blocks).to(device).split([len(sites) for sites in blocks]):  # one copy for all blocks
         logits = denoiser(tokens.index_fill(1, sites, codebook_size), levels, sites, labels)  # (b, k, v)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        odds = signal_logit_unchecked(logits, one, keep.to(logits.dtype), noise).gather(2, tokens[:, sites, None])
-        result[:, sites] = odds.squeeze(2).sigmoid().float()
+        # `signal_logit` with site level 1 and keep = level, of the tokens that are there and no others
+        present = tokens[:, sites]
+        log_probs = logits.log_softmax(-1).gather(2, present.unsqueeze(2)).squeeze(2)  # (b, k)
+        prior = keep.to(logits.dtype).logit()
+        odds = prior + (log_probs - noise.to(logits.dtype)[present].log())
+        odds = torch.where(odds.isnan() & ~log_probs.isnan(), prior, odds)  # a token that cannot occur says nothing
+        result[:, sites] = odds.sigmoid().float()
     if bool(result.isnan().any()):
         raise UserError("the denoiser gave no distribution", "NaN, or every code ruled out", "check its logits")
     return result

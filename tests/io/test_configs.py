@@ -59,3 +59,5 @@ def test_every_config_says_what_it_is() -> None:
     assert found["tokenizer_cifar10"].command == "train-tokenizer"
     assert found["robots64"].command == "train"  # seen to be the script that makes its images
     assert found["tokenizer_robots64"].command == "train-tokenizer"
+    assert (found["photos64"].command, found["photos64"].tried) == ("train", False)
+    assert (found["tokenizer_photos64"].command, found["tokenizer_photos64"].tried) == ("train-tokenizer", False)

@@ -9,9 +9,10 @@ from PIL import Image
 
 from ggm_image.errors import UserError
 from ggm_image.image.preprocess import to_model
-from ggm_image.image.scales import enlarge
+from ggm_image.image.scales import enlarge, plan_inpainting
+from ggm_image.io.configs import find_config
 from ggm_image.pipelines.image import Model
-from ggm_image.pipelines.inpaint import Inpainter
+from ggm_image.pipelines.inpaint import SERVING, Inpainter, warn_of_detail
 from tests.models import FAST
 
 
@@ -118,6 +119,32 @@ def test_a_hole_too_wide_for_the_model_is_said_before_the_work(
     [line] = capsys.readouterr().err.splitlines()
     assert "16 x 16" in line
     assert "refined in" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "factor", "steps"), [("cifar10", 32, "6.38", "3 steps"), ("robots64", 64, "3.19", "2 steps")]
+)
+def test_what_is_said_of_a_photograph_for_each_shipped_model(name: str, side: int, factor: str, steps: str) -> None:
+    mask = np.zeros((384, 512), dtype=bool)
+    mask[150:251, 200:301] = True
+    assert warn_of_detail(plan_inpainting(mask, (side, side), 4), name, (side, side)) == (
+        f"the hole is up to 102 pixels wide and {name} was trained on images of {side} x {side}: it is filled at "
+        f"1/{factor} of the resolution and refined in {steps}; expect few details: a model of at least 256 x 256, such "
+        "as config imagenet256, would see it at full resolution"
+    )
+
+
+def test_the_model_that_is_named_is_large_enough() -> None:
+    mask = np.zeros((384, 512), dtype=bool)
+    mask[100:130, 100:130] = True
+    said = warn_of_detail(plan_inpainting(mask, (32, 32), 4), "cifar10", (32, 32))
+    assert "at least 64 x 64, such as config photos64, would" in said
+    assert warn_of_detail(plan_inpainting(mask, (64, 64), 4), "robots64", (64, 64)) == ""
+    mask[:] = True
+    said = warn_of_detail(plan_inpainting(mask, (32, 32), 4), "cifar10", (32, 32))
+    assert "the hole is the whole image" in said
+    assert said.endswith("at least 512 x 512 would see it at full resolution")
+    assert all(find_config(config).is_file() for config in SERVING.values())
 
 
 def test_the_enlarged_result_is_of_each_image_alone() -> None:

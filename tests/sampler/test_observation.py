@@ -72,6 +72,36 @@ def test_infilling_and_revision_reach_the_conditional_posterior():
         assert_fits(part, posterior(pattern))
 
 
+def test_a_guide_that_covers_a_part_reaches_the_posterior_of_that_part():
+    """Colour hints: two of four sites are observed, one of them by half; the others follow the prior alone."""
+    distances = torch.tensor([[[0.5, 1.5], [2.0, 0.2], [9.0, 0.0], [0.0, 9.0]]], dtype=torch.float64)
+    weight = torch.tensor([[1.0, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    tau = 0.8
+    d = 0.2  # the lower median of 0.5 and 0.2: sites that are not observed do not count
+    states = all_states(SITES, CODES)
+    energy = distances[0, 0, states[:, 0]] + 0.5 * distances[0, 1, states[:, 1]]
+    law = LAW * torch.exp(-energy / (tau * d))
+    law = law / law.sum()
+    observation = latent_log_likelihood(distances, tau, weight)
+    assert kl(law, exact_law(gibbs(9), LAW, UNIFORM, CODES, observation=observation[0])) < 1e-6
+    everywhere = latent_log_likelihood(distances, tau)
+    assert kl(law, exact_law(gibbs(9), LAW, UNIFORM, CODES, observation=everywhere[0])) > 1e-2
+    denoiser, observed = ExactDenoiser(LAW, SITES, CODES, UNIFORM), observation.expand(DRAWS, -1, -1)
+    options = {"codebook_size": CODES, "observation": observed, "generator": seeded(3)}
+    assert_fits(sample(denoiser, gibbs(9), DRAWS, **options), law)
+
+
+def test_weights_of_a_partial_observation():
+    distances = torch.rand(2, 5, 8, generator=seeded()) + 0.1
+    assert torch.equal(latent_log_likelihood(distances, 0.7, torch.ones(2, 5)), latent_log_likelihood(distances, 0.7))
+    assert torch.equal(latent_log_likelihood(distances, 1e-44, torch.zeros(2, 5)), torch.zeros(2, 5, 8))
+    weight = torch.tensor([[1.0, 1.0, 0.0, 1.0, 0.0]])
+    found = latent_log_likelihood(distances[:1], 1e-44, weight)
+    assert torch.equal(found[0, 2], torch.zeros(8))
+    assert torch.equal(found[0, 0].argmax(), distances[0, 0].argmin())
+    assert float(found[0, 0].exp().sum()) == 1
+
+
 class Table:
     """Logits that depend on the tokens, in a precision of one's choice."""
 

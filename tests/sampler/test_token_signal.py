@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ggm_image.errors import UserError
+from ggm_image.glauber import signal_logit
 from ggm_image.image.visualize import heat_map
 from ggm_image.sampler.token_signal import signal_probability
 from tests.enumeration import ExactDenoiser, all_states, potts
@@ -54,6 +55,29 @@ def test_one_site_a_call_is_bayes_rule(level: float) -> None:
     """
     found = judge(all_states(SITES, CODES), level=level)
     torch.testing.assert_close(found.double(), posterior(level), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_each_token_has_the_signal_logit_of_the_whole_distribution_bit_for_bit(dtype: torch.dtype) -> None:
+    """Also of a code that the logits rule out, and of one that the noise does not know either."""
+    logits = 3 * torch.randn(2, SITES, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[..., 3:] = -torch.inf
+    noise = torch.tensor([0.5, 0.2, 0.2, 0.1, 0.0])
+    tokens = torch.tensor([[0, 1, 2, 3], [4, 3, 0, 1]])
+    found = signal_probability(
+        lambda tokens, levels, sites, labels: logits[:, sites],
+        tokens,
+        height=HEIGHT,
+        width=WIDTH,
+        codebook_size=5,
+        level=0.7,
+        noise=noise,
+    )
+    keep = torch.full((), 0.7).to(torch.promote_types(dtype, torch.float32))
+    expected = signal_logit(logits, 1.0, keep, noise).gather(2, tokens.unsqueeze(2)).squeeze(2).sigmoid().float()
+    assert torch.equal(found, expected)
+    assert found[0, 3] == 0
+    assert float(found[1, 0]) == pytest.approx(0.7)
 
 
 def test_blocks_are_spread_and_judge_every_token_once() -> None:

@@ -209,3 +209,32 @@ def test_what_is_not_dominated_is_bold(tool: ModuleType) -> None:
     growing = [row(8, 2.0, weight, guidance_power=1.0) for weight in (1.0, 0.0, 3.0)]
     assert [tool.passes(r) for r in [*growing, row(8, 2.0, 0.0)]] == [8, 15, 15, 8]
     assert tool.passes(row(8, 2.0, 3.0, guidance_power=1.0, order="schedule")) == 16
+
+
+@on("compare_photo_inpainting")
+def test_patchmatch_is_optional_and_sees_nothing_under_the_mask(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (20, 24, 3), dtype=np.uint8)
+    mask = np.zeros((20, 24), dtype=bool)
+    mask[4:12, 6:15] = True
+    monkeypatch.setitem(sys.modules, "patchmatch", None)  # as if it were not installed
+    monkeypatch.setattr(tool, "find_spec", lambda name: None)
+    assert tool.baselines() == ["telea", "navier-stokes"]
+    with pytest.raises(UserError, match="pip install pypatchmatch"):
+        tool.fill(None, pixels, mask, "patchmatch", 0, "best")
+
+    seen: list[Any] = []
+    package = ModuleType("patchmatch")
+    package.set_random_seed = seen.append  # type: ignore[attr-defined]
+    package.inpaint = lambda image, hole: seen.append((image, hole)) or image + 1  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "patchmatch", package)
+    monkeypatch.setattr(tool, "find_spec", lambda name: name)
+    assert tool.baselines()[-1] == "patchmatch"
+    result = tool.fill(None, pixels, mask, "patchmatch", 7, "best")
+    seed, (image, hole) = seen
+    assert seed == 7
+    assert np.array_equal(hole, mask * 255)
+    assert not image[mask].any()
+    assert np.array_equal(result[~mask], pixels[~mask])
+    assert (result[mask] == 1).all()
