@@ -40,7 +40,9 @@ from ggm_image.pipelines.classes import turns
 @what(
     *model_options("Class to sample; several take turns."),
     click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images."),
-    click.option("--length", type=click.IntRange(min=1), help="Bytes of each text; the model's own length by default."),
+    click.option(
+        "--length", type=click.IntRange(min=1), help="Tokens of each text; the model's own length by default."
+    ),
 )
 @how(sampler_options, seed_option, COMPILE, device_option, shard_option)
 @where(

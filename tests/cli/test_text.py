@@ -72,6 +72,18 @@ def test_signal_marks_text(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(json.loads(capsys.readouterr().out)["signal"]) == 9
 
 
+def test_signal_of_a_text_that_is_given_itself(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", model, "--device", "cpu")
+    for text in ("It was teh best of times", "a//b c", "word"):
+        assert run("signal", text, *options) == 0
+        captured = capsys.readouterr()
+        assert captured.out.replace("[[", "").replace("]]", "") == text + "\n"
+        assert captured.err.startswith("text: mean")
+    for name in ("letter.txt", "folder/letter"):  # a word that looks like a file is one that is missing
+        assert run("signal", name, *options) == 2
+        assert "cannot be opened" in capsys.readouterr().err
+
+
 def test_marks() -> None:
     text, probability = "aébc\x1b".encode(), [0.9, 0.9, 0.4, 0.1, 0.9, 0.9]
     assert marked(text, probability, in_colour=False) == "a[[éb]]c\N{REPLACEMENT CHARACTER}"
