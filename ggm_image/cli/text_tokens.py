@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ def codes_of_bpe(config: Path) -> int | None:
 def train_text_tokenizer(codes: int, data: Path, out: Path, *, text_key: str | None, overwrite: bool) -> None:
     """Train a byte-level BPE, and write RUN/tokenizer/tokenizer.json."""
     file = out / "tokenizer" / "tokenizer.json"
+    if (file.parent / "config.yaml").exists():
+        raise UserError("--out holds a tokenizer of images", file.parent, "name another folder")
     if file.exists() and not overwrite:
         raise UserError("--out holds a tokenizer already", file, "name another folder, or add --overwrite")
     Gate("train-tokenizer", overwrite).check_run(out)
@@ -133,8 +136,11 @@ def train_text_tokenizer(codes: int, data: Path, out: Path, *, text_key: str | N
                     advance(len(piece))
                     yield piece
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_bpe(pieces(), codes, file)
+    text = filter(None, pieces())
+    first = next(text, None)
+    if first is None:
+        raise UserError("source must hold text", source.description, "add some")
+    tokenizer = train_bpe(chain([first], text), codes, file)
     if tokenizer.codebook_size < codes:
         say(f"note: {source.description}: {total:,} bytes give no more than {tokenizer.codebook_size:,} codes")
     click.echo(f"tokenizer: {file.parent} ({tokenizer.name})")

@@ -93,11 +93,13 @@ def test_a_tokenizer_of_text_is_trained_and_used(
         (("train-tokenizer", "bpe-270", "--data", folder, "--out", made), "holds a tokenizer already"),
         (("train-tokenizer", "bpe-270", "--data", folder, "--out", made, "--force"), "--force belongs to images"),
         (("train-tokenizer", "bpe-9", "--data", folder, "--out", tmp_path / "new"), "257 to 65,536 codes"),
+        (("train-tokenizer", "bpe-300", "--data", folder / "b.txt", "--out", tmp_path / "new"), "must hold text"),
         (("train-tokenizer", "cifar10", "--data", folder, "--out", made, "--text-key", "a"), "belongs to text"),
     ]:
         assert run(*command) == 2
         error = capsys.readouterr().err
         assert part in error
         assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
     assert run("train-tokenizer", "bpe-4000", "--data", folder, "--out", made, "--overwrite") == 0
     assert "give no more than" in capsys.readouterr().err
