@@ -13,7 +13,8 @@ from ggm_image.io.safetensors import save_weights
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.pipelines.model_weights import export_model
 from ggm_image.sampler.settings import Settings
-from ggm_image.tokenizers.text import ByteTokenizer
+from ggm_image.tokenizers.bpe import BPETokenizer, train_bpe
+from ggm_image.tokenizers.text import ByteTokenizer, TextTokenizer
 from ggm_image.tokenizers.vq.vqgan import VQGAN, DDConfig, VQGANConfig
 
 TINY_VQGAN = VQGANConfig(
@@ -66,10 +67,19 @@ def tiny_model_folder(root: Path, *, seed: int = 0, spoil: Callable[[dict[str, T
     return root / "model"
 
 
-def tiny_text_model_folder(root: Path, *, length: int = 16, seed: int = 0) -> Path:
-    """A model folder of bytes, rows of ``length``."""
-    tokenizer = ByteTokenizer()
-    config = NetworkConfig(codebook_size=256, classes=0, grid=[1, length], width=32, depth=2, heads=2)
+def tiny_bpe(folder: Path, codes: int = 266) -> BPETokenizer:
+    """A byte-level BPE that knows a few words."""
+    text = b"the cat sat on the mat. the cat is on the mat, and that is that. " * 4
+    return train_bpe([text], codes, folder / "tokenizer.json")
+
+
+def tiny_text_model_folder(
+    root: Path, *, length: int = 16, seed: int = 0, tokenizer: TextTokenizer | None = None
+) -> Path:
+    """A model folder of text, of bytes by default, rows of ``length`` tokens."""
+    tokenizer = tokenizer or ByteTokenizer()
+    codes = tokenizer.codebook_size
+    config = NetworkConfig(codebook_size=codes, classes=0, grid=[1, length], width=32, depth=2, heads=2)
     torch.manual_seed(seed)
     network = Transformer(config)
     for parameter in network.parameters():
@@ -78,7 +88,12 @@ def tiny_text_model_folder(root: Path, *, length: int = 16, seed: int = 0) -> Pa
         root / "text",
         network.state_dict(),
         network=asdict(config),
-        tokenizer={"name": "bytes", "sha256": tokenizer.sha256, "source": "", "modality": "text"},
+        tokenizer={
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "source": "" if tokenizer.name == "bytes" else tokenizer.source,
+            "modality": "text",
+        },
         class_names=[],
         training={},
     )

@@ -12,6 +12,10 @@ _FIGURES = {
     "recall_efficientnet_lite0": "recall",
     "fd_cifar10_classifier": "FD (CIFAR-10 classifier)",
     "class_accuracy": "class accuracy",
+    "bits_per_byte": "held-out bits per byte",
+    "known_words": "known words",
+    "perplexity": "perplexity",
+    "byte_entropy": "bits of entropy per byte",
 }
 """Figures in the list, in this order; --json has all of them."""
 
@@ -26,6 +30,7 @@ def models(as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": m.name,
+            "makes": m.modality,
             "grid": list(m.network.grid),
             "classes": len(m.class_names),
             "tokenizer": m.tokenizer_name,

@@ -49,7 +49,9 @@ from ggm_image.runtime.streams import say
         metavar="IMAGE",
         help="Image that the samples follow, of any size: to enlarge or to vary, or colour hints on transparency.",
     ),
-    click.option("--length", type=click.IntRange(min=1), help="Bytes of each text; the model's own length by default."),
+    click.option(
+        "--length", type=click.IntRange(min=1), help="Tokens of each text; the model's own length by default."
+    ),
 )
 @how(
     sampler_options,

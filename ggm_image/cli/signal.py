@@ -30,7 +30,7 @@ from ggm_image.io.outputs import Gate, check_inputs_kept
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image")
 @what(*model_options("What the image shows; no class by default."))
 @how(
     click.option(
@@ -52,7 +52,7 @@ from ggm_image.io.outputs import Gate, check_inputs_kept
     json_option,
 )
 def signal(
-    image: Path,
+    image: str,
     out: Path,
     overwrite: bool,
     model_name: str,
@@ -66,8 +66,8 @@ def signal(
 ) -> None:
     """Show which parts of IMAGE look like noise: the model's own probability of signal, token by token.
 
-    With a model of text IMAGE is a file of text. It is printed with what looks like noise in red, or in [[ ]] where the
-    output is no terminal.
+    With a model of text IMAGE is a file of text, or the text itself. It is printed with what looks like noise in red,
+    or in [[ ]] where the output is no terminal.
 
     --out is the image with a map beside it: the stronger the red, the less a token looks like signal.
     """
@@ -81,8 +81,9 @@ def signal(
     single, encoding = output_encoding(out, None, None)
     if not single:
         raise UserError("--out must be an image file", f"got {out}", "name it X.png")
-    check_inputs_kept(out, image)
-    check_input(image, "image")
+    source = Path(image)
+    check_inputs_kept(out, source)
+    check_input(source, "image")
     asked = asked_labels(found, classes)
     if asked is not None and len(asked) > 1:
         raise UserError("signal takes one class", ", ".join(classes), "give one, or none")
@@ -93,13 +94,13 @@ def signal(
     from ggm_image.image.visualize import heat_map
 
     model = load(model_name, tokenizer, device)
-    probability = model.signal(image, level=level, block=block, classes=None if asked is None else asked[0])
-    details = {"model": model.name, **model.identity, "image": str(image), "level": level, "block": block}
-    gate.save(out, heat_map(open_single_image(image), probability, model.tokenizer.downscale), details)
+    probability = model.signal(source, level=level, block=block, classes=None if asked is None else asked[0])
+    details = {"model": model.name, **model.identity, "image": str(source), "level": level, "block": block}
+    gate.save(out, heat_map(open_single_image(source), probability, model.tokenizer.downscale), details)
     if as_json:
         print_json(
             {
-                "image": str(image),
+                "image": str(source),
                 "out": str(out),
                 "model": model.name,
                 "level": level,

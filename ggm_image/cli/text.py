@@ -1,5 +1,7 @@
 """``infill``, and what ``sample`` and ``signal`` do with a model of text."""
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,14 @@ from ggm_image.cli.options import (
     what,
     where,
 )
-from ggm_image.cli.sampling import TOKENIZER, check_input, find_described_model, load, sampler_options
+from ggm_image.cli.sampling import (
+    TOKENIZER,
+    check_input,
+    find_described_model,
+    load,
+    sampler_options,
+    shipped_model_option,
+)
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate
 from ggm_image.io.text_outputs import check_texts, save_texts
@@ -57,11 +66,11 @@ def check_no_guidance(options: dict[str, Any]) -> None:
 @click.argument("text", required=False)
 @what(
     click.option("--file", type=click.Path(path_type=Path), help="File with the text, in place of TEXT."),
-    click.option("--model", "model_name", required=True, help="Folder of a model of text."),
+    shipped_model_option("books"),
     TOKENIZER,
     click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Number of samples."),
     click.option("--mask", metavar="CHAR", help="Every run of CHAR is a gap; four or more '_' by default."),
-    click.option("--length", type=click.IntRange(min=1), help="Bytes of every gap; the length of its mark by default."),
+    click.option("--length", type=click.IntRange(min=1), help="Tokens of every gap; as its mark is long by default."),
 )
 @how(sampler_options, seed_option, device_option)
 @where(out_option(help="Folder for the samples; they are printed by default."), overwrite_option, json_option)
@@ -97,11 +106,12 @@ def infill(
         check_input(file, "text")
     template = file.read_bytes() if file is not None else (text or "").encode("utf-8", "surrogateescape")
 
-    from ggm_image.pipelines.text import gaps
+    from ggm_image.pipelines.text import split_gaps
 
-    known = gaps(template, length=length, mask=mask)
+    parts = split_gaps(template, length=length, mask=mask)
     model = load(model_name, tokenizer, device)
-    texts = model.fill(known, n=count, seed=seed, settings=settings)
+    known, after_space = model.template(parts)
+    texts = model.fill(known, n=count, seed=seed, settings=settings, after_space=after_space)
     manifest = model.manifest(count, length=len(known), seed=seed, settings=settings)
     _give(texts, out, manifest, gate, as_json)
 
@@ -155,17 +165,26 @@ def _readable(text: bytes) -> str:
 
 
 def signal_of_text(
-    path: Path, model_name: str, tokenizer: str | None, *, level: float, block: int, device: str | None, as_json: bool
+    given: str, model_name: str, tokenizer: str | None, *, level: float, block: int, device: str | None, as_json: bool
 ) -> None:
-    """Print a text with what looks like noise marked: in colour on a terminal, in ``[[ ]]`` elsewhere."""
-    check_input(path, "text")
+    """Print a text with what looks like noise marked: in colour on a terminal, in ``[[ ]]`` elsewhere.
+
+    Args:
+        given: a file, or the text itself: something of several words, or a word without a dot or slash, that is no
+            file's name.
+        model_name, tokenizer, level, block, device, as_json: of the command.
+    """
+    path = Path(given)
+    is_file = os.path.lexists(given) or (not re.search(r"\s", given.strip()) and re.search(r"[./\\]\w", given))
+    if is_file:
+        check_input(path, "text")
     model = load(model_name, tokenizer, device)
-    text = path.read_bytes()
+    text = path.read_bytes() if is_file else given.encode("utf-8", "surrogateescape")
     probability = model.signal(text, level=level, block=block)
     if as_json:
         print_json(
             {
-                "text": str(path),
+                "text": given,
                 "model": model.name,
                 "level": level,
                 "signal": [round(p, 4) for p in probability.tolist()],
@@ -175,7 +194,7 @@ def signal_of_text(
     click.echo(marked(text, probability.tolist(), in_colour=is_terminal(sys.stdout)))
     least = probability.argsort()[:3].tolist()
     shown = ", ".join(f"byte {k}: {probability[k]:.2f}" for k in least)
-    click.echo(f"{path}: mean {probability.mean():.2f}; least signal at {shown}", err=True)
+    click.echo(f"{path if is_file else 'text'}: mean {probability.mean():.2f}; least signal at {shown}", err=True)
 
 
 def marked(text: bytes, probability: list[float], *, in_colour: bool) -> str:

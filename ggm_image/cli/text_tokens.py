@@ -1,5 +1,8 @@
 """``encode`` and ``decode`` of text."""
 
+import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from ggm_image.io.files import read_json_table
 from ggm_image.io.outputs import Gate
 
 LENGTH = 256
-"""Bytes of a row by default."""
+"""Tokens of a row by default."""
 _FOR_BOTH = {"shard_size", "overwrite", "shard", "wants_proof", "device", "seed", "as_json", "src", "out"}
 _FOR_TEXT = {"tokenizer_name", "length", "text_key"}
 
@@ -25,6 +28,12 @@ def refuse_text_options(context: click.Context) -> None:
     """Raise UserError for an option that was given and that only text has."""
     others = {parameter.name or "" for parameter in context.command.params} - {"length", "text_key"}
     _refuse(context, others, "belongs to text", "leave it out, or add --tokenizer bytes")
+
+
+def refuse_image_training_options(context: click.Context) -> None:
+    """Raise UserError for an option of train-tokenizer that was given and that only images have."""
+    allowed = {"config", "data", "out", "overwrite", "text_key"}
+    _refuse(context, allowed, "belongs to images", "leave it out: bpe-V needs --data, --out and --text-key")
 
 
 def _refuse(context: click.Context, allowed: set[str], what: str, fix: str) -> None:
@@ -95,6 +104,48 @@ def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def codes_of_bpe(config: Path) -> int | None:
+    """How many codes ``bpe-V``, given in place of a config, asks for; None for anything else."""
+    found = re.fullmatch(r"bpe-(\d{1,9})", str(config))
+    return int(found[1]) if found else None
+
+
+def train_text_tokenizer(codes: int, data: Path, out: Path, *, text_key: str | None, overwrite: bool) -> None:
+    """Train a byte-level BPE, and write RUN/tokenizer/tokenizer.json."""
+    file = out / "tokenizer" / "tokenizer.json"
+    if (file.parent / "config.yaml").exists():
+        raise UserError("--out holds a tokenizer of images", file.parent, "name another folder")
+    if file.exists() and not overwrite:
+        raise UserError("--out holds a tokenizer already", file, "name another folder, or add --overwrite")
+    Gate("train-tokenizer", overwrite).check_run(out)
+
+    from ggm_image.data.sources.text import open_text
+    from ggm_image.runtime.progress import progress_bar
+    from ggm_image.runtime.streams import say
+    from ggm_image.tokenizers.bpe import train_bpe
+
+    source = open_text(str(data), text_key=text_key or "text")
+    total = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal total
+        with progress_bar(total=None, unit="B", label="read", scaled=True) as advance:
+            for document in source.documents():
+                for piece in document.pieces:
+                    total += len(piece)
+                    advance(len(piece))
+                    yield piece
+
+    text = filter(None, pieces())
+    first = next(text, None)
+    if first is None:
+        raise UserError("source must hold text", source.description, "add some")
+    tokenizer = train_bpe(chain([first], text), codes, file)
+    if tokenizer.codebook_size < codes:
+        say(f"note: {source.description}: {total:,} bytes give no more than {tokenizer.codebook_size:,} codes")
+    click.echo(f"tokenizer: {file.parent} ({tokenizer.name})")
+
+
 def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool) -> None:
     """Prove that a cache of text is whole and decodes to what was encoded, and that SRC still is that."""
     from ggm_image.data.sources.text import open_text
@@ -102,7 +153,7 @@ def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool)
     from ggm_image.data.token_cache.manifest import Manifest
     from ggm_image.tokenizers.registry import load_text_tokenizer
 
-    tokenizer = load_text_tokenizer(Manifest.read(out).tokenizer_name)
+    tokenizer = load_text_tokenizer(Manifest.read(out).tokenizer_source)
     source = None if src is None else open_text(src, text_key=text_key or "text")
     proof = verify(out, tokenizer, source)
     if as_json:
@@ -132,19 +183,17 @@ def decode_text(tokens: Path, out: Path, tokenizer_name: str | None, *, overwrit
     from ggm_image.data.token_cache.reader import TokenCache
     from ggm_image.io.outputs import merged_folder
     from ggm_image.runtime.streams import say
-    from ggm_image.tokenizers.registry import is_text_tokenizer, load_text_tokenizer
+    from ggm_image.tokenizers.registry import load_text_tokenizer
 
     cache = TokenCache.open(tokens)
-    name = tokenizer_name or cache.manifest.tokenizer_name
-    if not is_text_tokenizer(name):
-        raise UserError("the tokenizer must be one of text", name, "leave --tokenizer out")
+    tokenizer = load_text_tokenizer(tokenizer_name or cache.manifest.tokenizer_source)
     if single:
-        count = decode_to_file(cache, out, load_text_tokenizer(name))
+        count = decode_to_file(cache, out, tokenizer)
         if count > 1:
             say(f"note: {count:,} documents one after the other without a separator; give a folder to keep them apart")
     else:
         with merged_folder(out) as folder:
-            count = decode_to_folder(cache, folder, load_text_tokenizer(name))
+            count = decode_to_folder(cache, folder, tokenizer)
     if as_json:
         print_json({"out": str(out), "count": count})
     else:

@@ -62,7 +62,7 @@ def tokenizers(as_json: bool) -> None:
     for line in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     text = ", ".join(f"{name} ({make().codebook_size} codes)" for name, make in TEXT_TOKENIZERS.items())
-    click.echo(f"For text, without weights: {text}.")
+    click.echo(f"For text, without weights: {text}; any byte-level tokenizer.json, e.g. of train-tokenizer bpe-4096.")
     click.echo(
         "rFID and PSNR (dB) are reported, FD is ours, on EfficientNet-Lite0's features; the cards say on which images."
     )

@@ -18,6 +18,7 @@ from ggm_image.cli.options import (
     what,
     where,
 )
+from ggm_image.cli.text_tokens import codes_of_bpe, refuse_image_training_options, train_text_tokenizer
 from ggm_image.errors import UserError
 from ggm_image.io.configs import find_config
 from ggm_image.io.outputs import Gate
@@ -158,7 +159,11 @@ def plot(run: Path, out: Path | None, overwrite: bool) -> None:
 @click.command("train-tokenizer", cls=GroupedCommand)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@what(data_option("SRC", "Image folder or tar to train on."), DRY_RUN)
+@what(
+    data_option("SRC", "Image folder or tar to train on; for bpe-V whatever encode reads as text."),
+    click.option("--text-key", metavar="KEY", help="For bpe-V: field with the text of JSON lines; 'text' by default."),
+    DRY_RUN,
+)
 @how(
     RUN_SEED,
     RESUME,
@@ -177,12 +182,19 @@ def train_tokenizer(
     dry_run: bool,
     force: bool,
     device: str | None,
+    text_key: str | None,
 ) -> None:
-    """Train a VQGAN tokenizer on images, as CONFIG says, in one process.
+    """Train a VQGAN tokenizer on images, as CONFIG says, in one process; or a BPE of V codes on text, if it is bpe-V.
 
     CONFIG is a YAML file or the name of a shipped config, for example tokenizer_cifar10; any of its entries can be
     changed with KEY=VALUE. RUN gets config.yaml, log.csv, images, checkpoints, and the tokenizer in RUN/tokenizer.
     """
+    if (codes := codes_of_bpe(config)) is not None:
+        refuse_image_training_options(click.get_current_context())
+        train_text_tokenizer(codes, data, out, text_key=text_key, overwrite=overwrite)
+        return
+    if text_key is not None:
+        raise UserError("--text-key belongs to text", text_key, "leave it out, or train bpe-4096")
     config = find_config(config)
     if not dry_run:
         Gate("train-tokenizer", overwrite).check_run(out)

@@ -1,8 +1,8 @@
 """Text to a token cache, and back byte for byte.
 
-The documents are joined without a separator and cut into rows of equal length; a row may hold the end of one document
-and the start of the next. Only the last row of all is filled up. Each shard keeps, of the documents that start in it,
-where they start and how they are called, so that nothing is lost.
+The codes of the documents are joined without a separator and cut into rows of equal length; no code is of two
+documents, and a row may hold the end of one and the start of the next. Only the last row of all is filled up. Each
+shard keeps, of the documents that start in it, where they start and how they are called, so that nothing is lost.
 
 A source is read once to count and hash it, and once more to encode it: resuming after an interruption first proves
 that the text is still the same.
@@ -26,10 +26,10 @@ from ggm_image.data.token_cache.writer import TokenCacheWriter
 from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_folder, atomic_path
 from ggm_image.runtime.progress import progress_bar
-from ggm_image.tokenizers.text import PADDING, ByteTokenizer
+from ggm_image.tokenizers.text import PADDING, ByteTokenizer, TextTokenizer
 
 LONGEST = 1 << 16
-"""Bytes of a row at most: what a grid may have."""
+"""Tokens of a row at most: what a grid may have."""
 
 _STARTS, _NAMES = "document_starts", "document_names"
 
@@ -37,7 +37,7 @@ _STARTS, _NAMES = "document_starts", "document_names"
 def encode_text(
     source: str | os.PathLike[str] | TextSource,
     out: str | os.PathLike[str],
-    tokenizer: ByteTokenizer,
+    tokenizer: TextTokenizer,
     *,
     length: int = 256,
     text_key: str = "text",
@@ -53,7 +53,7 @@ def encode_text(
         source: whatever `open_text` reads.
         out: folder of the cache.
         tokenizer: of text.
-        length: L, bytes of a row.
+        length: L, tokens of a row.
         text_key: the field of each JSON line that holds its text.
         shard_size: rows a shard.
         share: number of this process, and how many there are.
@@ -71,13 +71,13 @@ def encode_text(
         raise UserError("shard size must be at least 1", shard_size, f"use {SHARD_SIZE}")
     out = Path(out)
     opened = source if isinstance(source, TextSource) else open_text(source, text_key=text_key)
-    found = fingerprint(opened)
+    found, tokens = count_tokens(opened, tokenizer)
     if not found.bytes:
         raise UserError("source must hold text", f"{opened.description}: {found.documents} empty documents", "add some")
     manifest = Manifest(
         tokenizer_name=tokenizer.name,
         tokenizer_sha256=tokenizer.sha256,
-        tokenizer_source=tokenizer.name,
+        tokenizer_source=tokenizer.source,
         codebook_size=tokenizer.codebook_size,
         grid=(1, length),
         image_size=0,
@@ -88,8 +88,9 @@ def encode_text(
             "documents": found.documents,
             "bytes": found.bytes,
             "sha256": found.hexdigest(),
+            **({"tokens": tokens} if tokens != found.bytes else {}),
         },
-        items=-(-found.bytes // length),
+        items=-(-tokens // length),
         shard_size=shard_size,
         modality="text",
     )
@@ -99,7 +100,7 @@ def encode_text(
     try:
         pending = set(writer.pending_units())
         if pending:
-            for shard in _shards(opened, manifest, pending):
+            for shard in _shards(opened, manifest, tokenizer, pending):
                 if shard.number in pending:
                     _write(writer, shard, tokenizer)
         left = writer.finish()
@@ -116,11 +117,18 @@ def encode_text(
 
 def fingerprint(source: TextSource) -> Fingerprint:
     """Read a source once: its documents, bytes and hash."""
-    found = Fingerprint()
-    with progress_bar(total=None, unit="B", label="read", scaled=True) as advance:
+    return count_tokens(source, ByteTokenizer())[0]
+
+
+def count_tokens(source: TextSource, tokenizer: TextTokenizer) -> tuple[Fingerprint, int]:
+    """Read a source once: its documents, bytes and hash, and the number of its tokens."""
+    found, total = Fingerprint(), 0
+    with progress_bar(total=None, unit="tok", label="read", scaled=True) as advance:
         for document in source.documents():
-            advance(found.add(document))
-    return found
+            for codes in tokenizer.stream(found.read(document)):
+                total += len(codes)
+                advance(len(codes))
+    return found, total
 
 
 class _Changed(UserError):
@@ -129,20 +137,20 @@ class _Changed(UserError):
 
 @dataclass
 class _Shard:
-    """The text of one shard, and the documents that start in it."""
+    """The codes of one shard, and where the documents that start in it begin, in tokens from the start of all."""
 
     number: int
-    text: bytearray = field(default_factory=bytearray)
+    codes: list[np.ndarray] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
 
-def _shards(source: TextSource, manifest: Manifest, wanted: set[int]) -> Iterator[_Shard]:
-    """All shards in order, those that are wanted with their text. The source must be what the manifest was made of."""
-    size, total, last = manifest.shard_size * manifest.grid[1], manifest.source["bytes"], manifest.shards_in_all - 1
+def _shards(source: TextSource, manifest: Manifest, tokenizer: TextTokenizer, wanted: set[int]) -> Iterator[_Shard]:
+    """All shards in order, those that are wanted with their codes. The source must be what the manifest was made of."""
+    size, total, last = manifest.shard_size * manifest.grid[1], _tokens_in_all(manifest), manifest.shards_in_all - 1
     shard, position, again = _Shard(0), 0, Fingerprint()
     changed = _Changed("text has changed while it was read", source.description, "run the same command again")
-    with progress_bar(total=total, unit="B", label="encode", scaled=True) as advance:
+    with progress_bar(total=total, unit="tok", label="encode", scaled=True) as advance:
         for document in source.documents():
             # A document that starts where a shard ends belongs to the next one, if there is one.
             if position == (shard.number + 1) * size and shard.number < last:
@@ -150,7 +158,7 @@ def _shards(source: TextSource, manifest: Manifest, wanted: set[int]) -> Iterato
                 shard = _Shard(shard.number + 1)
             shard.starts.append(position)
             shard.names.append(document.name)
-            for piece in again.read(document):
+            for piece in tokenizer.stream(again.read(document)):
                 place = 0
                 while place < len(piece):
                     if position == (shard.number + 1) * size:
@@ -160,7 +168,7 @@ def _shards(source: TextSource, manifest: Manifest, wanted: set[int]) -> Iterato
                         shard = _Shard(shard.number + 1)
                     part = piece[place : place + (shard.number + 1) * size - position]
                     if shard.number in wanted:
-                        shard.text += part
+                        shard.codes.append(part)
                     place, position = place + len(part), position + len(part)
                     advance(len(part))
         if position != total or shard.number != last or again.hexdigest() != manifest.source["sha256"]:
@@ -168,13 +176,13 @@ def _shards(source: TextSource, manifest: Manifest, wanted: set[int]) -> Iterato
         yield shard
 
 
-def _write(writer: TokenCacheWriter, shard: _Shard, tokenizer: ByteTokenizer) -> None:
-    length = writer.manifest.grid[1]
-    rows = [bytes(shard.text[k : k + length]) for k in range(0, len(shard.text), length)]
-    rows[-1] = rows[-1].ljust(length, PADDING)
+def _write(writer: TokenCacheWriter, shard: _Shard, tokenizer: TextTokenizer) -> None:
+    length, count = writer.manifest.grid[1], sum(map(len, shard.codes))
+    rows = np.full((-(-count // length), 1, length), tokenizer.padding, dtype=np.int64)
+    rows.reshape(-1)[:count] = np.concatenate(shard.codes)
     names = json.dumps(shard.names).encode("ascii")
     writer.write(
-        tokenizer.encode(rows),
+        torch.from_numpy(rows),
         torch.full((len(rows),), -1),
         shard=shard.number,
         extra={
@@ -185,13 +193,18 @@ def _write(writer: TokenCacheWriter, shard: _Shard, tokenizer: ByteTokenizer) ->
     )
 
 
+def _tokens_in_all(manifest: Manifest) -> int:
+    """How many tokens all documents have together: as many as bytes where the manifest does not say so."""
+    return int(manifest.source.get("tokens", manifest.source["bytes"]))
+
+
 def check_is_text(cache: TokenCache) -> None:
     """Raise UserError unless a token cache is one of text."""
     if cache.manifest.modality != "text":
         raise UserError("token cache must be one of text", cache.folder, "give one that encode made with bytes")
 
 
-def documents(cache: TokenCache, tokenizer: ByteTokenizer) -> Iterator[Document]:
+def documents(cache: TokenCache, tokenizer: TextTokenizer) -> Iterator[Document]:
     """The documents of a cache of text in order, as they were read; to be read one after the other.
 
     Raises:
@@ -202,7 +215,7 @@ def documents(cache: TokenCache, tokenizer: ByteTokenizer) -> Iterator[Document]
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         got = f"made with {manifest.tokenizer_name}, got {tokenizer.name}"
         raise UserError("token cache must be decoded with the tokenizer that made it", got, "name the right one")
-    total = manifest.source["bytes"]
+    total = _tokens_in_all(manifest)
     table = ((start, name) for shard in range(len(manifest.shards)) for start, name in _table(cache, shard))
     current = next(table, None)
     if current is None or current[0] != 0:
@@ -222,16 +235,16 @@ def _table(cache: TokenCache, shard: int) -> Iterator[tuple[int, str]]:
     yield from zip(arrays[_STARTS].tolist(), names, strict=True)
 
 
-def _pieces(cache: TokenCache, tokenizer: ByteTokenizer, start: int, end: int) -> Iterator[bytes]:
-    """The bytes from ``start`` to ``end`` of all documents together."""
+def _pieces(cache: TokenCache, tokenizer: TextTokenizer, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of the tokens from ``start`` to ``end`` of all documents together."""
     length, step = cache.manifest.grid[1], max(1, (1 << 20) // cache.manifest.grid[1])
     for first in range(start // length, -(-end // length), step):
         rows = np.arange(first, min(first + step, -(-end // length)))
-        text = b"".join(tokenizer.decode(cache.tokens(rows)))
-        yield text[max(0, start - first * length) : end - first * length]
+        tokens = cache.tokens(rows).flatten()[max(0, start - first * length) : end - first * length]
+        yield tokenizer.decode(tokens.view(1, 1, -1))[0]
 
 
-def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: ByteTokenizer) -> int:
+def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: TextTokenizer) -> int:
     """Write all documents of a cache into one file, one after the other without a separator, whole or not at all.
 
     Returns:
@@ -245,7 +258,7 @@ def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: By
     return count
 
 
-def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: ByteTokenizer) -> int:
+def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: TextTokenizer) -> int:
     """Write every document of a cache into a file of its own, called as it was; the folder is whole or not there.
 
     Where two documents have one name, the later one gets a number behind it.
@@ -271,7 +284,7 @@ def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: 
     return count
 
 
-def verify_text(folder: str | Path, tokenizer: ByteTokenizer, source: TextSource | None) -> dict[str, Any]:
+def verify_text(folder: str | Path, tokenizer: TextTokenizer, source: TextSource | None) -> dict[str, Any]:
     """Prove that a cache of text is whole, that it decodes to what was read, and that the source is still that.
 
     Returns:

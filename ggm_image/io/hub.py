@@ -22,6 +22,7 @@ FILES = (
     "model.safetensors",
     "tokenizer/config.yaml",
     "tokenizer/model.safetensors",
+    "tokenizer/tokenizer.json",
     "README.md",
     "LICENSE",
     "quality.json",

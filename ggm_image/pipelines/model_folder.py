@@ -16,6 +16,8 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 TOKENIZER = "tokenizer"
 """Folder in a model's folder, for a tokenizer that is not shipped."""
+TEXT_TOKENIZER = "tokenizer.json"
+"""The file in it of a tokenizer of text that has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class NetworkFolder:
 
         What a repository says of folders is not followed: they are another machine's.
         """
-        if (self.folder / TOKENIZER / CONFIG).is_file():
+        if any((self.folder / TOKENIZER / name).is_file() for name in (CONFIG, TEXT_TOKENIZER)):
             return self.folder / TOKENIZER
         return (not self.repository and self.tokenizer_source) or self.tokenizer_name
 

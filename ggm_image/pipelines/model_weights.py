@@ -3,6 +3,7 @@
 No pickle is ever read. Weights may be stored in half precision; they are widened when they are loaded.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ggm_image.io.files import sha256_file, write_text
+from ggm_image.io.files import atomic_path, sha256_file, write_text
 from ggm_image.io.safetensors import load_weights, save_weights
 from ggm_image.network import Transformer
-from ggm_image.pipelines.model_folder import CONFIG, FORMAT_VERSION, WEIGHTS, NetworkFolder, find_model, shipped_models
+from ggm_image.pipelines.model_folder import (
+    CONFIG,
+    FORMAT_VERSION,
+    TEXT_TOKENIZER,
+    TOKENIZER,
+    WEIGHTS,
+    NetworkFolder,
+    find_model,
+    shipped_models,
+)
+from ggm_image.tokenizers.bpe import find_tokenizer_file
 
 __all__ = ["CONFIG", "WEIGHTS", "NetworkFolder", "export_model", "find_model", "load_network", "shipped_models"]
 
@@ -42,7 +53,8 @@ def export_model(
         folder: where to.
         state: the network's state, usually the moving average of its weights.
         network: the fields of its `NetworkConfig`.
-        tokenizer: ``name``, ``sha256`` and, for one that is not shipped, ``source``; of text, ``modality`` "text".
+        tokenizer: ``name``, ``sha256`` and, for one that is not shipped, ``source``; of text, ``modality`` "text". A
+            ``tokenizer.json`` is copied into the folder.
         class_names: in the order of the labels.
         training: the resolved training config and what is known of the run.
         presets: sampler settings by name; `PRESETS` by default.
@@ -58,6 +70,9 @@ def export_model(
         "training": dict(training),
     }
     save_weights(folder / WEIGHTS, state, dtype)
+    if file := find_tokenizer_file(tokenizer.get("source", "")):
+        with atomic_path(folder / TOKENIZER / TEXT_TOKENIZER) as temporary:
+            shutil.copyfile(file, temporary)
     write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 

@@ -8,16 +8,21 @@ A text depends on (seed, its index, the settings, what is known) alone: every te
 and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant. The network
 always sees a row of the length that it was trained on. Where there is less text, it lies in the middle, and the sites
 around it are masked, as training shows them; where there is more, it is filled in windows from left to right.
+
+Known text between gaps is tokenized piece by piece, so its bytes stay whatever is sampled. With a tokenizer whose words
+begin with their space (BPE), a single space before a gap is given to the gap: its first token is sampled among the
+codes that begin with a space and go on. A gap inside a word starts a new token.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import ggm_image
@@ -31,17 +36,30 @@ from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
-from ggm_image.tokenizers.text import ByteTokenizer
+from ggm_image.tokenizers.text import TextTokenizer
 
 MAX_TEXTS = 1_000_000
 LONGEST_TEXT = 1 << 20
-"""Bytes of one text at most: each of its windows takes tens of network calls."""
+"""Tokens of one text at most: each of its windows takes tens of network calls."""
 TEXT_BATCH = {"cpu": 8, "cuda": 128}
 """Rows of one network call, padded where there are fewer texts."""
 
 MASK = "_"
 LEAST_MASKS = 4
 """How many of the default mask character in a row are a gap; fewer are text, as in ``snake_case``."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What is missing in a text.
+
+    Attributes:
+        characters: of its mark.
+        tokens: that it gets, where that is given; 0 where not.
+    """
+
+    characters: int
+    tokens: int = 0
 
 
 class TextModel:
@@ -52,7 +70,7 @@ class TextModel:
         modality: "text".
         presets: settings by name; ``exact`` is the paper's chain without truncation.
         sha256: of the network's weights file.
-        length: L, bytes of the rows that it was trained on.
+        length: L, tokens of the rows that it was trained on.
     """
 
     modality = "text"
@@ -62,7 +80,7 @@ class TextModel:
         folder: NetworkFolder,
         network: Transformer,
         sha256: str,
-        tokenizer: ByteTokenizer,
+        tokenizer: TextTokenizer,
         device: str | torch.device,
         *,
         cuda_graphs: bool | None = None,
@@ -109,14 +127,14 @@ class TextModel:
 
         Args:
             n: how many.
-            length: bytes of each; those of a training row by default.
+            length: tokens of each, which are bytes with the tokenizer ``bytes``; those of a training row by default.
             seed: any integer; text k of a seed is the same whatever n is.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`; guidance has no effect, as there are no classes.
             **changes: entries of `Settings` to change, for example ``temperature=0.8``.
 
         Returns:
-            n texts of ``length`` bytes. They need not be UTF-8.
+            n texts of ``length`` tokens. They need not be UTF-8.
 
         Raises:
             UserError: for an unknown preset or setting, or a value out of range.
@@ -142,7 +160,7 @@ class TextModel:
         Args:
             text: with gaps, see `gaps`.
             n: how many answers.
-            length: bytes of every gap; by default as many as it has mask characters.
+            length: tokens of every gap; by default as many as its mask characters make, see `template`.
             mask: the mask character, of which every run is then a gap; by default four or more ``_``.
             seed, preset, settings: as in `sample`.
             **changes: entries of `Settings` to change.
@@ -153,8 +171,47 @@ class TextModel:
         Raises:
             UserError: no gap, or a value out of range.
         """
-        known = gaps(text, length=length, mask=mask)
-        return self.fill(known, n=n, seed=seed, preset=preset, settings=settings, **changes)
+        known, after_space = self.template(split_gaps(text, length=length, mask=mask))
+        return self.fill(known, n=n, seed=seed, preset=preset, settings=settings, after_space=after_space, **changes)
+
+    def template(self, parts: Sequence[bytes | Gap]) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " s"]]:
+        """The tokens of a text with gaps, for `fill`.
+
+        A gap whose length is not given gets a token for each of its mask characters, or with a tokenizer of pieces one
+        for as many characters as a token of the known text has bytes on average, at least one.
+
+        Args:
+            parts: of `split_gaps`.
+
+        Returns:
+            (t,) the token where known, -1 in the gaps; and (s,) the sites that a space before a gap belongs to.
+        """
+        codes = [self.tokenizer.codes(part) if isinstance(part, bytes) else part for part in parts]
+        known = [part for part in codes if not isinstance(part, Gap)]
+        tokens, text_bytes = sum(map(len, known)), sum(len(part) for part in parts if isinstance(part, bytes))
+        bytes_per_token = text_bytes / tokens if tokens else float(self.tokenizer.code_lengths.mean())
+        rows: list[np.ndarray] = []
+        spaces: list[int] = []
+        for part in codes:
+            if not isinstance(part, Gap):
+                rows.append(part)
+                continue
+            if rows and len(rows[-1]) and self._goes_on_after_space.any() and rows[-1][-1] == self._space:
+                rows[-1] = rows[-1][:-1]
+                spaces.append(sum(map(len, rows)))
+            size = part.tokens or max(1, round(part.characters / bytes_per_token))
+            rows.append(np.full(size, -1))
+        return np.concatenate([row.astype(np.int64) for row in rows]), np.array(spaces, dtype=np.int64)
+
+    @cached_property
+    def _space(self) -> int:
+        """The code of a space alone."""
+        return int(self.tokenizer.codes(b" ")[0])
+
+    @cached_property
+    def _goes_on_after_space(self) -> Bool[Tensor, " v"]:
+        """The codes that begin with a space and go on; none for bytes."""
+        return torch.tensor([len(code) > 1 and code[:1] == b" " for code in self.tokenizer.code_bytes])
 
     @isolate
     def fill(
@@ -165,6 +222,7 @@ class TextModel:
         seed: int = 0,
         preset: str = "best",
         settings: Settings | None = None,
+        after_space: Int[np.ndarray, " s"] | None = None,
         **changes: Any,
     ) -> list[bytes]:
         """Sample the unknown tokens of a text, given the known ones.
@@ -173,6 +231,7 @@ class TextModel:
             known: (t,) the token where known, -1 where to be sampled.
             n: how many answers.
             seed, preset, settings: as in `sample`.
+            after_space: (s,) unknown sites whose token must begin with a space and go on; none by default.
             **changes: entries of `Settings` to change.
 
         Returns:
@@ -182,26 +241,30 @@ class TextModel:
         settings = settings or self.settings(preset)
         settings = Settings.of(asdict(settings) | {k: v for k, v in changes.items() if v is not None})
         if len(known) > LONGEST_TEXT:
-            raise UserError(f"a text must have at most {LONGEST_TEXT:,} bytes", len(known), "give a part of it")
+            raise UserError(f"a text must have at most {LONGEST_TEXT:,} tokens", len(known), "give a part of it")
         tokens = torch.from_numpy(known.astype(np.int64)).expand(n, -1).clone()  # (n, t)
         windows = plan_windows(known < 0, self.length)
+        spaces = np.zeros(0, np.int64) if after_space is None else after_space
         batches = [range(start, min(start + self.kernel_batch, n)) for start in range(0, n, self.kernel_batch)]
         with progress_bar(total=len(windows) * len(batches), unit="window", label="sample") as advance:
             for rows in batches:
                 for turn, (start, end, kept) in enumerate(windows):
                     own = seed if turn == 0 else seed_of_window(seed, turn)
                     part = tokens[rows.start : rows.stop, start:end]
-                    filled = self._fill_window(part, rows.start, own, settings)
+                    inside = torch.from_numpy(spaces[(spaces >= start) & (spaces < end)] - start)
+                    filled = self._fill_window(part, rows.start, own, settings, inside)
                     tokens[rows.start : rows.stop, start:kept] = filled[:, : kept - start]
                     advance(1)
         return self.tokenizer.decode(tokens.unsqueeze(1))
 
-    def _fill_window(self, known: Int[Tensor, "m t"], first: int, seed: int, settings: Settings) -> Int[Tensor, "m t"]:
+    def _fill_window(
+        self, known: Int[Tensor, "m t"], first: int, seed: int, settings: Settings, after_space: Int[Tensor, " s"]
+    ) -> Int[Tensor, "m t"]:
         """Texts ``first .. first + m - 1`` of at most a row's length, all with the same sites unknown."""
         m, width = known.shape
         size = self.kernel_batch
         tokens = sample_batch(
-            self._denoiser(width),
+            self._restricted(self._denoiser(width), after_space),
             settings,
             [image_generator(seed, first + k) for k in range(size)],
             device=self.device,
@@ -228,16 +291,29 @@ class TextModel:
 
         return denoiser
 
+    def _restricted(self, denoiser: Callable[..., Tensor], after_space: Int[Tensor, " s"]) -> Callable[..., Tensor]:
+        """The denoiser with the sites ``after_space`` restricted to the codes that begin with a space and go on."""
+        if not len(after_space):
+            return denoiser
+        chosen, ruled_out = after_space.to(self.device), ~self._goes_on_after_space.to(self.device)
+
+        def restricted(tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None) -> Tensor:
+            here = torch.isin(sites, chosen).unsqueeze(-1)  # (k, 1), or a row of sites for each text
+            logits = denoiser(tokens, levels, sites, labels)
+            return logits.masked_fill(here & ruled_out, -torch.inf)
+
+        return restricted
+
     @isolate
     def signal(self, text: str | bytes, *, level: float = 0.9, block: int = 4) -> Float[Tensor, " t"]:
-        """The model's probability, byte by byte, that a byte is signal and not noise, given all others.
+        """The model's probability, byte by byte, that its token is signal and not noise, given all others.
 
         A text that is longer than a row is judged in windows that overlap by half; the mean is taken.
 
         Args:
             text: at least one byte.
-            level: share in (0, 1) of the bytes that are expected to be signal.
-            block: bytes judged in one network call.
+            level: share in (0, 1) of the tokens that are expected to be signal.
+            block: tokens judged in one network call.
 
         Returns:
             (t,) probabilities, on the CPU.
@@ -248,15 +324,30 @@ class TextModel:
         tokens = self.tokenizer.encode([text])[0]  # (1, t)
         total = tokens.shape[1]
         if not 1 <= total <= LONGEST_TEXT:
-            got = f"{total} bytes"
-            raise UserError(f"text must have 1 to {LONGEST_TEXT:,} bytes", got, "give another, or a part of it")
+            got = f"{total} tokens"
+            raise UserError(f"text must have 1 to {LONGEST_TEXT:,} tokens", got, "give another, or a part of it")
         width, step = min(total, self.length), max(1, self.length // 2)
         starts = torch.tensor(sorted({*range(0, total - width, step), total - width}))
         rows = torch.stack([tokens[0, start : start + width] for start in starts.tolist()])
         sums, counts = torch.zeros(2, total)
-        for batch, places in zip(rows.split(self.kernel_batch), starts.split(self.kernel_batch), strict=True):
+        for row, start in zip(self.signal_of_rows(rows, level=level, block=block), starts.tolist(), strict=True):
+            sums[start : start + width] += row
+            counts[start : start + width] += 1
+        lengths = torch.from_numpy(self.tokenizer.code_lengths[tokens[0].numpy()])
+        return (sums / counts).repeat_interleave(lengths)
+
+    @isolate
+    def signal_of_rows(self, rows: Int[Tensor, "n t"], *, level: float = 0.9, block: int = 4) -> Float[Tensor, "n t"]:
+        """As `signal`, token by token, of several texts of one length, at most a row's.
+
+        Args:
+            rows: (n, t) tokens.
+            level, block: as in `signal`.
+        """
+        width, found = rows.shape[1], []
+        for batch in rows.split(self.kernel_batch):
             with torch.inference_mode(), autocast(self.device, self.half):
-                found = signal_probability(
+                probability = signal_probability(
                     self._denoiser(width),
                     pad_batch(batch, self.kernel_batch).to(self.device),
                     height=1,
@@ -264,11 +355,9 @@ class TextModel:
                     codebook_size=self.tokenizer.codebook_size,
                     level=level,
                     block=min(block, width),
-                ).cpu()
-            for row, start in zip(found, places.tolist(), strict=False):
-                sums[start : start + width] += row
-                counts[start : start + width] += 1
-        return sums / counts
+                )
+            found.append(probability[: len(batch)].cpu())
+        return torch.cat(found)
 
     def manifest(self, n: int, *, length: int, seed: int, settings: Settings) -> dict[str, Any]:
         """Everything that is needed to sample the same texts again."""
@@ -286,12 +375,12 @@ class TextModel:
         }
 
 
-def gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | None = None) -> Int[np.ndarray, " t"]:
-    """The known tokens of a text with gaps: its bytes, and -1 in the gaps.
+def split_gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | None = None) -> list[bytes | Gap]:
+    """The known bytes and the gaps of a text in order, at least one gap.
 
     Args:
         text: a string is encoded as UTF-8.
-        length: bytes of every gap; by default as many as it has mask characters.
+        length: tokens of every gap; by default not given.
         mask: one character, of which every run is a gap; by default runs of at least four ``_``.
 
     Raises:
@@ -306,11 +395,11 @@ def gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | No
         check_count(length, "the length of a gap", least=1, most=LONGEST_TEXT)
     code = re.escape(marker.encode("utf-8", "surrogateescape"))
     pattern = re.compile(b"(?:" + code + b"){%d,}" % (1 if given else LEAST_MASKS))
-    parts: list[np.ndarray] = []
+    parts: list[bytes | Gap] = []
     place = 0
     for found in pattern.finditer(data):
         size = (found.end() - found.start()) // len(marker.encode("utf-8", "surrogateescape"))
-        parts += [np.frombuffer(data[place : found.start()], np.uint8), np.full(length or size, -1)]
+        parts += [data[place : found.start()], Gap(size, length or 0)]
         place = found.end()
     if not parts:
         shown = marker if given else MASK * LEAST_MASKS
@@ -319,8 +408,7 @@ def gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | No
             data[:80].decode("utf-8", "replace"),
             "mark what is missing, or name another mask character",
         )
-    parts.append(np.frombuffer(data[place:], np.uint8))
-    return np.concatenate([part.astype(np.int64) for part in parts])
+    return [part for part in (*parts, data[place:]) if part]
 
 
 def plan_windows(unknown: np.ndarray, length: int) -> list[tuple[int, int, int]]:

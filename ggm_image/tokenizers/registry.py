@@ -20,11 +20,12 @@ from ggm_image.runtime.devices import choose_device
 from ggm_image.runtime.meta import shapes_only
 from ggm_image.runtime.numerics import isolate
 from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.tokenizers.bpe import BPETokenizer, find_tokenizer_file
 from ggm_image.tokenizers.checkpoints.detect import is_published, read_published
 from ggm_image.tokenizers.checkpoints.reader import load_stored, open_weights
 from ggm_image.tokenizers.checkpoints.unpacking import unpack_member
 from ggm_image.tokenizers.spec import TokenizerSpec, read_sizes
-from ggm_image.tokenizers.text import TEXT_TOKENIZERS, ByteTokenizer
+from ggm_image.tokenizers.text import TEXT_TOKENIZERS, ByteTokenizer, TextTokenizer
 from ggm_image.tokenizers.vq.families import FAMILIES
 
 
@@ -98,19 +99,26 @@ def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None
 
 
 def is_text_tokenizer(name_or_path: str | Path) -> bool:
-    """Whether a name is that of a tokenizer of text; a folder or file of that name does not hide it."""
-    return str(name_or_path) in TEXT_TOKENIZERS
+    """Whether a name is that of a tokenizer of text, which no folder or file of that name hides, or a path of one."""
+    return str(name_or_path) in TEXT_TOKENIZERS or find_tokenizer_file(name_or_path) is not None
 
 
-def load_text_tokenizer(name: str | Path) -> ByteTokenizer:
-    """A tokenizer of text.
+def load_text_tokenizer(name_or_path: str | Path) -> TextTokenizer:
+    """A tokenizer of text: "bytes", or a saved byte-level BPE.
+
+    Args:
+        name_or_path: a name, a ``tokenizer.json``, or a folder that has one.
 
     Raises:
-        UserError: the name is not one of a tokenizer of text.
+        UserError: it is one of images, or `BPETokenizer` cannot use the file.
     """
-    if not is_text_tokenizer(name):
-        raise UserError("the tokenizer must be one of text", name, f"use {', '.join(TEXT_TOKENIZERS)}")
-    return TEXT_TOKENIZERS[str(name)]()
+    if str(name_or_path) in TEXT_TOKENIZERS:
+        return TEXT_TOKENIZERS[str(name_or_path)]()
+    file = find_tokenizer_file(name_or_path)
+    if file is None:
+        fix = f"use {', '.join(TEXT_TOKENIZERS)}, or a tokenizer.json"
+        raise UserError("the tokenizer must be one of text", name_or_path, fix)
+    return BPETokenizer(file)
 
 
 @overload
@@ -123,17 +131,17 @@ def load_tokenizer(  # type: ignore[overload-overlap]
 def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = ...) -> Tokenizer: ...
 
 
-def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer | ByteTokenizer:
-    """A tokenizer, ready to encode and decode: a `Tokenizer` of images, or for "bytes" a `ByteTokenizer` of text.
+def load_tokenizer(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Tokenizer | TextTokenizer:
+    """A tokenizer, ready to encode and decode: a `Tokenizer` of images, or a `TextTokenizer`.
 
     A type checker takes it for one of images unless the name is the literal "bytes".
 
     Args:
-        name_or_path: as in `load_image_tokenizer`, or the name of a tokenizer of text.
+        name_or_path: as in `load_image_tokenizer`, or as in `load_text_tokenizer`.
         device: where to put it, see `choose_device`. Those of text have no weights, and work on the CPU.
 
     Raises:
-        UserError: as `load_image_tokenizer`.
+        UserError: as `load_image_tokenizer` or `load_text_tokenizer`.
     """
     if is_text_tokenizer(name_or_path):
         return load_text_tokenizer(name_or_path)

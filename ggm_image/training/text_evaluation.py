@@ -12,7 +12,8 @@ from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_path
 from ggm_image.network import Transformer
 from ggm_image.sampler import sample_signal
-from ggm_image.tokenizers.registry import load_tokenizer
+from ggm_image.tokenizers.registry import load_text_tokenizer
+from ggm_image.tokenizers.text import TextTokenizer
 from ggm_image.training.dataset import TokenSet
 
 CALLS = 64
@@ -20,22 +21,32 @@ CALLS = 64
 
 
 @torch.no_grad()
-def bits_per_byte(network: Transformer, val_set: TokenSet, *, seed: int = 0, batch_size: int = 16) -> float:
-    """An upper bound on the held-out bits per token of the model that fills in a row site by site in a random order.
+def bits_per_byte(
+    network: Transformer,
+    val_set: TokenSet,
+    *,
+    tokenizer: TextTokenizer | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> float:
+    """An upper bound on the held-out bits per byte of the model that fills in a row site by site in a random order.
 
     By the chain rule and Jensen's inequality, -log p(x) is at most the mean over all orders of the sum of the costs
     -log p0(x_i | sites before it). With k sites of l still masked that is l times the mean cost of a masked site, k
     being uniform in 1..l. Here every batch has one k and one random set of sites; the k of the batches are spread
-    evenly over 1..l, so the estimate has no bias and little variance. A token of the tokenizer "bytes" is a byte.
+    evenly over 1..l, so the estimate has no bias and little variance. That gives bits per token; divided by the mean
+    number of bytes of a held-out token, bits per byte. A text has other codes than the tokenizer's as well, whose
+    probability only adds to its own, so the bound holds for any tokenizer.
 
     Args:
         network: in evaluation mode.
         val_set: clean tokens; not empty.
+        tokenizer: of the tokens; a token is a byte where None.
         seed: of the order and of the sites.
         batch_size: rows of a forward pass.
 
     Returns:
-        Bits per token.
+        Bits per byte.
     """
     device, rows_total, sites_total = network.site.weight.device, len(val_set), val_set.tokens.shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +65,21 @@ def bits_per_byte(network: Transformer, val_set: TokenSet, *, seed: int = 0, bat
         with torch.autocast(device.type, enabled=False):
             cost = F.cross_entropy(logits.transpose(1, 2), x_0[:, sites].to(device))
         total += float(cost)
-    return total / len(starts) / math.log(2)
+    lengths = 1.0 if tokenizer is None else tokenizer.code_lengths[val_set.tokens.cpu().numpy()].mean()
+    return total / len(starts) / math.log(2) / float(lengths)
+
+
+def text_tokenizer_of(manifest: Manifest) -> TextTokenizer:
+    """The tokenizer that made a cache of text.
+
+    Raises:
+        UserError: it is not where it was, or another one is there now.
+    """
+    tokenizer = load_text_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name)
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        what = f"{manifest.tokenizer_source} must be the tokenizer that the text was encoded with"
+        raise UserError(what, f"it is {tokenizer.sha256[:12]}, not {manifest.tokenizer_sha256[:12]}", "encode it again")
+    return tokenizer
 
 
 def sample_texts(network: Transformer, manifest: Manifest, path: Path, *, seed: int, texts: int = 4) -> str:
@@ -71,7 +96,7 @@ def sample_texts(network: Transformer, manifest: Manifest, path: Path, *, seed: 
         Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.
     """
     try:
-        tokenizer = load_tokenizer(manifest.tokenizer_name)
+        tokenizer = text_tokenizer_of(manifest)
     except UserError as error:
         return f"no samples: {error}"
     height, width = manifest.grid

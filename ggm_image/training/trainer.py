@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ggm_image.data.token_cache.manifest import Manifest
-from ggm_image.errors import printable
+from ggm_image.errors import UserError, printable
 from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.precision import choose_precision
@@ -52,7 +52,7 @@ from ggm_image.training.loop import TrainingLoop
 from ggm_image.training.optim import EMA, OptimizerSettings, make_optimizer, regrouped
 from ggm_image.training.sharded_state import cut, whole, whole_tensor
 from ggm_image.training.signals import GracefulStop
-from ggm_image.training.text_evaluation import bits_per_byte, sample_texts
+from ggm_image.training.text_evaluation import bits_per_byte, sample_texts, text_tokenizer_of
 
 
 class GeneratorTrainer(TrainingLoop):
@@ -339,7 +339,12 @@ class GeneratorTrainer(TrainingLoop):
             return
         with self.context.together(), self.fabric.autocast():
             if self.context.is_main_process:
-                bits = bits_per_byte(network, self.held_out, seed=self.config.train.seed)
+                try:
+                    tokenizer = text_tokenizer_of(self.manifest)
+                except UserError as error:  # a run does not end for the lack of a tokenizer
+                    self.say(f"no bits per byte: {error}")
+                    return
+                bits = bits_per_byte(network, self.held_out, tokenizer=tokenizer, seed=self.config.train.seed)
                 self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
 
     def _sample(self) -> None:

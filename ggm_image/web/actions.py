@@ -62,7 +62,8 @@ class Actions:
         first = find_model(model)
         first.check_weights()
         self.device, self.cache, self.jobs = device, cache, Jobs()
-        self._sources = {first.name: model, **{m.name: str(m.folder) for m in shipped_models() if m.weights.is_file()}}
+        shipped = [m for m in shipped_models() if m.modality == "image" and m.weights.is_file()]
+        self._sources = {first.name: model, **{m.name: str(m.folder) for m in shipped}}
         self._sources[first.name] = model
         self._loaded: dict[str, Model] = {}
         self._lock = threading.Lock()

@@ -62,6 +62,25 @@ def test_infill(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (found[:2], found[3:], len(found)) == (b"a_", b"\xff", 4)
 
 
+def test_a_shipped_model_of_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found by its name, which infill takes by default, and `models` says what it makes."""
+    (tmp_path / "models").mkdir()
+    tiny_text_model_folder(tmp_path).rename(tmp_path / "models" / "books")
+    monkeypatch.setattr("ggm_image.pipelines.model_folder.resource_dir", lambda name: tmp_path)
+    figures = {"results": [{"settings": {"order": "signal", "sweeps": 1, "block": 8}, "n": 9, "known_words": 0.875}]}
+    (tmp_path / "models" / "books" / "quality.json").write_text(json.dumps(figures))
+    assert run("infill", "a____c", "--device", "cpu", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["texts"][0][0], found["texts"][0][-1]) == ("books", "a", "c")
+    assert run("models", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["makes"], row["tokenizer"], row["grid"]) == ("books", "text", "bytes", [1, 16])
+    assert run("models") == 0
+    assert "fast         known words 0.875; 9 samples" in capsys.readouterr().out
+
+
 def test_signal_marks_text(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.txt").write_text("some text")
     assert run("signal", tmp_path / "t.txt", "--model", model, "--device", "cpu") == 0
@@ -70,6 +89,18 @@ def test_signal_marks_text(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "least signal at byte" in captured.err
     assert run("signal", tmp_path / "t.txt", "--model", model, "--device", "cpu", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["signal"]) == 9
+
+
+def test_signal_of_a_text_that_is_given_itself(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", model, "--device", "cpu")
+    for text in ("It was teh best of times", "a//b c", "word"):
+        assert run("signal", text, *options) == 0
+        captured = capsys.readouterr()
+        assert captured.out.replace("[[", "").replace("]]", "") == text + "\n"
+        assert captured.err.startswith("text: mean")
+    for name in ("letter.txt", "folder/letter"):  # a word that looks like a file is one that is missing
+        assert run("signal", name, *options) == 2
+        assert "cannot be opened" in capsys.readouterr().err
 
 
 def test_marks() -> None:

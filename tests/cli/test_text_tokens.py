@@ -74,3 +74,32 @@ def test_options_of_the_other_kind(
     assert run("encode", folder, tmp_path / "tokens", *arguments) == 2
     assert part in capsys.readouterr().err
     assert not (tmp_path / "tokens").exists()
+
+
+def test_a_tokenizer_of_text_is_trained_and_used(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tokenizers")
+    made, tokens = tmp_path / "run", tmp_path / "tokens"
+    assert run("train-tokenizer", "bpe-270", "--data", folder, "--out", made) == 0
+    assert capsys.readouterr().out == f"tokenizer: {made / 'tokenizer'} (bpe-270)\n"
+    assert run("encode", folder, tokens, "--tokenizer", made / "tokenizer", "--length", 16) == 0
+    assert "3 documents, 536 bytes, as " in capsys.readouterr().out
+    assert run("encode", folder, tokens, "--verify") == 0
+    assert run("decode", tokens, tmp_path / "all.txt") == 0
+    assert (tmp_path / "all.txt").read_bytes() == b"".join(p.read_bytes() for p in sorted(folder.iterdir()))
+    capsys.readouterr()
+    for command, part in [
+        (("train-tokenizer", "bpe-270", "--data", folder, "--out", made), "holds a tokenizer already"),
+        (("train-tokenizer", "bpe-270", "--data", folder, "--out", made, "--force"), "--force belongs to images"),
+        (("train-tokenizer", "bpe-9", "--data", folder, "--out", tmp_path / "new"), "257 to 65,536 codes"),
+        (("train-tokenizer", "bpe-300", "--data", folder / "b.txt", "--out", tmp_path / "new"), "must hold text"),
+        (("train-tokenizer", "cifar10", "--data", folder, "--out", made, "--text-key", "a"), "belongs to text"),
+    ]:
+        assert run(*command) == 2
+        error = capsys.readouterr().err
+        assert part in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+    assert run("train-tokenizer", "bpe-4000", "--data", folder, "--out", made, "--overwrite") == 0
+    assert "give no more than" in capsys.readouterr().err

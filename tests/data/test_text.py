@@ -12,6 +12,7 @@ from ggm_image.data.token_cache.manifest import Manifest
 from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.errors import UserError
 from ggm_image.tokenizers.text import ByteTokenizer
+from tests.models import tiny_bpe
 
 TOKENIZER = ByteTokenizer()
 
@@ -42,6 +43,24 @@ def test_any_documents_there_and_back(tmp_path: Path, length: int, shard_size: i
     assert cache.manifest.modality == "text"
     assert len(cache) == -(-60 // length)
     verify_text(tmp_path / "t", TOKENIZER, source_of(*texts, piece=3))
+
+
+@pytest.mark.parametrize(("length", "shard_size"), [(1, 7), (5, 2), (64, 100)])
+def test_any_documents_there_and_back_in_larger_pieces(tmp_path: Path, length: int, shard_size: int) -> None:
+    """Documents start at tokens, not at bytes, and no token is of two documents."""
+    pytest.importorskip("tokenizers")
+    tokenizer = tiny_bpe(tmp_path)
+    texts = [b"", b"the cat sat", b" on", b"", b" the mat\xff\n", np.random.default_rng(0).bytes(20), b""]
+    cache = encode_text(source_of(*texts), tmp_path / "t", tokenizer, length=length, shard_size=shard_size)
+    assert cache is not None
+    found = [(d.name, b"".join(d.pieces)) for d in documents(cache, tokenizer)]
+    assert found == [(f"{k}.txt", content) for k, content in enumerate(texts)]
+    source = cache.manifest.source
+    assert source["tokens"] == sum(len(tokenizer.codes(text)) for text in texts) < source["bytes"] == 44
+    assert len(cache) == cache.manifest.items == -(-source["tokens"] // length)
+    assert verify_text(tmp_path / "t", tokenizer, source_of(*texts, piece=3))["bytes"] == 44
+    with pytest.raises(UserError, match="tokenizer that made it"):
+        list(documents(cache, TOKENIZER))
 
 
 def test_only_the_last_row_is_filled_up(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from ggm_image import load_model
 from ggm_image.errors import UserError
-from ggm_image.pipelines.text import TextModel, gaps, plan_windows
-from tests.models import tiny_text_model_folder
+from ggm_image.pipelines.text import Gap, TextModel, plan_windows, split_gaps
+from tests.models import tiny_bpe, tiny_text_model_folder
 
 LENGTH = 16
 
@@ -38,7 +38,8 @@ def test_a_modality_that_is_asked_for_is_checked(tmp_path: Path) -> None:
     "text", [b"It \xffwas ____ of", b"____", b"a long text, ____ longer than a row, ________ twice"]
 )
 def test_every_known_byte_stays(model: TextModel, preset: str, text: bytes) -> None:
-    known = gaps(text)
+    known, after_space = model.template(split_gaps(text))
+    assert len(after_space) == 0  # a space is a byte like any other
     for answer in model.infill(text, n=2, preset=preset, seed=3):
         assert len(answer) == len(text)
         found = np.frombuffer(answer, np.uint8)
@@ -91,20 +92,26 @@ def test_windows_fill_everything_from_left_to_right(total: int) -> None:
     assert plan_windows(np.zeros(total, dtype=bool), LENGTH) == []
 
 
-def test_gaps() -> None:
+def test_gaps(model: TextModel) -> None:
+    def gaps(text: str | bytes, **options: object) -> np.ndarray:
+        return model.template(split_gaps(text, **options))[0]  # type: ignore[arg-type]
+
+    assert split_gaps("a____b") == [b"a", Gap(4), b"b"]
+    assert split_gaps("____", length=2) == [Gap(4, 2)]
     assert gaps("a____b").tolist() == [97, -1, -1, -1, -1, 98]
     assert gaps("a____b", length=2).tolist() == [97, -1, -1, 98]
     assert gaps("a_b#c", mask="#").tolist() == [97, 95, 98, -1, 99]
     assert gaps("é____", length=1).tolist() == [0xC3, 0xA9, -1]
     assert gaps("aééb", mask="é").tolist() == [97, -1, -1, 98]
     assert gaps(b"____\xff").tolist() == [-1] * 4 + [255]
+    assert gaps("____ and ____").tolist() == [-1] * 4 + list(b" and ") + [-1] * 4
     for text, mask in [("snake_case", None), ("abc", "#")]:
         with pytest.raises(UserError, match="must have a gap"):
-            gaps(text, mask=mask)
+            split_gaps(text, mask=mask)
     with pytest.raises(UserError, match="one character"):
-        gaps("abc", mask="ab")
+        split_gaps("abc", mask="ab")
     with pytest.raises(UserError, match="length of a gap"):
-        gaps("a____", length=0)
+        split_gaps("a____", length=0)
 
 
 def test_signal_of_texts_of_any_length(model: TextModel) -> None:
@@ -123,3 +130,58 @@ def test_wrong_requests(model: TextModel) -> None:
         model.sample(1, preset="none")
     with pytest.raises(UserError, match="must have a gap"):
         model.infill("nothing is missing")
+
+
+@pytest.fixture(scope="module")
+def pieces_model(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
+    pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("pieces")
+    tokenizer = tiny_bpe(folder)
+    saved = tiny_text_model_folder(folder, length=LENGTH, tokenizer=tokenizer)
+    tokenizer.path.unlink()  # the model has its own copy
+    return load_model(saved, device="cpu")
+
+
+@pytest.mark.parametrize("preset", ["fast", "best", "exact"])
+def test_known_bytes_stay_with_larger_pieces(pieces_model: TextModel, preset: str) -> None:
+    for before, after in [
+        (b"the cat ", b" on the mat"),
+        (b"th", b"t\xff sat"),
+        (b"", b"the mat"),
+        (b"the cat on the ", b""),
+    ]:
+        for answer in pieces_model.infill(before + b"______" + after, n=3, preset=preset, seed=1):
+            assert answer.startswith(before)
+            assert answer.endswith(after)
+            assert len(answer) > len(before) + len(after)
+
+
+def test_a_space_before_a_gap_belongs_to_the_word_in_the_gap(pieces_model: TextModel) -> None:
+    tokenizer = pieces_model.tokenizer
+    known, after_space = pieces_model.template(split_gaps("the cat ____ the mat", length=2))
+    before, after = tokenizer.codes("the cat").tolist(), tokenizer.codes(" the mat").tolist()
+    assert known.tolist() == [*before, -1, -1, *after]  # no token for the space
+    assert after_space.tolist() == [len(before)]
+    words = {code for code in tokenizer.code_bytes if len(code) > 1 and code[:1] == b" "}
+    for answer in pieces_model.infill("the cat ____ the mat", n=8, length=1, preset="best"):
+        assert answer[len("the cat") : -len(" the mat")] in words
+    known, after_space = pieces_model.template(split_gaps("the ca____", length=1))
+    assert (known.tolist(), after_space.tolist()) == ([*tokenizer.codes("the ca").tolist(), -1], [])
+
+
+def test_a_gap_is_as_long_as_its_mark_in_tokens_of_the_text(pieces_model: TextModel) -> None:
+    text = "the cat sat on the mat."
+    tokens = len(pieces_model.tokenizer.codes(text))
+    known, _ = pieces_model.template(split_gaps(text + "#" * len(text), mask="#"))
+    assert (known < 0).sum() == tokens < len(text)
+
+
+def test_signal_and_samples_of_larger_pieces(pieces_model: TextModel) -> None:
+    text = b"the cat sat on the mat. " * 5
+    found = pieces_model.signal(text)
+    assert found.shape == (len(text),)
+    lengths = pieces_model.tokenizer.code_lengths[pieces_model.tokenizer.codes(text)]
+    ends = np.cumsum(lengths)
+    for start, end in zip(ends - lengths, ends, strict=True):
+        assert (found[start:end] == found[start]).all()  # all bytes of a token have its probability
+    assert len(pieces_model.sample(3, length=40, preset="fast")) == 3

@@ -23,6 +23,7 @@ SIZES = {
     "imagenet256-f8": (8192, 1000, (32, 32)),
     "photos64": (4096, 0, (16, 16)),
     "robots64": (2048, 12, (8, 8)),
+    "books": (256, 0, (1, 256)),
     "text": (256, 0, (1, 256)),
 }
 """What the token caches that they name have."""

@@ -14,6 +14,7 @@ from ggm_image.tokenizers.text import ByteTokenizer
 from ggm_image.training.dataset import TokenSet
 from ggm_image.training.run import train_generator
 from ggm_image.training.text_evaluation import bits_per_byte
+from tests.models import tiny_bpe
 
 V, L = 3, 3
 
@@ -55,6 +56,45 @@ def test_the_bound_is_the_entropy_for_an_exact_denoiser() -> None:
     uniform = torch.full([V] * L, V**-L)
     worse = bits_per_byte(ExactDenoiser(uniform), val, batch_size=50)  # type: ignore[arg-type]
     assert worse == pytest.approx(math.log2(V), rel=1e-5)
+
+
+def test_bits_per_byte_of_larger_pieces(tmp_path: Path) -> None:
+    """The bits of a token are shared by its bytes."""
+    pytest.importorskip("tokenizers")
+    tokenizer = tiny_bpe(tmp_path)
+    codes = torch.from_numpy(tokenizer.codes(b"the cat sat on the mat. ")).int()
+    val = TokenSet(codes.expand(4, -1), torch.zeros(4, dtype=torch.int64))
+
+    class Uniform:
+        config, site = SimpleNamespace(codebook_size=266), SimpleNamespace(weight=torch.zeros(1))
+
+        def __call__(self, tokens, levels, sites, labels):
+            return torch.zeros(len(tokens), len(sites), 266)
+
+    found = bits_per_byte(Uniform(), val, tokenizer=tokenizer)  # type: ignore[arg-type]
+    assert found == pytest.approx(math.log2(266) * len(codes) / 24, rel=1e-5)
+    assert bits_per_byte(Uniform(), val) == pytest.approx(math.log2(266), rel=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_text_curves")
+def test_a_run_on_larger_pieces_keeps_its_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = tiny_bpe(tmp_path)
+    (tmp_path / "book.txt").write_bytes(b"the cat sat on the mat. " * 300)
+    encode_text(tmp_path / "book.txt", tmp_path / "tokens", tokenizer, length=16)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "network: {width: 32, depth: 2, heads: 2, condition_width: 8}\ndata: {holdout: 20}\n"
+        "train: {steps: 4, batch_size: 8, warmup_steps: 2, compile: false, precision: 32-true, sample_every: 4}\n"
+    )
+    said: list[str] = []
+    model = train_generator(config, tmp_path / "tokens", tmp_path / "run", device="cpu", report=said.append)
+    (bits,) = [line for line in said if "bits per byte" in line]
+    assert float(bits.split("at most ")[1].split()[0]) < 8
+    assert (model / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer.path.read_bytes()
+    tokenizer.path.unlink()
+    loaded = load_model(model, device="cpu")
+    assert loaded.infill("the cat ____ the mat", seed=1)[0].startswith(b"the cat ")
 
 
 @pytest.mark.usefixtures("no_text_curves")

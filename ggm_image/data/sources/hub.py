@@ -2,7 +2,7 @@
 
 ``hub:NAME[@REVISION][:SPLIT][?image=COLUMN&label=COLUMN&config=NAME]``, where NAME is the Hub's or a local folder, also
 one that ``save_to_disk`` made. A file of the data set is a part; what can be divided at will is cut into parts of at
-most ``shard_size`` images.
+most ``shard_size`` images. Of text only ``?config=NAME`` is written so, and every row is a document.
 """
 
 import functools
@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ggm_image.data.sources.base import ClassIndex, ImageStream, Sample
+from ggm_image.data.sources.text import Document, TextSource
 from ggm_image.errors import UserError
 from ggm_image.io.download import is_offline
 
-_FORM = "hub:NAME[@REVISION][:SPLIT][?image=COLUMN&label=COLUMN&config=NAME]"
+_IMAGE_OPTIONS, _TEXT_OPTIONS = ("image", "label", "config"), ("config",)
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class _Address:
     config: str | None = None
 
     @classmethod
-    def parse(cls, source: str) -> "_Address":
+    def parse(cls, source: str, allowed: Sequence[str] = _IMAGE_OPTIONS) -> "_Address":
         match = re.fullmatch(r"hub:([^@:?]+)(?:@([^:?]+))?(?::([\w.-]+))?(?:\?(.*))?", source)
         options = dict(parse_qsl(match[4] or "", keep_blank_values=True)) if match else {}
-        if not match or not set(options) <= {"image", "label", "config"}:
-            raise UserError(f"a data set is written {_FORM}", source, "mend it")
+        if not match or not set(options) <= set(allowed):
+            entries = "&".join(f"{name}={'NAME' if name == 'config' else 'COLUMN'}" for name in allowed)
+            raise UserError(f"a data set is written hub:NAME[@REVISION][:SPLIT][?{entries}]", source, "correct it")
         return cls(match[1], match[2], match[3], **options)
 
 
@@ -49,10 +51,7 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
     Raises:
         UserError: ``datasets`` is not installed, no such data set, or its columns are not clear.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("hub: needs the package datasets", source, "pip install ggm-image[hub]") from error
+    datasets = _library(source)
     address = _Address.parse(source)
     data = _load(address, source, shard_size)
     image = _column(data.features, datasets.Image, address.image, "image", source)
@@ -83,6 +82,48 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
             )
 
     return ImageStream(source, parts, named or list(class_names), read, identity=source)
+
+
+def open_hub_text(source: str, *, text_key: str = "text") -> TextSource:
+    """Open a data set of text; its rows are documents, called by their number. A row without text is an empty one.
+
+    Args:
+        source: as above.
+        text_key: the column; the only one of strings where there is none of that name.
+
+    Raises:
+        UserError: as `open_hub`.
+    """
+    _library(source)
+    data = _load(_Address.parse(source, _TEXT_OPTIONS), source, 10_000)
+    kinds = {name: getattr(feature, "dtype", "") for name, feature in data.features.items()}
+    strings = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+    column = text_key if text_key in strings else strings[0] if len(strings) == 1 and text_key == "text" else None
+    if column is None:
+        got = f"{source} has {', '.join(strings) or 'none'} among {', '.join(kinds)}"
+        raise UserError(f"data set must have a column {text_key!r} of text", got, "name it with text_key")
+    data = data.select_columns([column])
+
+    def documents() -> Iterator[Document]:
+        rows = iter(data)
+        for k in range(1 << 62):
+            try:
+                row = next(rows, None)
+            except Exception as error:  # as for images
+                raise _unreadable(f"{source}, row {k}", error) from error
+            if row is None:
+                return
+            yield Document(f"{k:08d}.txt", iter([(row[column] or "").encode("utf-8", "surrogatepass")]))
+
+    return TextSource(source, documents)
+
+
+def _library(source: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("hub: needs the package datasets", source, "pip install ggm-image[hub]") from error
+    return datasets
 
 
 def _load(address: _Address, source: str, shard_size: int) -> Any:

@@ -1,8 +1,8 @@
 """Documents of text in a fixed order, read as bytes in pieces of bounded size.
 
-A source is a file, a folder or a tar archive. A file whose name ends in ``.jsonl`` or ``.ndjson`` holds a document a
-line, any other file is one document; both may be compressed by gzip, xz or bzip2. Nothing is decoded: bytes that are
-no UTF-8 are kept as they are.
+A source is a file, a folder, a tar archive, or a data set of the Hugging Face Hub. A file whose name ends in ``.jsonl``
+or ``.ndjson`` holds a document a line, any other file is one document; both may be compressed by gzip, xz or bzip2.
+Nothing is decoded: bytes that are no UTF-8 are kept as they are.
 """
 
 import bz2
@@ -87,19 +87,23 @@ class Fingerprint:
 
 
 def open_text(source: str | os.PathLike[str], *, text_key: str = "text") -> TextSource:
-    """Open a file, a folder or a tar archive of text.
+    """Open a file, a folder, a tar archive or a data set of text.
 
     Of a folder all files with the suffixes above are read, in the order of their paths; of a tar archive likewise, in
     the order in which they lie there. A file that is given by itself may have any name. What is left out of a folder
     is said on stderr.
 
     Args:
-        source: the path.
-        text_key: the field of each JSON line that holds its text.
+        source: the path, or ``hub:`` and a data set, see `ggm_image.data.sources.hub`.
+        text_key: the field of each JSON line that holds its text, or the column of a data set.
 
     Raises:
         UserError: there is nothing to read. Files that are damaged are found when they are read.
     """
+    if str(source).startswith("hub:"):
+        from ggm_image.data.sources.hub import open_hub_text
+
+        return open_hub_text(str(source), text_key=text_key)
     path = Path(source)
     if path.is_dir():
         names = _found(path)

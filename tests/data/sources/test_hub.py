@@ -10,8 +10,11 @@ import torch
 from ggm_image.data.encode import encode
 from ggm_image.data.sources.base import ImageStream
 from ggm_image.data.sources.hub import open_hub
+from ggm_image.data.sources.text import open_text
+from ggm_image.data.text import documents, encode_text
 from ggm_image.data.token_cache.verify import verify
 from ggm_image.errors import UserError
+from ggm_image.tokenizers.text import ByteTokenizer
 from tests.conftest import MeanTokenizer
 from tests.data.shards import png
 from tests.data.test_encode import contents
@@ -135,3 +138,24 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install ggm-image\[hub\]"):
         open_hub("hub:somebody/pictures", shard_size=9)
+
+
+def test_text(tmp_path: Path) -> None:
+    texts = ["It was", None, "", "h\u00e9\n"]
+    columns = {"text": texts, "title": ["a"] * 4, "n": [1] * 4}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "a")
+    datasets.Dataset.from_dict({"story": texts, "n": [1] * 4}).save_to_disk(tmp_path / "b")
+    for name in ("a", "b"):
+        source = open_text(f"hub:{tmp_path / name}")
+        for _ in range(2):  # it can be read again
+            found = [(d.name, b"".join(d.pieces)) for d in source.documents()]
+            assert found == [(f"{k:08d}.txt", (text or "").encode()) for k, text in enumerate(texts)]
+    titles = open_text(f"hub:{tmp_path / 'a'}", text_key="title")
+    assert [b"".join(d.pieces) for d in titles.documents()] == [b"a"] * 4
+    with pytest.raises(UserError, match="must have a column 'n' of text.*text, title among text, title, n"):
+        open_text(f"hub:{tmp_path / 'a'}", text_key="n")
+    with pytest.raises(UserError, match=r"\?config=NAME"):
+        open_text(f"hub:{tmp_path / 'a'}?image=text")
+    cache = encode_text(f"hub:{tmp_path / 'b'}", tmp_path / "t", ByteTokenizer(), length=4)
+    assert cache is not None
+    assert [b"".join(d.pieces) for d in documents(cache, ByteTokenizer())] == [(t or "").encode() for t in texts]
