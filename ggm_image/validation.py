@@ -7,6 +7,7 @@ caches are all classes made by `checked`. Ranges are in the types; what two fiel
 
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -115,7 +116,7 @@ def _user_error(error: ValidationError, schema: Any) -> UserError:
         return UserError(f"unknown {schema.noun}", key, fix)
     if kind == "dataclass_type":
         return UserError(f"{schema.noun} {key} must hold keys" if key else "config must hold keys", got, schema.fix)
-    words = first["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    words = re.sub("^(Input|List|Tuple) should", "must", first["msg"].removeprefix("Value error, "))
     return UserError(f"{key}{' ' if words.startswith('must') else ': '}{words}", got, schema.fix)
 
 

@@ -221,7 +221,7 @@ def test_operations_are_those_of_the_products(queried: int) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"width": 30}, "use width 32"),
     ({"depth": 0}, "network.depth must be greater than 0"),
-    ({"grid": [8]}, "rows, columns"),
+    ({"grid": [8]}, "network.grid must have at least 2 items"),
     ({"classes": -1}, "network.classes must be greater than or equal to 0"),
 ]
 
