@@ -180,10 +180,10 @@ def _checked_keep(keep: Tensor | float | None, like: Tensor) -> Tensor:
         raise UserError("this loss needs keep", keep, "pass a probability in (0, 1), e.g. 0.5")
     if not isinstance(keep, Tensor):  # checked before it is on a device, as a check of what is there waits for it
         if not 0 < keep < 1:
-            raise UserError("keep must lie in (0, 1)", keep, "it need not be the schedule's; 0.5 will do")
+            raise UserError("keep must lie in (0, 1)", keep, "use for example 0.5")
         return torch.full((), keep, dtype=like.dtype, device=like.device)
     keep = keep.to(like)
     if not bool(((keep > 0) & (keep < 1)).all()):
         got = f"got {float(keep.min()):g} to {float(keep.max()):g}"
-        raise UserError("keep must lie in (0, 1)", got, "it need not be the schedule's; 0.5 will do")
+        raise UserError("keep must lie in (0, 1)", got, "use for example 0.5")
     return keep

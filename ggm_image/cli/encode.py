@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggm_image.cli.encode_summary import print_summary, say_share_done, summary_of
 from ggm_image.cli.options import (
     F,
     GroupedCommand,
@@ -40,7 +41,6 @@ from ggm_image.runtime.streams import say
 if TYPE_CHECKING:
     from ggm_image.data.sources.base import ImageStream
     from ggm_image.data.sources.image_files import ImageSource
-    from ggm_image.data.token_cache.reader import TokenCache
     from ggm_image.metrics.feature_extractors import Extractor
 
 
@@ -249,9 +249,9 @@ def _encode_images(src: str, out: Path, tokenizer_name: str, given: _Options) ->
     if isinstance(source, ImageStream) and source.left_out:
         say(f"note: {source.description}: left out {source.left_out}")
     if cache is None:  # other processes have shards to finish
-        _say_share_done(out, part, given.as_json)
+        say_share_done(out, part, given.as_json)
         return
-    summary = _summary_of(cache, out)
+    summary = summary_of(cache, out)
     if given.wants_report and isinstance(source, ImageSource):
         summary["report"] = report(
             source,
@@ -268,7 +268,7 @@ def _encode_images(src: str, out: Path, tokenizer_name: str, given: _Options) ->
     if given.as_json:
         print_json(summary)
     else:
-        _print_summary(summary, out)
+        print_summary(summary, out)
 
 
 def _class_names(classes: str | None) -> Sequence[str]:
@@ -303,35 +303,6 @@ def _distance_of_report(given: _Options, scratch: Path, device: str) -> "tuple[E
     return load_extractor(features, device=device), others
 
 
-def _say_share_done(out: Path, part: tuple[int, int], as_json: bool) -> None:
-    """What a process says that leaves an unfinished cache to the others."""
-    from ggm_image.data.token_cache.manifest import shards_left
-
-    left = shards_left(out)
-    if as_json:
-        print_json({"out": str(out), "left": left})
-    else:
-        click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
-
-
-def _summary_of(cache: "TokenCache", out: Path) -> dict[str, Any]:
-    """What `encode` reports of a complete cache; skipped images are named on stderr."""
-    manifest = cache.manifest
-    # Mirrored and shifted copies are items too; an image is named once.
-    skipped = [entry for entry in manifest.skipped() if entry["item"] < manifest.images]
-    for entry in skipped:
-        click.echo(f"skipped: {entry['why']}", err=True)
-    return {
-        "out": str(out),
-        "count": len(cache),
-        "skipped": [entry["name"] for entry in skipped],
-        "grid": list(manifest.grid),
-        "image_size": manifest.image_size,
-        "classes": len(manifest.class_names),
-        "tokenizer": manifest.tokenizer_name,
-    }
-
-
 def _prove(src: str | None, out: Path, given: _Options) -> None:
     """Check a cache, and with ``src`` that its images are those that were encoded."""
     from ggm_image.data.encode import nearest_folder
@@ -357,31 +328,6 @@ def _prove(src: str | None, out: Path, given: _Options) -> None:
             click.echo(f"every image of {src} is the one that was encoded")
         elif src is not None:
             click.echo("note: an earlier version made the cache: the content of its images is not known", err=True)
-
-
-def _print_summary(summary: dict[str, Any], out: Path) -> None:
-    rows, columns = summary["grid"]
-    classes = f", {summary['classes']} classes" if summary["classes"] else ""
-    click.echo(f"{summary['count']} images as {rows} x {columns} tokens{classes}: {out}")
-    if report := summary.get("report"):
-        use = report["codebook"]
-        click.echo(f"PSNR {report['psnr_db']['mean']:.2f} dB, SSIM {report['ssim']['mean']:.4f}", nl=False)
-        click.echo(f" (mean of {report['images']} images)")
-        click.echo(f"codes used {use['share']:.1%} of {use['size']}, perplexity {use['perplexity']:.0f}")
-        originals, reconstructions = (report["chequered"][side] for side in ("originals", "reconstructions"))
-        click.echo(f"chequered cells {reconstructions['cells']:.3%} (originals {originals['cells']:.3%})", nl=False)
-        click.echo(f", images {reconstructions['images']:.1%} (originals {originals['images']:.1%})")
-        if frechet := report.get("frechet"):
-            for warning in frechet["warnings"]:
-                click.echo(f"warning: {warning}", err=True)
-            click.echo(f"{frechet['metric']} {frechet['value']:.4f}")
-            if other := frechet.get("reference"):
-                pair = f"reconstructions {other['reconstructions']:.4f}, originals {other['originals']:.4f}"
-                click.echo(f"{other['metric']} to {other['images']} images of {other['source']}: {pair}", nl=False)
-                click.echo(f", excess {other['excess']:.4f}")
-        worst = report["worst"][0]
-        click.echo(f"worst: {worst['name']}, {worst['psnr_db']:.2f} dB")
-        click.echo(f"{out / 'report.png'}, {out / 'worst.png'}, {out / 'report.json'}")
 
 
 @click.command(cls=GroupedCommand)

@@ -147,15 +147,11 @@ def inpaint(
 
     from ggm_image.image.masks import load_mask
     from ggm_image.image.metadata import DROPPED
-    from ggm_image.image.visualize import grid_size
     from ggm_image.pipelines.inpaint import TAU
 
     # Open the image first: an unreadable one should not wait for the model to load.
     original, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
-    encoding.check_size(*original.size)
-    if files.sheet:
-        height, width = grid_size(count + 1, *(side * _sheet_scale(original) for side in original.size[::-1]), gap=GAP)
-        encoding.check_size(width, height)
+    _check_sizes(original, count, encoding, files)
     if dropped := original.info.get(DROPPED):
         say(f"results do not keep {', '.join(dropped)} of {image}")
     model = load(model_name, tokenizer, device)
@@ -183,11 +179,9 @@ def inpaint(
     _say_losses(samples[0], encoding)
     files.save(gate, samples, manifest, lambda: _contact_sheet(original, hole, samples))
     if as_json:
-        print_json(
-            {"out": [str(path) for path in files.samples], "sheet": files.sheet and str(files.sheet), **manifest}
-        )
+        print_json({**files.described, **manifest})
         return
-    click.echo("\n".join(str(path) for path in ([files.sheet, *files.samples] if files.sheet else files.samples)))
+    click.echo("\n".join(map(str, files.printed)))
     click.echo(_what_was_done(original, hole, plan), err=True)
 
 
@@ -219,6 +213,16 @@ class _Files:
     def all(self) -> list[Path]:
         return list(dict.fromkeys([self.out, *self.samples]))
 
+    @property
+    def printed(self) -> list[Path]:
+        """The files of the run, in the order in which they are printed."""
+        return [self.sheet, *self.samples] if self.sheet else self.samples
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The same for ``--json``."""
+        return {"out": [str(path) for path in self.samples], "sheet": self.sheet and str(self.sheet)}
+
     def check(self, gate: Gate, count: int) -> None:
         """Raise UserError where something else lies in the way."""
         if self.folder:
@@ -236,6 +240,16 @@ class _Files:
             gate.save(path, sample, manifest)
         if self.sheet is not None:
             gate.save(self.sheet, sheet(), manifest)
+
+
+def _check_sizes(image: Any, count: int, encoding: Encoding, files: _Files) -> None:
+    """Raise UserError if the results, or the contact sheet, are too large for their format."""
+    from ggm_image.image.visualize import grid_size
+
+    encoding.check_size(*image.size)
+    if files.sheet:
+        height, width = grid_size(count + 1, *(side * _sheet_scale(image) for side in image.size[::-1]), gap=GAP)
+        encoding.check_size(width, height)
 
 
 def _described_inputs(image: Path, mask: Path | None) -> dict[str, Any]:

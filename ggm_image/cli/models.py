@@ -41,6 +41,7 @@ def models(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(row.pop("name"))
+        # Figures belong to a preset, so each preset has a line of its own below the other entries.
         figures = row.pop("figures")
         for key, value in row.items():
             click.echo(f"  {key:<12} {_shown(key, value)}")

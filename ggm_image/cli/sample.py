@@ -130,6 +130,7 @@ def sample(
         return
     if length is not None:
         raise UserError("--length belongs to models of text", length, "leave it out: the model is one of images")
+    # Refuse what can be refused before torch is imported and the model is loaded.
     share = rank_and_world_size(shard)
     single, encoding = output_encoding(out, image_format, quality)
     gate = Gate("sample", overwrite, encoding=encoding)

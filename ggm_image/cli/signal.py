@@ -77,6 +77,7 @@ def signal(
         refuse_given(context, dict.fromkeys(("out", "overwrite", "classes"), "leave it out: text is printed"))
         signal_of_text(image, model_name, tokenizer, level=level, block=block, device=device, as_json=as_json)
         return
+    # Refuse what can be refused before torch is imported and the model is loaded.
     single, encoding = output_encoding(out, None, None)
     if not single:
         raise UserError("--out must be an image file", f"got {out}", "name it X.png")

@@ -30,7 +30,7 @@ def extend(
 
 
 def place_under(size: tuple[int, int], mask: Bool[np.ndarray, "h w"]) -> Extension | None:
-    """Where an image lies under a larger mask: where the mask's black part says so, else in the middle.
+    """Where an image lies under a larger mask: over the mask's black part, or in the middle of an all-white mask.
 
     Args:
         size: width and height of the image.

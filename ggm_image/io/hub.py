@@ -76,7 +76,7 @@ def snapshot(name: str) -> Snapshot:
         found = Path(
             snapshot_download(
                 repository,
-                revision=_commits.get(key, revision),
+                revision=_commits.get(key, revision),  # the commit of the first look-up: a branch may move meanwhile
                 cache_dir=folder,
                 allow_patterns=list(FILES),
                 endpoint=endpoint or None,

@@ -56,7 +56,7 @@ def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
     """
     asked = list(names)
     if not asked:
-        raise UserError("no metrics were asked for", "none", f"choose of {', '.join(METRICS)}")
+        raise UserError("no metrics were asked for", "none", f"choose from {', '.join(METRICS)}")
     for name in asked:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1)

@@ -147,7 +147,7 @@ def _check(metrics: Collection[str], bootstrap: int, batch_size: int) -> None:
 def _check_side(name: str, side: ImageSet | Features, extractor: Extractor) -> None:
     if len(side) < 2:
         got = f"{name}: {len(side)} in {_source(side)}"
-        raise UserError("each side needs at least 2 images", got, "give some thousands for a figure")
+        raise UserError("each side needs at least 2 images", got, "use at least a few thousand")
     if isinstance(side, Features) and side.protocol["features"] != extractor.identity():
         theirs, ours = side.protocol["features"], extractor.identity()
         got = f"{name}: {_named(theirs)}, now {_named(ours)}"

@@ -89,6 +89,7 @@ class FeatureCache:
         if before["protocol"] != self.protocol:
             warnings.warn(f"{self.folder} holds features of another protocol: they are made again", stacklevel=2)
             return
+        # Rows up to the first damaged chunk are reused; the rest is extracted again.
         path, rows = self.folder / ROWS, 0
         if path.is_file():
             chunks = whole_chunks(path, before["chunks"], self.type)
@@ -113,7 +114,7 @@ class FeatureCache:
         return [rows for rows in self.parts() if not self.holds(rows)]
 
     def holds(self, rows: range) -> bool:
-        """Whether a part is there, and whole."""
+        """Whether a part exists and is complete."""
         if self.folder is None:
             return rows.start in self._written
         if not self._path(rows).is_file():
@@ -213,7 +214,7 @@ class FeatureCache:
             self.look()  # another process has joined them, and removed the parts
             if self.kept < self.n:
                 fix = "run the command again: it makes what is missing"
-                raise UserError("features have gone while they were joined", folder, fix) from None
+                raise UserError("features were removed while they were joined", folder, fix) from None
             return
         self._record = {
             "format_version": FORMAT_VERSION,

@@ -267,6 +267,7 @@ def _clip(device: torch.device) -> Extractor:
         fix = "remove the file to fetch it again, or use other --features"
         raise UserError("weights of clip cannot be loaded", f"{path}: {last_line(error)}", fix) from error
 
+    # clean-fid resizes for CLIP with its own function, which takes and gives arrays (h, w, 3).
     def prepare(image: Tensor) -> Tensor:
         return torch.from_numpy(img_preprocess_clip(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
 

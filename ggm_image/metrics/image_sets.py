@@ -310,7 +310,7 @@ def open_image_set(
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
-    """The entry of the manifest that each file is of: its number, and its place where names are no such numbers.
+    """The manifest entry of each file: the number in its name, or its position if the names are not all numbers.
 
     Names are sorted as text, in which 1000000 comes before 999999.
     """
@@ -321,7 +321,7 @@ def _numbers(names: Sequence[str]) -> list[int]:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """``manifest.json`` of a folder with its hash; the hash alone where the file is none of ours."""
+    """``manifest.json`` of a folder with its hash; the hash alone if the file is not one of ours."""
     path = folder / "manifest.json"
     if not path.is_file():
         return None

@@ -79,7 +79,7 @@ class NetworkFolder:
             raise UserError(f"the model must be one of {kinds[modality]}", got, "name another model")
 
     def check_weights(self) -> None:
-        """Raise UserError unless the weights are there; they are not read."""
+        """Raise UserError unless the weights file exists; it is not read."""
         if not self.weights.is_file():
             raise UserError("the model has no weights", f"no {self.weights}", "copy the file there, or train it")
 

@@ -26,7 +26,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class PlannedDenoiser(Protocol):
-    """A denoiser that depends on how much of the image is there, which a plan knows beforehand."""
+    """A denoiser that depends on the share of filled sites, which a plan knows in advance."""
 
     def __call__(self, tokens: Tensor, levels: Tensor, sites: Tensor, labels: Tensor | None, /) -> Tensor: ...
 
@@ -277,6 +277,7 @@ def start_run(
     """
     if batch < 1 or codebook_size < 1:
         raise UserError("batch and codebook size must be positive", f"{batch}, {codebook_size}", "pass >= 1")
+    # Work where the inputs are, unless a device is named.
     if device is None:
         given = [x.device for x in (known, labels, noise) if x is not None]
         device = given[0] if given else "cpu"
@@ -288,6 +289,7 @@ def start_run(
     if known is not None:
         if known.shape != (batch, sites_total):
             raise UserError("known does not fit", tuple(known.shape), f"pass shape ({batch}, {sites_total})")
+        # The plan is made on the CPU, from which sites are known.
         known = known.cpu()
         check_tokens(known, codebook_size, lowest=-1)
         known = known.to(torch.int64)

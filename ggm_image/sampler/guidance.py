@@ -29,7 +29,7 @@ def guided(denoiser: Denoiser, weight: float, null_label: int, *, power: float =
     if not math.isfinite(weight):
         raise UserError("the guidance weight must be finite", weight, "1 turns guidance off")
     if not (power >= 0 and math.isfinite(power)):
-        raise UserError("the power of guidance must not be negative", power, "0 is the same weight throughout")
+        raise UserError("the power of guidance must not be negative", power, "0 is a constant weight")
     return denoiser if weight == 1 else Guided(denoiser, weight, null_label, power)
 
 

@@ -25,7 +25,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "revise_share": (0, 1),
     "confidence_noise": (0, 1e6),
 }
-"""The range of each setting; NaN lies in none of them."""
+"""What can be drawn with; NaN lies in none of them."""
 
 
 def check_seed(seed: object) -> int:

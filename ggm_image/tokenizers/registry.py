@@ -210,5 +210,5 @@ def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
         raise UserError(
             f"the architecture of tokenizer {spec.name} must be one of family {spec.family}",
             f"{type(error).__name__}: {error}",
-            f"correct {spec.folder / 'config.yaml'}",
+            f"mend {spec.folder / 'config.yaml'}",
         ) from error

@@ -157,5 +157,5 @@ def read_sizes(family: str, architecture: Mapping[str, Any], *, where: Path) -> 
         raise UserError(
             f"the architecture must be one of family {family}",
             f"{type(error).__name__}: {error}",
-            f"correct config.yaml in {where}",
+            f"mend config.yaml in {where}",
         ) from error

@@ -167,6 +167,7 @@ def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> 
                 pickle.UnpicklingError,
             ) as error:
                 failures.append(f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        # All processes must read the same checkpoint: if one cannot, all go to the one before.
         read = state is not None
         if context is not None:
             read = context.sum([float(read)])[0] == context.world_size

@@ -89,13 +89,13 @@ def estimate_cost(
     train, (height, width) = config.train, config.network.grid
     sites, processes = height * width, devices * nodes
     queried = mean_queried(height, width, config.objective.cosine)
-    with shapes_only():
+    with shapes_only():  # weights without memory: the network may not fit on this machine
         network = Transformer(config.network)
     parameters = sum(p.numel() for p in network.parameters())
     block = sum(p.numel() for p in network.blocks[0].parameters())
     sharded = train.strategy == "fsdp" and processes > 1
     state, sent = BYTES_A_PARAMETER * parameters, 8.0 * parameters
-    if sharded:
+    if sharded:  # FSDP keeps its share of the state and gathers the weights of a few modules at a time
         rest = parameters - config.network.depth * block
         state = math.ceil(state / processes) + 4 * (2 * rest + 3 * block)
         sent = 4.0 * parameters * (1 + 2 * train.accumulate)

@@ -123,6 +123,7 @@ class Actions:
         def work(report: Report) -> Images:
             model, limited = self.model(name), _limited(report)
             labels = turns([model.label(c) for c in classes], range(count)) if classes else None
+            # Progress counts network calls of all batches; a preview decodes images, so it is not sent for every call.
             batches = -(-count // model.kernel_batch)
             counter = CallCounter(limited, batches * calls)
             finished: list[Image.Image] = []

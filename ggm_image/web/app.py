@@ -1,6 +1,5 @@
 """The page's layout in Gradio, and which action each control starts."""
 
-import html
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ggm_image.errors import UserError
-from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, Actions, Images
+from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, Actions
 from ggm_image.web.images import open_upload, shown
-from ggm_image.web.jobs import Cancelled, Finished, Step
+from ggm_image.web.jobs import Finished
+from ggm_image.web.updates import gallery_updates, progress_updates, shown_errors, status_text
 
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
@@ -33,7 +32,7 @@ IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 
 
 def system_theme() -> gr.themes.Base:
-    """Gradio's look with the system's fonts, so that none is fetched."""
+    """Gradio's look with the system's fonts, so that nothing is downloaded."""
     fonts = ["system-ui", "sans-serif"]
     return gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
 
@@ -79,7 +78,7 @@ def _connect_images(
 
     def open_file(path: str) -> Any:
         """Open an uploaded image for Inpaint and Signal."""
-        image = _checked(open_upload, path)
+        image = shown_errors(open_upload, path)
         return image, shown(image), shown(image), f"{Path(path).name}: {image.width} x {image.height} pixels"
 
     def take(images: list[Image.Image] | None, event: gr.SelectData) -> Any:
@@ -138,15 +137,16 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
             settings = _settings(actions, model, found)
             start, stop = _buttons("Sample")
         with gr.Column(scale=2, min_width=320):
-            status = gr.HTML(_text(""), elem_classes="status")
+            status = gr.HTML(status_text(""), elem_classes="status")
             gallery = _gallery("Samples", "Click an image to inpaint it.")
             download = gr.DownloadButton("Download images and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
+    # The images stay in the session, so that a click on the gallery opens the image and not its enlarged view.
     inputs = [model, classes, count, *settings]
 
     def sample(request: gr.Request, *values: Any) -> Iterator[Any]:
         """Sample images."""
-        yield from _images(_checked(actions.sample, _key(request, "sample"), *values))
+        yield from gallery_updates(shown_errors(actions.sample, _key(request, "sample"), *values))
 
     _connect(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
     return {"classes": classes, "preset": settings[0], "gallery": gallery, "images": images}
@@ -159,7 +159,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
             gr.Markdown("Paint over what to replace.")
             editor = _mask_editor()
-            status = gr.HTML(_text(""), elem_classes="status")
+            status = gr.HTML(status_text(""), elem_classes="status")
             gallery = _gallery("Results", "Click a result to inpaint it again.")
             download = gr.DownloadButton("Download results and manifest", interactive=False)
         with gr.Column(scale=1, min_width=280):
@@ -184,8 +184,9 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         request: gr.Request, name: str, image: Any, edited: Any, class_name: str, *values: Any
     ) -> Iterator[Any]:
         """Inpaint the opened image where the editor's layers are painted."""
+        # An emptied number field arrives as None.
         n, preset, guidance, seed, left, top, right, bottom, grow, blend = values
-        steps = _checked(
+        steps = shown_errors(
             actions.inpaint,
             _key(request, "inpaint"),
             name,
@@ -200,7 +201,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
             dilate=grow or 0,
             feather=blend or 0,
         )
-        yield from _images(steps)
+        yield from gallery_updates(steps)
 
     _connect(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
     return {
@@ -254,7 +255,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
             )
             start, stop = _buttons("Show signal")
         with gr.Column(scale=2, min_width=320):
-            status = gr.HTML(_text(""), elem_classes="status")
+            status = gr.HTML(status_text(""), elem_classes="status")
             gr.Markdown("The redder, the less a token looks like signal.")
             result = gr.Image(
                 label="Signal map",
@@ -267,10 +268,10 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
 
     def signal(request: gr.Request, name: str, source: Any, share: float, class_name: str) -> Iterator[Any]:
         """The signal map of the opened image."""
-        steps = _checked(actions.signal, _key(request, "signal"), name, source, share, class_name or None)
-        for update in _steps(steps):
+        steps = shown_errors(actions.signal, _key(request, "signal"), name, source, share, class_name or None)
+        for update in progress_updates(steps):
             if isinstance(update, Finished):
-                yield _text(""), update.result
+                yield status_text(""), update.result
             else:
                 yield update, gr.skip()
 
@@ -281,6 +282,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
         if source is not None:
             yield from signal(request, name, source, share, class_name)
 
+    # Moving the slider shows the new map at once; only its last position counts.
     level.release(again, inputs, outputs, show_progress="hidden", api_visibility="private", trigger_mode="always_last")
     return {"upload": upload, "image": image, "status": status, "classes": classes}
 
@@ -348,56 +350,13 @@ def _connect(
 
     def cancel(request: gr.Request) -> str:
         """Cancel this session's job."""
-        return _text("Cancelled." if actions.jobs.cancel(_key(request, kind)) else "No job is running.")
+        return status_text("Cancelled." if actions.jobs.cancel(_key(request, kind)) else "No job is running.")
 
     stop.click(cancel, None, outputs[0], queue=False, cancels=[event], api_name=f"cancel_{kind}")
 
 
-def _steps(steps: Iterator[Step | Finished]) -> Iterator[Any]:
-    """Progress as HTML, and at the end the result; errors of the user as Gradio's."""
-    yield _text("Waiting for the device.")
-    try:
-        for step in steps:
-            yield step if isinstance(step, Finished) else (_bar(step) if step.preview is None else step)
-    except Cancelled:
-        yield _text("Cancelled.")
-    except UserError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
-
-
-def _images(steps: Iterator[Step | Finished]) -> Iterator[Any]:
-    """Values of status, gallery, images and download."""
-    for update in _steps(steps):
-        if isinstance(update, Finished):
-            done: Images = update.result
-            button = gr.DownloadButton(value=str(done.download), interactive=True)
-            yield _text(done.note), [shown(image) for image in done.images], done.images, button
-        elif isinstance(update, Step):
-            yield _bar(update), [shown(image) for image in update.preview], gr.skip(), gr.skip()
-        else:
-            yield update, gr.skip(), gr.skip(), gr.skip()
-
-
-def _bar(step: Step) -> str:
-    left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
-    bar = f'<progress value="{step.done}" max="{step.total}" aria-label="Progress"></progress>'
-    return f"{bar}<p>{step.done} of {step.total} steps{left}</p>"
-
-
-def _text(text: str) -> str:
-    return f'<p role="status" aria-live="polite">{html.escape(text)}</p>'
-
-
 def _optional(classes: Sequence[str]) -> list[tuple[str, str]]:
     return [("no class", ""), *((name, name) for name in classes)]
-
-
-def _checked(function: Callable[..., Any], *values: Any, **options: Any) -> Any:
-    """The function's result; an error of the user becomes Gradio's, which is shown and not logged."""
-    try:
-        return function(*values, **options)
-    except UserError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
 
 
 def _key(request: gr.Request, kind: str) -> str:

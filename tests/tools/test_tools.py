@@ -15,6 +15,7 @@ from PIL import Image
 from ggm_image.data.sources.webdataset import open_webdataset
 from ggm_image.errors import UserError
 from ggm_image.pipelines.load import load_model
+from ggm_image.sampler.settings import Settings
 from tests.models import FAST, tiny_model_folder
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -117,6 +118,18 @@ def test_every_way_makes_as_many_calls(tool: ModuleType) -> None:
     for way in tool.WAYS:
         for unknown in (16, 32, 40):
             assert tool.settings_of(way, unknown, 8).calls(unknown) == 8
+
+
+@on("compare_inpainting")
+def test_known_tokens_that_are_noised_too_come_back(tool: ModuleType, tmp_path: Path) -> None:
+    """Seen to fail: the tool called a method of `Model` that had been removed."""
+    model = load_model(tiny_model_folder(tmp_path), device="cpu")
+    known = torch.full((2, 16), -1)
+    known[:, :6] = torch.arange(6)
+    settings = Settings(order="schedule", sweeps=1, block=4)
+    tokens = tool.renoised(model, known, torch.tensor([0, 1]), settings, [0, 1], 3)
+    assert torch.equal(tokens[:, :6], known[:, :6])
+    assert 0 <= int(tokens.min()) <= int(tokens.max()) < 32
 
 
 @on("signal_report")

@@ -34,7 +34,7 @@ class _Address:
         match = re.fullmatch(r"hub:([^@:?]+)(?:@([^:?]+))?(?::([\w.-]+))?(?:\?(.*))?", source)
         options = dict(parse_qsl(match[4] or "", keep_blank_values=True)) if match else {}
         if not match or not set(options) <= {"image", "label", "config"}:
-            raise UserError(f"a data set is written {_FORM}", source, "correct it")
+            raise UserError(f"a data set is written {_FORM}", source, "mend it")
         return cls(match[1], match[2], match[3], **options)
 
 
@@ -143,7 +143,7 @@ def _label_column(features: Any, asked: str | None, source: str) -> str | None:
 
 def _content(cell: Any, name: str) -> bytes:
     if cell is None:
-        raise UserError("sample must have one image", name, "fix or remove it")
+        raise UserError("sample must have one image", name, "mend or remove it")
     if cell["bytes"] is None:
         import fsspec
 

@@ -44,6 +44,7 @@ def verify(folder: str | Path, source: ImageSource | ImageStream | None = None) 
         if isinstance(source, ImageSource):
             source.order_classes(manifest.class_names)
         _check_source(cache, source)
+    # A hash proves the file; the ranges prove that what was written was right.
     shards = progress(range(len(manifest.shards)), total=len(manifest.shards), unit="shard", label="verify")
     for shard in shards:
         path = cache.folder / shard_file(shard)

@@ -154,6 +154,7 @@ def _zip_tensors(archive: zipfile.ZipFile, file_size: int) -> dict[str, StoredTe
         inside = [name for name in entries if name.endswith((".ckpt", ".pt", ".pth"))]
         fix = f"unpack {inside[0]} and give that" if inside else "give the checkpoint itself"
         raise UserError("a zip must be what torch.save writes", f"{len(pickles)} data.pkl in it", fix)
+    # torch.save puts everything below one folder, whose name it takes from the file.
     root = pickles[0][: -len("data.pkl")]
     if f"{root}constants.pkl" in entries:
         raise _not_weights("it is a TorchScript program", root)
@@ -162,6 +163,7 @@ def _zip_tensors(archive: zipfile.ZipFile, file_size: int) -> dict[str, StoredTe
         info = entries.get(name)
         if info is None:
             raise _not_weights("a storage is missing", name)
+        # torch.save stores without compression, so the sizes bound the memory that reading takes.
         whole = info.header_offset + info.file_size <= file_size and info.compress_size == info.file_size
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or not whole:
             raise _not_weights("a part is compressed, encrypted or cut off", f"{name}: {info.file_size} bytes")

@@ -66,12 +66,14 @@ def train_classifier(
     logits = torch.compile(model.logits) if compiled and not cannot_compile(where.type) else model.logits
     step, right, start = 0, torch.zeros((), device=where), time.monotonic()
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
+        # The length of the run is a time, so the learning rate follows the clock: warm-up, then a cosine to zero.
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, progress / 0.1) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = order.next()
         batch = to_model(images[rows])
         mirrored, target = move_together([torch.rand(len(rows), generator=generator) < 0.5, labels[rows]], where)
         batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(-1), batch)
+        # One shift for the whole batch: torch.roll moves all images at once.
         shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
         batch = torch.roll(batch, shift, dims=(2, 3))
         with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
