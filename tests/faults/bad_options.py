@@ -88,7 +88,8 @@ def _options(w: World) -> Iterator[Case]:
         ["signal"], ["inpaint"], ["inpaint", "a"], ["train-tokenizer", "a"], [""], ["--version", "x"], ["-"],
         ["encode", "a", "b", "--tokenizer", ""], ["encode", "", "b", "--tokenizer", "x"], ["decode", "", ""],
         ["sample", "--model", ""], ["signal", ""], ["inpaint", "", ""], ["plot", ""], ["convert", "", ""],
-        ["train", "", "--data", "", "--out", ""], ["sample", "--order", "random"],
+        ["train", "", "--data", "", "--out", ""], ["sample", "--order", "random"], ["sample", "--strength", "1"],
+        ["sample", "--guide", ""], ["sample", "--guide", "/"], ["sample", "--guide", "none.png", "--strength", "0"],
         ["sample", "--curve", "steep"], ["sample", "--site-order", "spiral"], ["fid", "a", "b", "--site-order", ""],
         ["sample", "\x1b[31m"], ["sample", "--\x1b[31m"], ["encode", "a", "b", "--tokenizer", "\x1b[31m"],
     ):  # fmt: skip

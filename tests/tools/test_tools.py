@@ -16,7 +16,7 @@ from ggm_image.data.sources.webdataset import open_webdataset
 from ggm_image.errors import UserError
 from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder
+from tests.models import FAST, tiny_model_folder
 
 TOOLS = Path(__file__).parents[2] / "tools"
 KINDS = ["centre", "half", "border", "strokes", "scattered"]
@@ -238,3 +238,16 @@ def test_patchmatch_is_optional_and_sees_nothing_under_the_mask(
     assert not image[mask].any()
     assert np.array_equal(result[~mask], pixels[~mask])
     assert (result[mask] == 1).all()
+
+
+@on("guide_examples")
+def test_the_figure_of_guides_has_four_rows(tool: ModuleType, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{k:06d}.png")
+    model = load_model(tiny_model_folder(tmp_path / "model"))
+    cells = tool.rows(model, tmp_path, [0, 1, 2, 3], strength=0.3, hint=0.5, settings=FAST, seed=0)
+    assert len(cells) == 4 * tool.COLUMNS
+    assert {tuple(cell.shape) for cell in cells} == {(3, 16, 16)}
+    alpha = np.asarray(tool.colour_hints(16, 16))[..., 3]
+    assert 0.1 < (alpha > 0).mean() < 0.5

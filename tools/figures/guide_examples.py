@@ -8,6 +8,7 @@ four samples that follow them.
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -25,7 +26,7 @@ from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 
 SCALE, GAP, COLUMNS = 2, 2, 6
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01)
+STRENGTHS = (1.0, 0.1, 0.03, 0.01, 0.003)
 
 
 def colour_hints(width: int, height: int) -> Image.Image:
@@ -41,23 +42,26 @@ def enlarged(image: Image.Image, width: int, height: int, how: Image.Resampling)
     return rgb_pixels(image.resize((width, height), how))
 
 
-def rows(model: Model, samples: Path, picks: list[int], strength: float, hint: float, seed: int) -> list[torch.Tensor]:
+def rows(
+    model: Model, samples: Path, picks: list[int], *, strength: float, hint: float, **options: Any
+) -> list[torch.Tensor]:
     """The cells of the figure, row by row."""
+    model.kernel_batch = 1  # no padding: there are few samples of each guide
     height, width = model.image_size
     cells: list[torch.Tensor] = []
     classes = [k % max(1, len(model.class_names)) for k in picks]  # samples have the classes in turn
     for k, label, part in zip(picks[:2], classes, (4, 2), strict=False):
         small = open_pil(samples / numbered(k)).convert("RGB").resize((width // part, height // part))
         cells += [enlarged(small, width, height, how) for how in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
-        cells += list(model.sample(COLUMNS - 2, guide=small, strength=strength, classes=label, seed=seed))
+        cells += list(model.sample(COLUMNS - 2, guide=small, strength=strength, classes=label, **options))
     varied = open_pil(samples / numbered(picks[2])).convert("RGB")
     cells.append(rgb_pixels(varied))
     for value in STRENGTHS:
-        cells += list(model.sample(1, guide=varied, strength=value, classes=classes[2], seed=seed))
+        cells += list(model.sample(1, guide=varied, strength=value, classes=classes[2], **options))
     hints = colour_hints(width, height)
     shown = np.where(np.asarray(hints)[..., 3:] > 0, np.asarray(hints)[..., :3], np.uint8(255))
     cells.append(torch.from_numpy(shown).permute(2, 0, 1))
-    cells += list(model.sample(COLUMNS - 1, guide=hints, strength=hint, classes=classes[3], seed=seed))
+    cells += list(model.sample(COLUMNS - 1, guide=hints, strength=hint, classes=classes[3], **options))
     return cells
 
 
@@ -66,7 +70,8 @@ def rows(model: Model, samples: Path, picks: list[int], strength: float, hint: f
 @click.option("--model", "model_name", default="robots64", show_default=True)
 @click.option("--pick", default="6,10,8,1", show_default=True, help="Samples of rows 1 to 3; the class of row 4.")
 @click.option("--strength", type=float, default=0.3, show_default=True, help="Of rows 1 and 2.")
-@click.option("--hint-strength", type=float, default=0.1, show_default=True, help="Of row 4.")
+@click.option("--hint-strength", type=float, default=0.5, show_default=True, help="Of row 4.")
+@click.option("--preset", default="best", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="guide", show_default=True)
 @overwrite_option
@@ -76,6 +81,7 @@ def main(
     pick: str,
     strength: float,
     hint_strength: float,
+    preset: str,
     seed: int,
     out: Path,
     overwrite: bool,
@@ -86,7 +92,8 @@ def main(
     source = open_source(samples)
     if len(picks) != 4 or max(picks) >= len(source):
         raise UserError("--pick names four samples", pick, f"numbers below {len(source)}")
-    cells = rows(load_model(model_name), samples, picks, strength, hint_strength, seed)
+    options: dict[str, Any] = {"strength": strength, "hint": hint_strength, "preset": preset, "seed": seed}
+    cells = rows(load_model(model_name), samples, picks, **options)
     grid = torch.stack(cells).repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
     gate.save(out / "guide.png", to_pil(image_grid(grid, COLUMNS, gap=GAP)))
 
