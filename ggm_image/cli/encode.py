@@ -133,8 +133,9 @@ def encode(
 ) -> None:
     """Encode the images or the text of SRC into a token cache at OUT.
 
-    With `--tokenizer bytes` SRC is text: a file, a folder of .txt or .jsonl files, or a tar of one, compressed or not.
-    Its documents are joined and cut into rows of --length bytes; `decode` gives them back byte for byte.
+    With `--tokenizer bytes` or a tokenizer.json SRC is text: a file, a folder of .txt or .jsonl files, a tar of one,
+    compressed or not, or hub:NAME. Its documents are joined and cut into rows of --length tokens; `decode` gives them
+    back byte for byte.
 
     SRC is a folder of images or of class folders, a .tar, .tar.xz or .tar.gz of one, or a folder of tars. Or what is
     read from front to back and never lies on this disk: tar shards of WebDataset as 'shards/{000..127}.tar', an address

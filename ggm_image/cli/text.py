@@ -111,7 +111,8 @@ def infill(
     parts = split_gaps(template, length=length, mask=mask)
     model = load(model_name, tokenizer, device)
     known, after_space = model.template(parts)
-    texts = model.fill(known, n=count, seed=seed, settings=settings, after_space=after_space)
+    keep_block = options["block"] is not None
+    texts = model.fill(known, n=count, seed=seed, settings=settings, after_space=after_space, keep_block=keep_block)
     manifest = model.manifest(count, length=len(known), seed=seed, settings=settings)
     _give(texts, out, manifest, gate, as_json)
 
@@ -137,7 +138,8 @@ def sample_texts(
     if out is not None:
         check_texts(gate, out)
     model = load(model_name, tokenizer, device)
-    texts = model.sample(count, length=length, seed=seed, settings=settings)
+    keep_block = options["block"] is not None
+    texts = model.sample(count, length=length, seed=seed, settings=settings, keep_block=keep_block)
     manifest = model.manifest(count, length=length or model.length, seed=seed, settings=settings)
     _give(texts, out, manifest, gate, as_json)
 

@@ -16,7 +16,7 @@ codes that begin with a space and go on. A gap inside a word starts a new token.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -131,7 +131,7 @@ class TextModel:
             seed: any integer; text k of a seed is the same whatever n is.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`; guidance has no effect, as there are no classes.
-            **changes: entries of `Settings` to change, for example ``temperature=0.8``.
+            **changes: entries of `Settings` to change, for example ``temperature=0.8``; or ``keep_block``, see `fill`.
 
         Returns:
             n texts of ``length`` tokens. They need not be UTF-8.
@@ -223,6 +223,7 @@ class TextModel:
         preset: str = "best",
         settings: Settings | None = None,
         after_space: Int[np.ndarray, " s"] | None = None,
+        keep_block: bool = False,
         **changes: Any,
     ) -> list[bytes]:
         """Sample the unknown tokens of a text, given the known ones.
@@ -232,6 +233,9 @@ class TextModel:
             n: how many answers.
             seed, preset, settings: as in `sample`.
             after_space: (s,) unknown sites whose token must begin with a space and go on; none by default.
+            keep_block: sample as many sites in one network call as the settings say, however few are unknown. By
+                default that is scaled down by the unknown share of a row, so that a gap gets the calls of a whole row,
+                at most one for each token: neighbours that are sampled in one call do not see each other.
             **changes: entries of `Settings` to change.
 
         Returns:
@@ -239,7 +243,9 @@ class TextModel:
         """
         seed, n = check_seed(seed), check_count(n, "the number of texts", most=MAX_TEXTS)
         settings = settings or self.settings(preset)
-        settings = Settings.of(asdict(settings) | {k: v for k, v in changes.items() if v is not None})
+        changes = {name: value for name, value in changes.items() if value is not None}
+        settings = Settings.of(asdict(settings) | changes)
+        keep_block = keep_block or "block" in changes
         if len(known) > LONGEST_TEXT:
             raise UserError(f"a text must have at most {LONGEST_TEXT:,} tokens", len(known), "give a part of it")
         tokens = torch.from_numpy(known.astype(np.int64)).expand(n, -1).clone()  # (n, t)
@@ -251,8 +257,9 @@ class TextModel:
                 for turn, (start, end, kept) in enumerate(windows):
                     own = seed if turn == 0 else seed_of_window(seed, turn)
                     part = tokens[rows.start : rows.stop, start:end]
+                    how = settings if keep_block else _scaled(settings, int((part[0] < 0).sum()) / self.length)
                     inside = torch.from_numpy(spaces[(spaces >= start) & (spaces < end)] - start)
-                    filled = self._fill_window(part, rows.start, own, settings, inside)
+                    filled = self._fill_window(part, rows.start, own, how, inside)
                     tokens[rows.start : rows.stop, start:kept] = filled[:, : kept - start]
                     advance(1)
         return self.tokenizer.decode(tokens.unsqueeze(1))
@@ -373,6 +380,12 @@ class TextModel:
             "device": self.device.type,
             "versions": {"ggm_image": ggm_image.__version__, "torch": torch.__version__},
         }
+
+
+def _scaled(settings: Settings, share: float) -> Settings:
+    """The settings for a share of a row's sites: as many network calls as for the whole row, at most one for each."""
+    first = settings.first_block and max(1, int(settings.first_block * share))
+    return replace(settings, block=max(1, int(settings.block * share)), first_block=first)
 
 
 def split_gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | None = None) -> list[bytes | Gap]:

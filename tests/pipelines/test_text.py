@@ -185,3 +185,20 @@ def test_signal_and_samples_of_larger_pieces(pieces_model: TextModel) -> None:
     for start, end in zip(ends - lengths, ends, strict=True):
         assert (found[start:end] == found[start]).all()  # all bytes of a token have its probability
     assert len(pieces_model.sample(3, length=40, preset="fast")) == 3
+
+
+def test_a_gap_gets_the_calls_of_a_whole_row(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours that are sampled in one call do not see each other."""
+    blocks, fill = [], TextModel._fill_window
+
+    def noted(self, known, first, seed, settings, after_space):
+        blocks.append(settings.block)
+        return fill(self, known, first, seed, settings, after_space)
+
+    monkeypatch.setattr(TextModel, "_fill_window", noted)
+    model.infill("the cat ________", preset="fast")  # half of the row; 8 sites a call by the preset
+    model.infill("the cat ____", preset="fast", length=1)
+    model.infill("the cat ________", preset="fast", keep_block=True)
+    model.infill("the cat ________", preset="fast", block=5)
+    model.sample(1, preset="fast")
+    assert blocks == [4, 1, 8, 5, 8]
