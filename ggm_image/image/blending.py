@@ -4,8 +4,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
-from scipy import ndimage, sparse
-from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from ggm_image.errors import UserError
@@ -31,6 +29,9 @@ def blend_seam(
     Returns:
         ``sampled`` inside the hole, corrected, and ``known`` outside it.
     """
+    from scipy import ndimage, sparse  # late: samples need none of it
+    from scipy.sparse.linalg import spsolve
+
     inside = torch.from_numpy(mask)
     if mask.all() or not mask.any():
         return torch.where(inside, sampled, known)
@@ -115,6 +116,8 @@ def composite(
 
 def _blend(image: Image.Image, sampled: Image.Image, mask: Bool[np.ndarray, "h w"], feather: int) -> Image.Image:
     """`composite` of parts of one size."""
+    from scipy import ndimage  # late: samples need none of it
+
     old, new = np.asarray(image), _as_mode(sampled, image.mode)
     if feather and not mask.all():
         share = np.minimum(1, ndimage.distance_transform_edt(mask) / (feather + 1)).astype(np.float32)[..., None]

@@ -16,7 +16,6 @@ Anything else is ambiguous and refused.
 
 import numpy as np
 from jaxtyping import Bool
-from scipy import ndimage
 from torch import Tensor
 
 from ggm_image.errors import UserError
@@ -142,6 +141,8 @@ def _of_levels(values: np.ndarray, full: int) -> tuple[np.ndarray, str]:
 
 def _of_colours(rgb: np.ndarray, indices: list[int]) -> tuple[np.ndarray, str]:
     """Colours (h, w, 3), and the indices of a palette that are in use."""
+    from scipy import ndimage  # late: samples need none of it
+
     if _is_grey(rgb):
         return _of_levels(_luma(rgb), 255)
     values, counts, where = _distinct(rgb)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, Int64, UInt8
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
 from ggm_image.errors import UserError
@@ -161,6 +160,8 @@ def fill_unknown(image: UInt8[Tensor, "*n 3 h w"], mask: Bool[np.ndarray, "h w"]
     What lay under the mask must not leak into the tokens beside it through the encoder's receptive field, and
     a made-up colour would put a hard edge there.
     """
+    from scipy import ndimage  # late: samples need none of it
+
     if mask.all():
         return torch.full_like(image, 128)
     rows, columns = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)

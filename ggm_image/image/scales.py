@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, UInt8
-from scipy import ndimage
 from torch import Tensor
 
 from ggm_image.errors import UserError
@@ -128,6 +127,8 @@ def _depth(mask: Bool[np.ndarray, "h w"], box: list[tuple[int, int]]) -> float:
 
     One pixel around the hole's bounding box is enough: the nearest known pixel lies there or inside.
     """
+    from scipy import ndimage  # late: samples need none of it
+
     part = mask[tuple(slice(max(0, low - 1), high + 1) for low, high in box)]
     return math.inf if part.all() else float(ndimage.distance_transform_edt(part).max())
 

@@ -35,7 +35,8 @@ IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 def system_theme() -> gr.themes.Base:
     """Gradio's look with the system's fonts, so that nothing is downloaded."""
     fonts = ["system-ui", "sans-serif"]
-    return gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"])
+    return theme.set(block_info_text_color="*neutral_500")  # of the hints: the default is too light to read on white
 
 
 def build_page(actions: Actions) -> gr.Blocks:
@@ -85,7 +86,7 @@ def _connect_images(
     def take(images: list[Image.Image] | None, event: gr.SelectData) -> Any:
         """Open an image of a gallery."""
         image = (images or [])[event.index]
-        # Without a selection, the same place can be clicked again once it shows another image.
+        # Without a selection: its frame would stay around whatever the gallery shows there next.
         return image, shown(image), shown(image), "", gr.Tabs(selected="inpaint"), gr.Gallery(selected_index=None)
 
     views = [opened, painting["editor"], looking["image"]]
@@ -158,9 +159,6 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
             gr.Markdown("Paint over what to replace.")
             editor = _mask_editor()
-            status = gr.HTML(status_text(""), elem_classes="status")
-            gallery = _gallery("Results", "Click a result to inpaint it again.")
-            download = gr.DownloadButton("Download results and manifest", interactive=False)
         with gr.Column(scale=1, min_width=280):
             classes = gr.Dropdown(
                 _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
@@ -176,6 +174,10 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
                 dilate = gr.Number(0, label="Dilate (pixels)", precision=0, minimum=0, min_width=110)
                 feather = gr.Number(0, label="Feather (pixels)", precision=0, minimum=0, min_width=110)
             start, stop = _buttons("Inpaint")
+    # Below both columns: on a phone the settings then come before the results.
+    status = gr.HTML(status_text(""), elem_classes="status")
+    gallery = _gallery("Results", "Click a result to inpaint it again.")
+    download = gr.DownloadButton("Download results and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
     inputs = [model, opened, editor, classes, count, *settings, *sides, dilate, feather]
 

@@ -34,7 +34,7 @@ SCRIPT = """
 import sys
 from ggm_image.cli.main import main
 code = main(sys.argv[1:])
-heavy = ("torch._dynamo", "torch._inductor", "torchvision.models", "timm")
+heavy = ("torch._dynamo", "torch._inductor", "torchvision.models", "timm", "scipy")
 print("imported:", code, *[name for name in heavy if name in sys.modules])
 """
 

@@ -46,5 +46,5 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         assert url.startswith("http://127.0.0.1:"), log.read_text()
         yield Page(url, folder)
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=90)
     assert "/ggm_image/web/" not in log.read_text()  # Gradio prints tracebacks of values that are no choice

@@ -90,17 +90,6 @@ def test_sample_paint_and_inpaint(tab: Any) -> None:
     assert not changed[:, 12:].any()
 
 
-def test_the_same_place_of_a_gallery_can_be_clicked_twice(tab: Any) -> None:
-    """Gradio tells of a click only where another image was selected before."""
-    tab.get_by_label("fast").locator("visible=true").check()
-    button(tab, "Sample").click()
-    tab.get_by_text("16 images, seed 0").wait_for()
-    for _ in range(2):
-        tab.get_by_role("tab", name="Sample").click()
-        tab.locator("button.thumbnail-item >> visible=true").nth(2).click()
-        tab.get_by_role("tab", name="Inpaint", selected=True).wait_for(timeout=20_000)
-
-
 def test_another_model_brings_its_own_guidance(tab: Any) -> None:
     """And another seed is one click away."""
     guidance = tab.get_by_label("Guidance").locator("visible=true")
