@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
-OTHERS_OPTIONS = {"--max-restarts"}
+OTHERS_OPTIONS = {"--max-restarts", "--strict", "--gpus", "--no-healthcheck"}
 """Options in running text that are another program's."""
 
 

@@ -276,7 +276,7 @@ def test_bad_masks_are_refused(tmp_path):
 
 
 def test_bad_composites_are_refused():
-    with pytest.raises(UserError, match="image 32 x 32, drawn 16 x 32, mask 32 x 32"):
+    with pytest.raises(UserError, match="image 32 x 32, sample 16 x 32, mask 32 x 32"):
         composite(picture("RGB"), drawn(32, 16), square())
     with pytest.raises(UserError, match="at least 0 pixels"):
         composite(picture("RGB"), drawn(), square(), feather=-1)

@@ -102,6 +102,7 @@ CALLS: dict[str, Callable[[Model, Path], torch.Tensor]] = {
     "signal": lambda model, _: model.signal(IMAGE),
     "signal_of_tokens": lambda model, _: model.signal_of_tokens(TOKENS),
     "encode": lambda model, _: model.encode(BATCH),
+    "encode_guide": lambda model, _: model.encode_guide(IMAGE).observation,
     "decode": lambda model, _: model.decode(TOKENS),
     "Tokenizer.encode": lambda model, _: model.tokenizer.encode(FLOATS),
     "Tokenizer.code_distances": lambda model, _: model.tokenizer.code_distances(FLOATS),

@@ -76,7 +76,9 @@ def test_the_command_line_offers_it(raster: str) -> None:
 
 
 def test_names_that_are_none_or_taken(raster: str) -> None:
-    with pytest.raises(UserError, match=r"order must be schedule or signal or raster \(got 'rater'\).*'raster'"):
+    with pytest.raises(
+        UserError, match=r"order must be schedule or signal or raster \(got 'rater'\); did you mean raster"
+    ):
         Settings(order="rater")
     with pytest.raises(UserError, match="exists already"):
         register(SamplerEntry(name="signal", module="x", summary=""))

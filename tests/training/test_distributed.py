@@ -257,7 +257,7 @@ def test_a_signal_to_torchrun_saves_and_ends(results: dict[str, dict[str, Any]],
         running.send_signal(signal.SIGTERM)
         said += running.stderr.read()
     step = load_checkpoint(place / "ended")["step"]
-    assert said.count(f"saved at step {step}; run the same command with --resume") == 1
+    assert said.count(f"saved at step {step}; rerun the same command with --resume") == 1
     assert step >= 4
     assert (place / "ended" / "model" / "model.safetensors").is_file()
 

@@ -1,6 +1,6 @@
 """Hook of mkdocs: files of the repository that are not under docs/ are part of the site too.
 
-Pages link to them as they lie in the repository (`../assets/quality/curve.png`), so the links work where the repository
+Pages link to them as they lie in the repository (`../assets/method.svg`), so the links work where the repository
 itself is browsed; here they are turned into links of the site, where docs/ is the root and all else stands beside it.
 """
 

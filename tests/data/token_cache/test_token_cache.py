@@ -192,7 +192,7 @@ def test_skipped_items_shift_the_rows(tmp_path: Path) -> None:
 
 def test_an_unfinished_cache_is_not_read(tmp_path: Path) -> None:
     fill(TokenCacheWriter(tmp_path, request()), 2)
-    with pytest.raises(UserError, match=r"not finished .*2 of 3 shards\); run the same ggm-image encode"):
+    with pytest.raises(UserError, match=r"not finished .*2 of 3 shards\); rerun the same ggm-image encode"):
         TokenCache.open(tmp_path)
 
 

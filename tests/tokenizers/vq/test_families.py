@@ -13,6 +13,7 @@ from ggm_image.tokenizers.checkpoints.detect import read_published
 from ggm_image.tokenizers.registry import build_tokenizer, find_tokenizer, load_spec, load_tokenizer, published_spec
 from ggm_image.tokenizers.vq.families import FAMILIES
 from ggm_image.tokenizers.vq.gumbel import GumbelVQGAN
+from ggm_image.tokenizers.vq.vqgan import DDConfig
 from tests.tokenizers import layouts
 from tests.tokenizers.layouts import LAYOUTS, ORIGINALS, SAME_WEIGHTS, pictures
 
@@ -57,7 +58,7 @@ def test_a_checkpoint_without_its_config_is_told_by_its_shapes(name: str, tmp_pa
         yaml.unlink()
     without = read_published(next(tmp_path.rglob("*.ckpt")))
     assert without.family == with_config.family
-    built = [FAMILIES[p.family].config(**{**p.architecture, "ddconfig": None}) for p in (without, with_config)]
+    built = [FAMILIES[p.family].config(**{**p.architecture, "ddconfig": DDConfig()}) for p in (without, with_config)]
     assert built[0] == built[1]
     assert without.architecture["ddconfig"] == with_config.architecture["ddconfig"]
 

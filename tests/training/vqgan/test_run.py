@@ -83,7 +83,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
     monkeypatch.setattr(TokenizerTrainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer(config, class_folder, tmp_path / "cut")
-    assert "saved at step 5; run the same command with --resume" in capsys.readouterr().err
+    assert "saved at step 5; rerun the same command with --resume" in capsys.readouterr().err
     with pytest.raises(UserError, match="add --resume"):
         train_tokenizer(config, class_folder, tmp_path / "cut")
     monkeypatch.setattr(TokenizerTrainer, "train_step", step)
@@ -227,8 +227,10 @@ def test_every_shipped_config_builds(path: Path) -> None:
     config = load_config(TokenizerTrainConfig, path)
     with torch.device("meta"):
         model = VQGAN(config.architecture)
-    sizes = {"f8": (8, 256), "f16": (16, 256), "robots64": (8, 64)}  # of a cell, and of an image
+    sizes = {"f8": (8, 256), "f16": (16, 256), "robots64": (8, 64), "photos64": (4, 64)}  # of a cell, and of an image
     assert (model.downscale, model.image_size) == sizes.get(path.stem.removeprefix("tokenizer_"), (4, 32))
+    if path.stem == "tokenizer_photos64":
+        return  # nothing is shipped that it could start from
     known = [spec.architecture for spec in tokenizer_specs() if spec.family == "taming"]
     built = [OmegaConf.merge(OmegaConf.structured(VQGANConfig), entries) for entries in known]
     assert config.architecture in [OmegaConf.to_object(entries) for entries in built]  # so it can start from one
