@@ -172,7 +172,7 @@ class OptimisationConfig:
     checkpoint_minutes: NaturalFloat = 5.0
 
 
-@checked("train")
+@checked("train", renamed={"validate_pictures": "validate_images"})
 class TrainConfig(OptimisationConfig):
     """How to train a generator.
 
@@ -187,7 +187,7 @@ class TrainConfig(OptimisationConfig):
         class_dropout: share of images trained without their class, for guidance.
         start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
         validate_every: steps between held-out measurements; 0 for the end alone.
-        validate_pictures: how many held-out images at most.
+        validate_images: number of held-out images to measure, at most.
         weights_dtype: of the exported weights, bfloat16 or float32.
     """
 
@@ -202,7 +202,7 @@ class TrainConfig(OptimisationConfig):
     class_dropout: Fraction = 0.1
     start_from_codes: bool = True
     validate_every: NaturalInt = 1000
-    validate_pictures: PositiveInt = 1000
+    validate_images: PositiveInt = 1000
     weights_dtype: Annotated[str, one_of(("bfloat16", "float32"))] = "bfloat16"
 
 

@@ -118,7 +118,7 @@ def load_tokens(
     """
     names = cache.manifest.class_names
     whole = _token_set(cache, names, names, say)
-    shuffle, limit = torch.Generator().manual_seed(config.train.seed), config.train.validate_pictures
+    shuffle, limit = torch.Generator().manual_seed(config.train.seed), config.train.validate_images
     if config.data.val:
         where, other = Path(config.data.val), TokenCache.open(config.data.val)
         _check_tokenizer(config, other.manifest, where)

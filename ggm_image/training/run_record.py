@@ -15,13 +15,13 @@ from ggm_image.errors import UserError
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
-from ggm_image.validation import build
+from ggm_image.validation import build, renamed_fields
 
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         # how long, and how often something is measured or saved
-        "steps", "max_minutes", "log_every", "logger", "validate_every", "validate_pictures", "sample_every",
+        "steps", "max_minutes", "log_every", "logger", "validate_every", "validate_images", "sample_every",
         "checkpoint_minutes", "weights_dtype",
         # how it is computed
         "accumulate", "activation_checkpointing", "strategy", "precision", "compile",
@@ -80,7 +80,10 @@ def generator_record(
 def generator_record_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The record in a checkpoint; of an earlier version's checkpoint, what its config says."""
     recorded = checkpoint.get("record")
-    return dict(recorded) if recorded else config_record(asdict(build(GeneratorConfig, checkpoint["config"])))
+    if not recorded:
+        return config_record(asdict(build(GeneratorConfig, checkpoint["config"])))
+    names = renamed_fields(GeneratorConfig)
+    return {names.get(entry, entry): value for entry, value in recorded.items()}
 
 
 def config_record(config: Mapping[str, Any]) -> dict[str, Any]:
