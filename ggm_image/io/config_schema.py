@@ -1,4 +1,4 @@
-"""Configs of runs: filled from YAML and ``key=value``, and saved as YAML."""
+"""Load configs of runs from YAML and ``key=value`` overrides, and save them as YAML."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What a training run is: typed, checked, and saved with the run as it was used.
+"""The config of a training run, typed and checked.
 
 One YAML file holds a whole run. `load_config` fills a dataclass from it and from ``key=value`` overrides.
 """
@@ -185,7 +185,8 @@ class TrainConfig(OptimisationConfig):
         betas: of AdamW.
         clip: largest norm of the gradient.
         class_dropout: share of images trained without their class, for guidance.
-        start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
+        start_from_codes: initialise the embeddings of codes that look similar with similar vectors, if the tokenizer is
+            available.
         validate_every: steps between held-out measurements; 0 for the end alone.
         validate_images: number of held-out images to measure, at most.
         weights_dtype: of the exported weights, bfloat16 or float32.
@@ -208,14 +209,14 @@ class TrainConfig(OptimisationConfig):
 
 @checked()
 class GeneratorConfig:
-    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it.
+    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to sample from it.
 
     Classes, grid, codebook and tokenizer are those of the token cache, and need not be stated.
 
     Attributes:
-        start: a trained model to go on from, by name or folder, of the same tokenizer and sizes: every weight is taken
-            over; a class of the same name keeps its embedding, any other starts as no class in particular. Empty for
-            a network of its own.
+        start: a trained model to start from, by name or folder, of the same tokenizer and sizes. All weights are
+            copied; a class of the same name keeps its embedding, any other starts from the null class. Empty to train
+            from scratch.
     """
 
     format_version: int = 1

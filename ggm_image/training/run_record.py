@@ -1,8 +1,7 @@
-"""What defines a run: stored in its checkpoint, and compared entry by entry when the run is resumed.
+"""The record that identifies a run; it is stored in checkpoints and compared when the run is resumed.
 
-A record is a flat table of entries: the config with dots in its keys, and what identifies the data. An entry that is
-not listed as free must be the same at every resume, so an entry that is added later is compared until somebody decides
-otherwise.
+A record is a flat table of entries: the config with dots in its keys, and what identifies the data. Entries
+must not change when a run is resumed, unless they are listed as free. So a new entry is compared by default.
 """
 
 import hashlib

@@ -69,7 +69,8 @@ def test_a_config_with_the_old_name_of_a_key_is_read_and_saved_with_the_new_one(
         config = load_config(GeneratorConfig, path, [f"train.validate_{key}=9"])
         assert config.train.validate_images == 9
     save_config(saved, config)
-    assert "validate_images: 9" in saved.read_text() and "validate_pictures" not in saved.read_text()
+    assert "validate_images: 9" in saved.read_text()
+    assert "validate_pictures" not in saved.read_text()
     old.write_text("train: {validate_images: 7, validate_pictures: 8}\n")
     with pytest.raises(UserError, match=r"^config key train\.validate_pictures is the old name of train\.validate_im"):
         load_config(GeneratorConfig, old)
@@ -81,7 +82,8 @@ def test_a_checkpoint_with_the_old_name_of_a_key_is_read() -> None:
     config["train"]["validate_pictures"] = config["train"].pop("validate_images") + 1
     for checkpoint in ({"record": {"train.validate_pictures": 1001, "train.steps": 3}}, {"config": config}):
         record = generator_record_of(checkpoint)
-        assert record["train.validate_images"] == 1001 and "train.validate_pictures" not in record
+        assert record["train.validate_images"] == 1001
+        assert "train.validate_pictures" not in record
     assert len(record) == len(config_record(asdict(GeneratorConfig())))
 
 
