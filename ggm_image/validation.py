@@ -125,7 +125,8 @@ def with_new_names(schema: Any, values: Any) -> Any:
     """
     if not isinstance(values, Mapping):
         return values
-    names, found = getattr(schema, "renamed", {}), {}
+    names: Mapping[Any, str] = getattr(schema, "renamed", {})
+    found: dict[Any, Any] = {}
     for key, value in values.items():
         name = names.get(key, key)
         if name != key and name in values:

@@ -1,8 +1,8 @@
 """Measure the time of an optimizer step on this machine, with a few real steps on random tokens.
 
 A step has a cost per row and a fixed cost: optimizer, moving average, gradient norm. Both are timed with as many rows
-as take a few seconds, and extrapolated to the whole batch. Each timed step queries the mean number of sites, as the cost
-is linear in it.
+as take a few seconds, and extrapolated to the whole batch. Each timed step queries the mean number of sites, as the
+cost is linear in it.
 """
 
 import time

@@ -94,7 +94,7 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
 def is_webdataset(source: str, label_key: str = "") -> bool:
     """Whether ``source`` is to be read as WebDataset: no path, or tars on this machine whose samples carry labels.
 
-    One tar, a folder of tars and a pattern are told apart by nothing: the first archive decides. A pattern of archives
+    One tar, a folder of tars and a pattern are treated alike: the first archive decides. A pattern of archives
     without labels is WebDataset too, unless their images lie in class folders.
     """
     if is_stream(source):
