@@ -8,7 +8,7 @@ caches are all classes made by `checked`. Ranges are in the types; what two fiel
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -52,7 +52,13 @@ def one_of(names: Iterable[str]) -> AfterValidator:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field, Field))
 def checked(
-    section: str = "", *, noun: str = "config key", fix: str = FIX, frozen: bool = False, extra: str = "forbid"
+    section: str = "",
+    *,
+    noun: str = "config key",
+    fix: str = FIX,
+    frozen: bool = False,
+    extra: str = "forbid",
+    renamed: Mapping[str, str] | None = None,
 ) -> Callable[[type[C]], type[C]]:
     """A dataclass with keyword arguments, checked when an instance is made.
 
@@ -62,6 +68,7 @@ def checked(
         fix: what errors say that a user can do.
         frozen: as of `dataclasses.dataclass`.
         extra: ``forbid`` unknown fields, or ``ignore`` them.
+        renamed: old name to new name of fields that were renamed. `build` accepts both.
 
     Returns:
         The decorator. Making an instance raises UserError.
@@ -71,6 +78,7 @@ def checked(
         config = ConfigDict(extra=extra, allow_inf_nan=False, coerce_numbers_to_str=True)  # type: ignore[typeddict-item]
         made: Any = dataclass(cls, kw_only=True, frozen=frozen, config=config)
         made.section, made.noun, made.fix = section, noun, fix
+        made.renamed = getattr(cls, "renamed", {}) | dict(renamed or {})  # a subclass keeps the old names of its base
         initialise = made.__init__
 
         @functools.wraps(initialise)
@@ -87,17 +95,54 @@ def checked(
 
 
 def build(schema: type[C], values: Any) -> C:
-    """An instance of a `checked` class from nested plain values.
+    """An instance of a `checked` class from nested plain values, in which renamed fields may have their old names.
 
     Raises:
-        UserError: an unknown key, for which the nearest known one is named, or a value of a wrong type or range.
+        UserError: an unknown key, for which the nearest known one is named; a field given by its old and its new name;
+            or a value of a wrong type or range.
     """
     if not hasattr(schema, "section"):  # a plain dataclass, of a plugin
         schema = checked()(schema)
     try:
-        return TypeAdapter(schema).validate_python(values)
+        return TypeAdapter(schema).validate_python(with_new_names(schema, values))
     except ValidationError as error:
         raise _user_error(error, schema) from None
+
+
+def renamed_fields(schema: Any) -> dict[str, str]:
+    """Old to new name of all renamed fields of a `checked` class, nested ones too, with dots between levels."""
+    names = dict(getattr(schema, "renamed", {}))
+    for key, nested in _nested(schema):
+        names |= {f"{key}.{old}": f"{key}.{new}" for old, new in renamed_fields(nested).items()}
+    return names
+
+
+def with_new_names(schema: Any, values: Any) -> Any:
+    """Nested plain values with the old names of fields replaced; anything but a table is returned as it is.
+
+    Raises:
+        UserError: a field is given by its old and its new name.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    names: Mapping[Any, str] = getattr(schema, "renamed", {})
+    found: dict[Any, Any] = {}
+    for key, value in values.items():
+        name = names.get(key, key)
+        if name != key and name in values:
+            prefix = f"{schema.section}." if schema.section else ""
+            raise UserError(f"{schema.noun} {prefix}{key} is the old name of {prefix}{name}", "both", "remove the old")
+        found[name] = value
+    for key, nested in _nested(schema):
+        if key in found:
+            found[key] = with_new_names(nested, found[key])
+    return found
+
+
+def _nested(schema: Any) -> list[tuple[str, Any]]:
+    """The fields of a dataclass that are dataclasses themselves, with their types."""
+    hints = get_type_hints(schema)
+    return [(entry.name, hints[entry.name]) for entry in fields(schema) if is_dataclass(hints[entry.name])]
 
 
 def _user_error(error: ValidationError, schema: Any) -> UserError:
@@ -122,9 +167,9 @@ def _user_error(error: ValidationError, schema: Any) -> UserError:
 
 def _keys(schema: Any, section: str) -> list[str]:
     """The names of all fields, nested ones too, as errors name them."""
-    hints, keys, prefix = get_type_hints(schema), [], f"{section}." if section else ""
+    keys, prefix, nested = [], f"{section}." if section else "", dict(_nested(schema))
     for entry in fields(schema):
         keys.append(prefix + entry.name)
-        if is_dataclass(hints[entry.name]):
-            keys += _keys(hints[entry.name], prefix + entry.name)
+        if entry.name in nested:
+            keys += _keys(nested[entry.name], prefix + entry.name)
     return keys

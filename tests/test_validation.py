@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggm_image.errors import UserError, explained, suggest
-from ggm_image.validation import Fraction, PositiveFloat, PositiveInt, build, checked, one_of
+from ggm_image.validation import Fraction, PositiveFloat, PositiveInt, build, checked, one_of, renamed_fields
 
 COLOURS = {"red": 1}
 
@@ -93,6 +93,32 @@ def test_a_plain_dataclass_of_a_plugin() -> None:
     assert build(Plain, {"codes": 4}).codes == 4
     with pytest.raises(UserError, match=r"unknown config key \(code\); did you mean codes"):
         build(Plain, {"code": 4})
+
+
+@checked("shed", renamed={"pots": "tins"})
+class Shed:
+    tins: PositiveInt = 1
+
+
+@checked("shed", renamed={"spade": "tool"})
+class ToolShed(Shed):
+    tool: str = ""
+
+
+@checked()
+class Garden:
+    shed: ToolShed = field(default_factory=ToolShed)
+
+
+def test_old_names_of_fields_are_read() -> None:
+    assert renamed_fields(Garden) == {"shed.pots": "shed.tins", "shed.spade": "shed.tool"}
+    assert asdict(build(Garden, {"shed": {"pots": 3, "spade": "fork"}})) == {"shed": {"tins": 3, "tool": "fork"}}
+    with pytest.raises(UserError, match=r"^shed\.tins must be greater than 0 \(0\)"):
+        build(Garden, {"shed": {"pots": 0}})
+    with pytest.raises(UserError, match=r"^config key shed\.pots is the old name of shed\.tins \(both\); remove"):
+        build(Garden, {"shed": {"pots": 1, "tins": 2}})
+    with pytest.raises(UserError, match=r"^unknown config key \(shed\.pot\)"):
+        build(Garden, {"shed": {"pot": 1}})
 
 
 def test_suggestions() -> None:

@@ -235,7 +235,7 @@ def _explain(error: BaseException) -> tuple[int | None, str]:
     if isinstance(error, PeerFailure):
         return error.code, ""
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
+        # The reader of our output has closed the pipe. Python would raise again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1, ""
     if isinstance(error, OSError):

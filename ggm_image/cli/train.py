@@ -146,7 +146,7 @@ def _forecast(
 @click.argument("run", type=click.Path(path_type=Path))
 @where(out_option(help="PNG file; curves.png in the run's folder by default."), overwrite_option)
 def plot(run: Path, out: Path | None, overwrite: bool) -> None:
-    """Draw the training curves of RUN, finished or not."""
+    """Plot the training curves of RUN, finished or not."""
     from ggm_image.training.plots import plot_run
 
     if out is not None and out.suffix.lower() != ".png":
@@ -160,7 +160,7 @@ def plot(run: Path, out: Path | None, overwrite: bool) -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @what(
-    data_option("SRC", "Image folder or tar to train on; for bpe-V whatever encode reads as text."),
+    data_option("SRC", "Image folder or tar to train on; for bpe-V any text that encode reads."),
     click.option("--text-key", metavar="KEY", help="For bpe-V: field with the text of JSON lines; 'text' by default."),
     DRY_RUN,
 )

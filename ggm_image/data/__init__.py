@@ -1,1 +1,1 @@
-"""From images to tokens on disk and back."""
+"""Encode images to token caches on disk, and decode them."""

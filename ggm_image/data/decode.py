@@ -1,4 +1,4 @@
-"""A token cache back to images."""
+"""Decode a token cache to images."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images to a token cache."""
+"""Encode images into a token cache."""
 
 import functools
 import os
@@ -295,12 +295,14 @@ def _request(
     found: str,
 ) -> Manifest:
     cells = size // tokenizer.downscale
+    # The number of images in a stream is not known until it has been read, so the request counts parts instead.
     if isinstance(source, ImageStream):
         order, items, parts = "by part, then as it comes", 0, len(source.parts)
         facts: dict[str, Any] = {"parts": parts, "classes": len(source.class_names)}
     else:
         order, items, parts = "by class, then by name", len(source) * len(copies_of(flip, shifts)), 0
         facts = {"images": len(source)}
+    # `shifts` is left out where it is 0, so that caches of versions without it still match the request.
     made = {"size": size, "flip": flip, **({"shifts": shifts} if shifts else {})}
     return Manifest(
         tokenizer_name=tokenizer.name,

@@ -1,4 +1,4 @@
-"""How much of the images is lost to their size: what is said of photos that become thumbnails."""
+"""Warn when downscaling discards most of the pixels of the source images."""
 
 import contextlib
 import statistics

@@ -1,11 +1,11 @@
-"""Text to a token cache, and back byte for byte.
+"""Encode text into a token cache, and decode it without loss.
 
-The codes of the documents are joined without a separator and cut into rows of equal length; no code is of two
-documents, and a row may hold the end of one and the start of the next. Only the last row of all is filled up. Each
-shard keeps, of the documents that start in it, where they start and how they are called, so that nothing is lost.
+The codes of the documents are joined without a separator and cut into rows of equal length; no code spans two
+documents, and a row may hold the end of one and the start of the next. Only the very last row is padded. Each shard
+stores the start and the name of every document that starts in it, so that documents can be restored exactly.
 
-A source is read once to count and hash it, and once more to encode it: resuming after an interruption first proves
-that the text is still the same.
+A source is read twice: once to count and hash it, once to encode it. Resuming after an interruption therefore first
+verifies that the text has not changed.
 """
 
 import json
@@ -50,7 +50,7 @@ def encode_text(
     Run again after an interruption, the same call resumes after the finished shards. Memory stays that of one shard.
 
     Args:
-        source: whatever `open_text` reads.
+        source: of `open_text`.
         out: folder of the cache.
         tokenizer: of text.
         length: L, tokens of a row.

@@ -1,4 +1,4 @@
-"""Whatever a user calls an image: a path, the bytes of a file, an open file, a Pillow image, an array or a tensor."""
+"""Accepted image inputs: a path, the bytes of a file, an open file, a Pillow image, an array or a tensor."""
 
 import os
 from collections.abc import Iterable

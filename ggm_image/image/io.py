@@ -55,7 +55,7 @@ class SupportsRead(Protocol):
 
 Buffer = bytes | bytearray | memoryview
 Source = str | os.PathLike[str] | Buffer | SupportsRead | Image.Image
-"""Whatever `open_image` opens."""
+"""What `open_image` accepts."""
 
 
 def open_image(source: Source, *, name: str = "", what: str = "image") -> UInt8[Tensor, "3 h w"]:

@@ -1,4 +1,4 @@
-"""Configs of runs: filled from YAML and ``key=value``, and saved as YAML."""
+"""Load configs of runs from YAML and ``key=value`` overrides, and save them as YAML."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from ggm_image.io.configs import find_config
 from ggm_image.io.files import write_text
 from ggm_image.io.outputs import RUN_HEAD
 from ggm_image.io.yaml import read_yaml
-from ggm_image.validation import build
+from ggm_image.validation import build, with_new_names
 
 C = TypeVar("C")
 
@@ -25,7 +25,8 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
     Args:
         schema: the dataclass, see `ggm_image.validation.checked`.
         path: YAML file, or the name of a shipped config.
-        overrides: ``key=value`` with dots between levels; values are YAML.
+        overrides: ``key=value`` with dots between levels; values are YAML. An override may use the old name of a field
+            that the file gives by its new name, and the other way round.
 
     Returns:
         An instance of ``schema``.
@@ -47,7 +48,11 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
         except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
             raise UserError("override cannot be read", f"{override!r}: {error}", "write key=value") from error
     try:
-        values = OmegaConf.to_container(OmegaConf.merge(written, changes), resolve=True, throw_on_missing=True)
+        # Each side gets the new names before they are merged, so that an override replaces a value of the same field.
+        sides = (with_new_names(schema, OmegaConf.to_container(side)) for side in (written, changes))
+        values = OmegaConf.to_container(OmegaConf.merge(*sides), resolve=True, throw_on_missing=True)
+    except UserError:
+        raise
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         raise UserError("config is not valid", f"{path}: {error}", "compare it with those in configs/") from error
     return build(schema, values)

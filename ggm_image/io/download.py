@@ -1,4 +1,4 @@
-"""Files from elsewhere: fetched once into the user's cache, resumed, checked, mirrors in turn.
+"""Download files once into the user's cache: resumable, verified, with mirrors.
 
 | variable | meaning |
 | --- | --- |
@@ -6,11 +6,11 @@
 | ``GGM_IMAGE_OFFLINE`` | anything but empty or 0: the network is never touched |
 | ``HF_HUB_OFFLINE`` | 1, on, yes or true: the same |
 
-Every file that the package downloads comes through here. Libraries that would download for themselves (timm, clip,
+All downloads of the package go through this module. Libraries that have downloaders of their own (timm, clip,
 clean-fid, torch.hub) get a local file from `fetch` instead.
 
-A file under download is called ``NAME.part``. It is resumed only if the server promises, by its ETag or
-its date, that the file is still the same; then it is compared with the size and the SHA-256, and only then renamed.
+A file under download is called ``NAME.part``. It is resumed only if the server's ETag or date shows that
+the file has not changed. It is renamed once its size and SHA-256 have been verified.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, hashes, progress."""
+"""Atomic writes, locks and hashes of files."""
 
 import errno
 import hashlib
@@ -102,7 +102,7 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
-    """Remove what a killed process of ours has left unfinished in ``folders`` themselves.
+    """Remove unfinished files of killed processes directly in ``folders``.
 
     No other may write there now, but by `write_together`. Folders that do not exist are passed over.
     """
@@ -118,7 +118,7 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
-    """Keep a folder or file from other processes that ask for it so: two would write over each other's files.
+    """Take an exclusive lock on a folder or file, so that two processes do not overwrite each other's files.
 
     The system lets go of it however this process ends. Where there are no such locks (Windows, most network file
     systems), nothing is kept.

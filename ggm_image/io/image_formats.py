@@ -1,4 +1,4 @@
-"""The formats of image files that we write, and what each of them can hold.
+"""The image formats that we write, and what each of them can store.
 
 Nothing here imports torch, so that a command can refuse an output before it starts to work.
 """

@@ -77,6 +77,7 @@ def read_mark(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     data = Path(path).read_bytes()
     without: Callable[[bytes], tuple[bytes, bytes]]
+    # The content decides, not the suffix: a file may have been renamed.
     if data.startswith(_PNG):
         without = _png_without_mark
     elif data.startswith(_GIF):
@@ -89,6 +90,7 @@ def read_mark(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         without = _tiff_without_mark
     else:
         return None
+    # Anything unreadable, in a damaged or foreign file, counts as no mark: the file is then treated as somebody else's.
     try:
         rest, text = without(data)
         found = json.loads(text)

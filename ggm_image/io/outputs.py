@@ -1,4 +1,4 @@
-"""The gate in front of every output: what this command did not write is not written over without ``--overwrite``.
+"""Protect existing files: only outputs of the same command are overwritten, unless ``--overwrite`` is given.
 
 Images that we write carry a mark, see `ggm_image.io.marks`. A file whose mark is missing, is another command's or no
 longer matches was written by another program, or edited since. Folders are known by their ``manifest.json``. Nothing

@@ -1,4 +1,4 @@
-"""Where configs, tokenizers and shipped models lie: in an installed wheel, or beside a checkout's package."""
+"""Locate configs, tokenizers and shipped models, in an installed wheel or in a checkout."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Weights as safetensors: no pickle, each file whole or not there, every value checked before it is used."""
+"""Read and write weights as safetensors, without pickle. Writes are atomic; values are checked when they are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,6 @@
 """A folder of sampled texts: ``000000.txt ...`` and a ``manifest.json`` with the SHA-256 of each.
 
-Text carries no mark, so the manifest says which files are ours: one that was changed since is somebody's work.
+Text files carry no mark, so the manifest says which files are ours. A file that was edited since is never overwritten.
 """
 
 import hashlib

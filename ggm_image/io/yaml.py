@@ -1,4 +1,4 @@
-"""YAML files of others and of ours, read as data: in the end there is a table of values, or one line of an error."""
+"""Read YAML files as plain data. Any problem raises a UserError of one line."""
 
 from pathlib import Path
 from typing import Any

@@ -50,7 +50,7 @@ def kernel_distance(generated: FeatureMatrix, reference: FeatureMatrix, *, seed:
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """clean-fid draws from NumPy's global generator: seed it, and leave it as it was."""
+    """Seed NumPy's global generator, which clean-fid uses, and restore it at the end."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
     try:

@@ -183,7 +183,7 @@ class Transformer(nn.Module):
     def start_from_codes(
         self, vectors: Float[Tensor, "v e"], generator: torch.Generator, *, share: float = 0.9
     ) -> None:
-        """Let codes that look alike start alike, in the embedding and in the head.
+        """Initialise codes that look similar with similar rows, in the embedding and in the head.
 
         What is learnt of one code then serves its neighbours from the first step on. Rows keep their size: a random
         projection of the standardised vectors takes the place of ``share`` of each, the rest stays noise.
@@ -273,7 +273,7 @@ class Transformer(nn.Module):
         return x.to(scale.dtype), condition  # the residual stream runs in the precision of the matrix products
 
     def seen_levels(self, tokens: Int64[Tensor, "b l"], levels: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """What the network is told of the levels: 0 at masked sites."""
+        """The levels that the network receives: 0 at masked sites."""
         return levels.masked_fill(tokens == self.config.codebook_size, 0.0)
 
     @property

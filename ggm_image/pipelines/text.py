@@ -9,7 +9,7 @@ and the network always sees batches of one fixed size, padded, because kernels a
 always sees a row of the length that it was trained on. Where there is less text, it lies in the middle, and the sites
 around it are masked, as training shows them; where there is more, it is filled in windows from left to right.
 
-Known text between gaps is tokenized piece by piece, so its bytes stay whatever is sampled. With a tokenizer whose words
+Known text between gaps is tokenized piece by piece, so its bytes never change. With a tokenizer whose words
 begin with their space (BPE), a single space before a gap is given to the gap: its first token is sampled among the
 codes that begin with a space and go on. A gap inside a word starts a new token.
 """
@@ -128,7 +128,7 @@ class TextModel:
         Args:
             n: how many.
             length: tokens of each, which are bytes with the tokenizer ``bytes``; those of a training row by default.
-            seed: any integer; text k of a seed is the same whatever n is.
+            seed: any integer; text k of a seed is the same for every n.
             preset: ``fast``, ``best`` or ``exact``; ``settings`` instead for any other.
             settings: see `Settings`; guidance has no effect, as there are no classes.
             **changes: entries of `Settings` to change, for example ``temperature=0.8``; or ``keep_block``, see `fill`.

@@ -129,7 +129,7 @@ class TokenModel:
         return self
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model and its tokenizer to a new folder, which `load_model` reads wherever it is moved.
+        """Write the model and its tokenizer to a new folder that `load_model` reads. It can be moved.
 
         Args:
             folder: it must not exist, or be empty.

@@ -1,4 +1,4 @@
-"""Whether torch.compile works on a machine, where it needs a C++ compiler, and Triton on a GPU; and whether it pays."""
+"""Whether torch.compile works here (it needs a C++ compiler, or Triton on a GPU), and whether it saves time."""
 
 import functools
 from typing import Any

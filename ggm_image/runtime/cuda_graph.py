@@ -1,7 +1,7 @@
-"""CUDA graphs: what is computed often with the same shapes is recorded once and then replayed.
+"""CUDA graphs: computations that repeat with the same shapes are recorded once and then replayed.
 
 A network call is hundreds of kernel launches. With few rows the GPU finishes a kernel before the host has launched the
-next one, and idles. A CUDA graph launches all of them at once. They are the same kernels, so results are the same bits.
+next one, and idles. A CUDA graph launches all of them at once. The kernels are the same, so results are bit-identical.
 
 What is recorded must not wait for the device, copy from the host, or branch on the value of a tensor. A graph reads its
 inputs from buffers of its own and writes its output to a place of its own, which the next replay overwrites. All graphs

@@ -1,4 +1,4 @@
-"""Where a model runs: one choice for the command line and the library."""
+"""Choose the device that a model runs on, for the command line and the library."""
 
 import difflib
 import os

@@ -1,4 +1,4 @@
-"""Memory of CPU training."""
+"""Available memory, and how freed memory is kept for reuse on the CPU."""
 
 import ctypes
 import functools

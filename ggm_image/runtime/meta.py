@@ -1,4 +1,4 @@
-"""Modules as shapes without memory, to be filled from a file or counted."""
+"""Create modules on the meta device, without memory, to load weights into or to count parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
-"""One arithmetic for everything public: the caller's global state must not reach a result.
+"""Isolate public functions from the caller's global PyTorch state, so that it cannot change a result.
 
-A sample depends on (seed, index, class, settings) alone, and tokens on their image alone. PyTorch has state that would
-reach them too. `isolated` fixes it and puts it back:
+A sample depends on (seed, index, class, settings) alone, and tokens on their image alone. PyTorch's global
+state would affect them too. `isolated` sets it and restores it:
 
 | state | inside |
 | --- | --- |
@@ -101,7 +101,7 @@ _restore: list[tuple[_Switch, Any]] = []
 
 @contextmanager
 def _fixed_switches() -> Iterator[None]:
-    """The first to enter fixes the state of the process, and the last to leave restores it, in whatever thread."""
+    """The first to enter fixes the state of the process, and the last to leave restores it, in any thread."""
     global _inside
     with _lock:
         if not _inside:
@@ -124,7 +124,7 @@ def _fixed_switches() -> Iterator[None]:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Run the body in the state of the table above, whatever the caller's is, and restore the caller's at the end.
+    """Run the body in the state of the table above, and restore the caller's state at the end.
 
     Autocast, default device and gradients are restored in this thread; the rest belongs to the process: other threads
     see it too while the body runs.

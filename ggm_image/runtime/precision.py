@@ -1,4 +1,4 @@
-"""In what precision a device multiplies matrices fast: one question for training, sampling and cost estimates."""
+"""Which precision a device multiplies matrices fast in; used by training, sampling and cost estimates."""
 
 import os
 

@@ -27,7 +27,7 @@ def progress(items: Iterable[T], *, total: int | None, unit: str, label: str) ->
 
 @contextmanager
 def progress_bar(*, total: int | None, unit: str, label: str, scaled: bool = False) -> Iterator[Callable[[int], Any]]:
-    """As `progress`, for work that comes in batches: yields a function that is told how many more are done.
+    """As `progress`, for work that comes in batches: yields a function to call with the number of items done.
 
     Args:
         total: how many there are; None where that is not known.

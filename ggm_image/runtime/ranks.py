@@ -1,4 +1,4 @@
-"""Which part of the work is this process's: N processes split it by number alone and never speak to each other."""
+"""This process's share of the work: N processes split it by rank and do not communicate."""
 
 import os
 import re

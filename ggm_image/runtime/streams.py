@@ -1,4 +1,4 @@
-"""stdout and stderr where there may be none: services, ``pythonw``, ``2>&-``, or a caller who closed them."""
+"""Use stdout and stderr safely where they may be missing or closed: services, ``pythonw``, ``2>&-``."""
 
 import contextlib
 import os

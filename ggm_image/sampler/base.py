@@ -53,7 +53,7 @@ class Call:
     Attributes:
         uniforms: random numbers in [0, 1) of the new tokens: (B, K) for ``sites``, (B, L) where these are None.
         sites: (K,) sites queried; None for the sites that are still masked, each row's own.
-        levels: (L,) signal levels that the denoiser is told; None for 1 where a token stands and 0 elsewhere.
+        levels: (L,) signal levels that the denoiser receives; None for 1 where a token stands and 0 elsewhere.
         site_levels: (K,) signal levels of the heat bath; None for 1, the clean distribution.
         keep: which new tokens are kept: "all"; "surest", the ``count`` of highest signal logit plus ``jitter``; or
             "doubted", those of the ``count`` sites whose old token has the lowest signal logit.

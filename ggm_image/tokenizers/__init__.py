@@ -1,1 +1,1 @@
-"""Images to grids of codes, and back."""
+"""Tokenizers: images or text to codes, and back."""

@@ -1,4 +1,4 @@
-"""What every tokenizer can do: images to a grid of codes, and back; and what a family of them is."""
+"""Base classes of image tokenizers, which map images to grids of codes and back, and of tokenizer families."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -53,12 +53,12 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def codebook_embeddings(self) -> Float[Tensor, "v e"]:
-        """The codes as the decoder gets them: near ones look alike."""
+        """The codes as the decoder receives them: close vectors look similar."""
         raise NotImplementedError
 
     @isolate
     def encode(self, images: ImageLike | Iterable[ImageLike], *, half: bool = False) -> Int[Tensor, "n gh gw"]:
-        """Indices of the nearest codes, in float32 whatever the caller's autocast and TF32 settings are.
+        """Indices of the nearest codes, in float32 regardless of the caller's autocast and TF32 settings.
 
         Args:
             images: (N, 3, h, w), floats in [-1, 1]; h and w are multiples of ``downscale``. Or an image as a path,
@@ -126,7 +126,7 @@ class Tokenizer(nn.Module):
 
     @isolate
     def decode(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
-        """Images of token grids, in float32 whatever the caller's autocast and TF32 settings are.
+        """Images of token grids, in float32 regardless of the caller's autocast and TF32 settings.
 
         Args:
             tokens: (N, H, W) integers in [0, codebook_size).

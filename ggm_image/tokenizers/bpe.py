@@ -1,11 +1,11 @@
-"""Byte-level BPE: pieces of text as codes, from a ``tokenizer.json`` of Hugging Face's ``tokenizers``.
+"""Byte-level BPE from a ``tokenizer.json`` of Hugging Face's ``tokenizers``.
 
-A byte-level tokenizer (GPT-2's kind) knows all 256 bytes, and each of its codes stands for certain bytes, so any file
-is encoded and decoded without loss. Whatever in a ``tokenizer.json`` would change a text is left out: its normalizer,
-the space put before the first word, special tokens, truncation and padding. Every block that is encoded is decoded
+A byte-level tokenizer (GPT-2's kind) has a code for each of the 256 bytes, and every code stands for fixed bytes, so
+any file is encoded and decoded without loss. Steps of a ``tokenizer.json`` that would change the text are disabled: the
+normalizer, the space before the first word, special tokens, truncation and padding. Every encoded block is decoded
 again and compared.
 
-Decoding needs the file alone; encoding needs the package, ``pip install ggm-image[text]``.
+Decoding only needs the file; encoding needs the package, ``pip install ggm-image[text]``.
 """
 
 import hashlib
@@ -65,27 +65,32 @@ class BPETokenizer(TextTokenizer):
             described: dict[str, Any] = json.loads(content)
             vocabulary: dict[str, int] = dict(described["model"]["vocab"])
             added = {str(entry["content"]): entry for entry in described.get("added_tokens") or []}
+            # An added token may repeat an entry of the vocabulary, which then takes precedence.
             entries = {**{text: entry["id"] for text, entry in added.items()}, **vocabulary}
             if not all(type(code) is int and code >= 0 for code in entries.values()):
                 raise ValueError("codes must be whole numbers")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             why = f"{self.path}: {type(error).__name__}: {error}"
             raise UserError(f"a tokenizer of text must be a {FILE} with a vocabulary", why, fix) from error
+        # Without a code for every byte, some text could not be encoded.
         alphabet = {character: byte for byte, character in enumerate(byte_alphabet())}
         missing = sum(character not in vocabulary for character in alphabet)
         if missing:
             what = "a tokenizer of text must have a code for every byte"
             raise UserError(what, f"{self.path} lacks {missing} of 256", fix)
+        # Codes may have gaps, so the largest one decides and not the number of entries.
         size = max(entries.values()) + 1
         if size > MOST_CODES:
             raise UserError(f"a tokenizer must have at most {MOST_CODES:,} codes", f"{self.path}: {size:,}", fix)
         table = [b""] * size
         for text, code in entries.items():
+            # Added tokens are stored as plain text, all others in the byte alphabet.
             plain = text in added or not all(character in alphabet for character in text)
             table[code] = text.encode("utf-8") if plain else bytes(alphabet[character] for character in text)
         self.code_bytes, self.name = table, f"bpe-{size}"
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._described = described
+        # The codes of single bytes, for bytes that are not UTF-8.
         self._byte_codes = np.array([vocabulary[character] for character in byte_alphabet()])
 
     @property

@@ -1,4 +1,4 @@
-"""A tokenizer of any layout as a folder of ours: safetensors and config.yaml, nothing else in it."""
+"""Convert a tokenizer of any layout to a folder of ours, with safetensors and config.yaml."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from ggm_image.tokenizers.spec import WEIGHTS, TokenizerSpec
 def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", half: bool = False) -> TokenizerSpec:
     """Load a tokenizer and write its folder, whole or not at all.
 
-    Token caches and models made with the original go on with the converted one, unless it is rounded: config.yaml keeps
-    the original's SHA-256 as its identity.
+    Token caches and models made with the original also work with the converted tokenizer, unless it is rounded:
+    config.yaml keeps the original's SHA-256 as its identity.
 
     Args:
         spec: of `registry.find_tokenizer` or `registry.published_spec`.
@@ -30,6 +30,7 @@ def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", h
         UserError: it cannot be loaded, or ``out`` holds something.
     """
     out = Path(out)
+    # A temporary folder that is renamed at the end, so that an error leaves nothing behind.
     with atomic_folder(out) as folder:
         tokenizer = load_spec(spec)
         save_weights(folder / WEIGHTS, tokenizer.state_dict(), torch.float16 if half else torch.float32)
@@ -41,6 +42,7 @@ def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", h
             "architecture": spec.architecture,
             "weights": {
                 "sha256": sha256_file(folder / WEIGHTS),
+                # Token caches name the original's hash. Rounded weights give other tokens, so they do not inherit it.
                 "identity": "" if half else tokenizer.sha256,
                 "decoder": "" if half else tokenizer.decoder_sha256,
                 "url": None,

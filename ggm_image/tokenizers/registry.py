@@ -1,7 +1,7 @@
-"""Tokenizers by name or by path: shipped, known and downloaded once, or published by somebody and on disk.
+"""Find tokenizers by name or path: shipped ones, known ones that are downloaded once, and published ones on disk.
 
 A tokenizer folder holds ``config.yaml`` (family, architecture, where the weights are from, hash, licence) and the
-weights: beside it, or in the user's cache. What others publish is told apart by `published`.
+weights: beside it, or in the user's cache. `checkpoints.detect` recognises the formats that others publish.
 """
 
 import contextlib

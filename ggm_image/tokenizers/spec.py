@@ -1,4 +1,4 @@
-"""What is known of a tokenizer before its weights are opened: ``config.yaml``, typed and checked."""
+"""The specification of a tokenizer, read from its ``config.yaml`` without opening the weights."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -98,6 +98,7 @@ class TokenizerSpec:
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
         entries = read_yaml(path, "must describe a tokenizer", _COMPARE)
         with explained(f"{path} must describe a tokenizer", _COMPARE):
+            # Early configs have no family: all of their tokenizers were taming's.
             weights, family = entries["weights"], str(entries.get("family") or "taming")
             return TokenizerSpec(
                 folder=folder,
@@ -105,6 +106,7 @@ class TokenizerSpec:
                 family=family,
                 sizes=read_sizes(family, entries["architecture"], where=folder),
                 file=_file_name(weights.get("file") or WEIGHTS),
+                # Empty where the publisher states none; the hash of the first download is then used.
                 sha256=str(weights["sha256"] or ""),
                 identity=str(weights.get("identity") or ""),
                 decoder=str(weights.get("decoder") or ""),

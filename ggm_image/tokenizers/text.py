@@ -1,4 +1,4 @@
-"""Tokenizers of text: bytes to codes, and back without loss."""
+"""Tokenizers of text, which map bytes to codes and back without loss."""
 
 import hashlib
 from abc import ABC, abstractmethod

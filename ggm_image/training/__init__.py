@@ -1,1 +1,1 @@
-"""Training: what a run is (`config`), what every run needs (`engine`), and the two kinds of run."""
+"""Training of generators (`run`, `trainer`) and of VQGAN tokenizers (`vqgan`), on a shared `loop`."""

@@ -1,4 +1,4 @@
-"""Which rows a batch holds, which of them a process works on, and how they come onto its device."""
+"""Choose the rows of each batch, split them over the processes, and move them to the device."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -76,7 +76,7 @@ def rows_of_rank(batch_size: int, rank: int, world: int, accumulate: int) -> tup
 
 
 def sampling_device(device: torch.device) -> torch.device:
-    """Where the random numbers of a step are drawn: on a GPU, so that nothing waits for the CPU; else on the CPU."""
+    """The device of a step's random numbers: the GPU if there is one, so that it never waits for the CPU."""
     return device if device.type == "cuda" else torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, the one before kept, damage found."""
+"""Write checkpoints atomically, keep the previous one, and detect damaged ones."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What a training run is: typed, checked, and saved with the run as it was used.
+"""The config of a training run, typed and checked.
 
 One YAML file holds a whole run. `load_config` fills a dataclass from it and from ``key=value`` overrides.
 """
@@ -172,7 +172,7 @@ class OptimisationConfig:
     checkpoint_minutes: NaturalFloat = 5.0
 
 
-@checked("train")
+@checked("train", renamed={"validate_pictures": "validate_images"})
 class TrainConfig(OptimisationConfig):
     """How to train a generator.
 
@@ -185,9 +185,10 @@ class TrainConfig(OptimisationConfig):
         betas: of AdamW.
         clip: largest norm of the gradient.
         class_dropout: share of images trained without their class, for guidance.
-        start_from_codes: let the embeddings of codes that look alike start alike, where the tokenizer is at hand.
+        start_from_codes: initialise the embeddings of codes that look similar with similar vectors, if the tokenizer is
+            available.
         validate_every: steps between held-out measurements; 0 for the end alone.
-        validate_pictures: how many held-out images at most.
+        validate_images: number of held-out images to measure, at most.
         weights_dtype: of the exported weights, bfloat16 or float32.
     """
 
@@ -202,20 +203,20 @@ class TrainConfig(OptimisationConfig):
     class_dropout: Fraction = 0.1
     start_from_codes: bool = True
     validate_every: NaturalInt = 1000
-    validate_pictures: PositiveInt = 1000
+    validate_images: PositiveInt = 1000
     weights_dtype: Annotated[str, one_of(("bfloat16", "float32"))] = "bfloat16"
 
 
 @checked()
 class GeneratorConfig:
-    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to draw from it.
+    """A whole run of `train`: the network, its tokenizer, its loss, its optimisation, and how to sample from it.
 
     Classes, grid, codebook and tokenizer are those of the token cache, and need not be stated.
 
     Attributes:
-        start: a trained model to go on from, by name or folder, of the same tokenizer and sizes: every weight is taken
-            over; a class of the same name keeps its embedding, any other starts as no class in particular. Empty for
-            a network of its own.
+        start: a trained model to start from, by name or folder, of the same tokenizer and sizes. All weights are
+            copied; a class of the same name keeps its embedding, any other starts from the null class. Empty to train
+            from scratch.
     """
 
     format_version: int = 1

@@ -1,4 +1,4 @@
-"""What a training step does to clean tokens, on the device of the tokens and without waiting for it."""
+"""Add noise to clean tokens on their device, without synchronising with it."""
 
 import torch
 from jaxtyping import Float, Int

@@ -1,4 +1,4 @@
-"""What a run will cost, before it is started: parameters, arithmetic, memory, time.
+"""Estimate the cost of a run before it is started: parameters, operations, memory, time.
 
 With P parameters, R of them outside of the blocks, B in a block, and W processes, a process holds
 
@@ -171,11 +171,11 @@ def _launches(config: GeneratorConfig) -> int:
     return step + LAUNCHES["muon"] * (train.optimizer == "muon")
 
 
-def mean_queried(height: int, width: int, cosine: float, draws: int = 200) -> float:
+def mean_queried(height: int, width: int, cosine: float, samples: int = 200) -> float:
     """Mean number of queried sites of a training step, of which the share ``cosine`` queries any number."""
     generator = torch.Generator().manual_seed(0)
-    states = (random_training_state(1, height, width, generator=generator, cosine=cosine) for _ in range(draws))
-    return sum(len(state.sites) for state in states) / draws
+    states = (random_training_state(1, height, width, generator=generator, cosine=cosine) for _ in range(samples))
+    return sum(len(state.sites) for state in states) / samples
 
 
 def activation_bytes(config: GeneratorConfig, rows: int | None = None) -> int:

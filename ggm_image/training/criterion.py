@@ -24,7 +24,7 @@ class Criterion(nn.Module):
         self._compiled = False
 
     def compile_head(self) -> None:
-        """Compile what follows the blocks; not where single draws decide, in double precision."""
+        """Compile what follows the blocks; not for "binary-sampled", which compares samples in double precision."""
         if self.config.name != "binary-sampled":
             self._compiled = True
             self.head = torch.compile(self.head)  # type: ignore[method-assign]
@@ -41,7 +41,7 @@ class Criterion(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean loss over the queried sites; ``x_0`` and ``level`` are those of the sites, before the mask.
 
-        ``uniforms`` are the draws of "binary-sampled", which alone has any.
+        ``uniforms`` are the random numbers of "binary-sampled"; other losses need none.
         """
         x = self.network.features(tokens, levels, sites, labels)  # (b, k, d)
         rows = (x.flatten(0, 1), x_0.flatten(), level.flatten())

@@ -1,4 +1,4 @@
-"""What a run trains on: tokens of a cache that fits the config, and held-out ones.
+"""Load the training and validation tokens of a run, and check that their caches fit the config.
 
 Labels are numbers within one cache. Between two caches they are matched by the names of the classes.
 """
@@ -118,7 +118,7 @@ def load_tokens(
     """
     names = cache.manifest.class_names
     whole = _token_set(cache, names, names, say)
-    shuffle, limit = torch.Generator().manual_seed(config.train.seed), config.train.validate_pictures
+    shuffle, limit = torch.Generator().manual_seed(config.train.seed), config.train.validate_images
     if config.data.val:
         where, other = Path(config.data.val), TokenCache.open(config.data.val)
         _check_tokenizer(config, other.manifest, where)
@@ -163,12 +163,14 @@ def labels_by_name(
     Raises:
         UserError: images of classes that ``wanted`` does not have; names them.
     """
+    # Only classes that occur are matched: an empty class folder must not make the run fail.
     null, used = len(wanted), sorted(set(labels[labels >= 0].tolist()))
     if used and not wanted:
         say(f"{where}: its classes are left aside, the training cache has none")
         return torch.full_like(labels, null)
     if len(labels) and wanted and not used and list(names) != list(wanted):
         say(f"{where}: its images have no classes, and are measured without one")
+    # If just one side has names, no name can match, so the order of the classes has to do.
     place = {name: k for k, name in enumerate(wanted)}
     if list(names) != list(wanted) and (_are_numbers(names) != _are_numbers(wanted)):
         if used:
@@ -185,6 +187,7 @@ def labels_by_name(
             f"remove these, or encode both sets with the same class folders ({', '.join(wanted[:5])}"
             + (", ...)" if len(wanted) > 5 else ")"),
         )
+    # The extra last entry is for images without a class.
     table = torch.tensor([*(place.get(name, null) for name in names), null], dtype=torch.int64)
     return table[labels.masked_fill(labels < 0, len(names))]
 

@@ -1,7 +1,7 @@
-"""Several processes that train as one: how they start, what they agree on, and how all of them end when one does.
+"""Distributed training: start the processes, let them agree on decisions, and end all of them when one fails.
 
-Lightning Fabric starts the processes (its own launcher, torchrun, SLURM) and wraps the model (DDP, FSDP). What has to
-be decided together, on the CPU, goes through a gloo group of our own: it never waits for a GPU.
+Lightning Fabric starts the processes (its own launcher, torchrun, SLURM) and wraps the model (DDP, FSDP). Decisions
+that all processes must share use a separate gloo group on the CPU, so they never wait for a GPU.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What a run measures as it goes: held-out likelihood, and a grid of images."""
+"""Measurements during a run: held-out likelihood, and a grid of samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -126,7 +126,7 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
         manifest: of the token cache; names the tokenizer.
         path: of the PNG.
         seed: the same noise every time, so that grids of a run can be compared.
-        images: how many.
+        count: number of images.
 
     Returns:
         Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.
@@ -138,7 +138,10 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
         return f"no sample grid: {error}"
     height, width = manifest.grid
     classes = network.config.classes
+    # The same classes in the same order every time, so that grids can be compared.
     labels = torch.arange(count, device=device) % classes if classes else None
+    # Few network calls: the grid should not take noticeable time from training. One generator per image keeps image k
+    # the same for any count.
     tokens = sample_signal(
         network,
         count,
@@ -150,6 +153,7 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
         generator=[torch.Generator().manual_seed(seed * 1000 + k) for k in range(count)],
         device=device,
     )
+    # The caller may have autocast on; decoding is float32 everywhere else.
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         images = tokenizer.decode(tokens.unflatten(1, (height, width)))
     path.parent.mkdir(parents=True, exist_ok=True)

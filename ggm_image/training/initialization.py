@@ -1,4 +1,4 @@
-"""What a run starts from: random weights, embeddings in which codes that look alike are alike, or a trained model."""
+"""Initialise the network of a run: at random, with similar embeddings for similar codes, or from a trained model."""
 
 from collections.abc import Callable
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Where a run's figures and images go besides ``log.csv``: TensorBoard, Weights & Biases.
+"""Loggers for a run's metrics and images besides ``log.csv``: TensorBoard, Weights & Biases.
 
 A new logger is one entry of `LOGGERS`; it is then a value of ``train.logger``.
 """

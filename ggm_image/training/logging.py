@@ -99,7 +99,7 @@ class MetricLogger:
         for name, logger in list(self._loggers.items()):
             try:
                 work(logger)
-            except Exception as error:  # whatever it is, hours of training must not end for a curve
+            except Exception as error:  # no logging error may end hours of training
                 del self._loggers[name]
                 self._say(f"logger {name} is switched off: {type(error).__name__}: {printable(error)}")
 
@@ -109,7 +109,7 @@ class Stopwatch:
 
     Args:
         before: seconds of earlier processes.
-        timer: what counts seconds; never back, whatever is done to the machine's date.
+        timer: a clock in seconds that never goes back, even if the system time is changed.
         running: whether it counts from now on, or from `start` on.
     """
 

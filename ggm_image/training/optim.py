@@ -53,7 +53,7 @@ class EMA:
 
 
 NOT_DECAYED = ("table", "bias")
-"""Last parts of the names of parameters that have no weight decay, whatever their shape."""
+"""Last parts of the names of parameters that have no weight decay, regardless of their shape."""
 
 
 def decays(module: nn.Module, name: str) -> bool:

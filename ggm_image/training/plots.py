@@ -65,7 +65,7 @@ def _step(text: str) -> int:
 
 
 def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Draw the curves of a run, finished or not.
+    """Plot the curves of a run, finished or not.
 
     Args:
         folder: of the run, with ``log.csv``.

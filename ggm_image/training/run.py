@@ -1,4 +1,4 @@
-"""A run of `train`: checks, trains, exports."""
+"""A run of `train`: validate, train, export."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -46,7 +46,7 @@ def train_generator(
         out: folder of the run: config.yaml, log.csv, checkpoint.pt (or checkpoint/), samples/, model/.
         overrides: ``key=value``.
         val: token cache of held-out images; takes the place of ``data.val``.
-        resume: go on from the last checkpoint in ``out``; "auto" starts where there is none.
+        resume: continue from the last checkpoint in ``out``; "auto" starts where there is none.
         device: auto, cpu, cuda, cuda:1, mps.
         devices: processes on this machine; those that torchrun or srun has started, or one.
         nodes: machines; likewise.
@@ -64,6 +64,7 @@ def train_generator(
     """
     out = Path(out)
     say = report or to_stderr
+    # The processes have not met yet: each one finds the same errors, and only the first prints them.
     with report_once():
         settings = load_config(GeneratorConfig, config, overrides)
         machines = processes_asked(devices, nodes)
@@ -75,16 +76,20 @@ def train_generator(
             strategy=settings.train.strategy,
         )
     context = DistributedContext(fabric)
+    # "auto" is replaced by the actual precision, so that it is saved with the run.
     settings.train.precision, line = choose_precision(settings.train.precision, fabric.device)
     if line and context.is_main_process:
         say(line)
+    # From here on an error in one process ends all of them. Nothing is written before all checks have passed.
     with context.together():
         heard = say if context.is_main_process else lambda line: None
         cache, training, val_set = _check_run(settings, Path(data), out, val, resume, context.world_size, heard)
         if context.is_main_process:
             check_loggers(settings.train.logger)
+    # Not inside `together`: loading a checkpoint communicates, and `together` allows work without communication only.
     with report_once():
         checkpoint = load_checkpoint(out, context) if resume and has_checkpoint(out) else None
+    # The record identifies the run; a checkpoint of a different run must not be resumed.
     make = method or GeneratorTrainer
     record = generator_record(
         settings,
@@ -96,6 +101,7 @@ def train_generator(
     if checkpoint is not None:
         with context.together():
             _check_resumed(checkpoint, record, out, heard)
+    # Only the main process writes to the folder. It holds the lock until training ends.
     with ExitStack() as until_the_end:
         with context.together():
             if context.is_main_process:
@@ -108,6 +114,7 @@ def train_generator(
         with context.together():
             if checkpoint is not None:
                 trainer.load_state_dict(checkpoint)
+                # Its tensors are as large as the whole training state: free them before training.
                 del checkpoint
         trainer.fit()
         return out / "model"
@@ -122,7 +129,7 @@ def _check_run(
     processes: int,
     say: Callable[[str], None],
 ) -> tuple[TokenCache, TokenSet, TokenSet]:
-    """Everything that can be wrong with a run, before anything is written; its data."""
+    """Validate the run before anything is written, and load its data."""
     if val is not None:
         settings.data.val = str(val)
     if out.exists() and not out.is_dir():

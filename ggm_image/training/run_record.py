@@ -1,8 +1,7 @@
-"""What defines a run: stored in its checkpoint, and compared entry by entry when the run is resumed.
+"""The record that identifies a run; it is stored in checkpoints and compared when the run is resumed.
 
-A record is a flat table of entries: the config with dots in its keys, and what identifies the data. An entry that is
-not listed as free must be the same at every resume, so an entry that is added later is compared until somebody decides
-otherwise.
+A record is a flat table of entries: the config with dots in its keys, and what identifies the data. Entries
+must not change when a run is resumed, unless they are listed as free. So a new entry is compared by default.
 """
 
 import hashlib
@@ -15,13 +14,13 @@ from ggm_image.errors import UserError
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
-from ggm_image.validation import build
+from ggm_image.validation import build, renamed_fields
 
 FREE_TO_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         # how long, and how often something is measured or saved
-        "steps", "max_minutes", "log_every", "logger", "validate_every", "validate_pictures", "sample_every",
+        "steps", "max_minutes", "log_every", "logger", "validate_every", "validate_images", "sample_every",
         "checkpoint_minutes", "weights_dtype",
         # how it is computed
         "accumulate", "activation_checkpointing", "strategy", "precision", "compile",
@@ -80,7 +79,10 @@ def generator_record(
 def generator_record_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The record in a checkpoint; of an earlier version's checkpoint, what its config says."""
     recorded = checkpoint.get("record")
-    return dict(recorded) if recorded else config_record(asdict(build(GeneratorConfig, checkpoint["config"])))
+    if not recorded:
+        return config_record(asdict(build(GeneratorConfig, checkpoint["config"])))
+    names = renamed_fields(GeneratorConfig)
+    return {names.get(entry, entry): value for entry, value in recorded.items()}
 
 
 def config_record(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints of which each process writes the rows that it holds, and from which any number of processes can go on.
+"""Sharded checkpoints: each process writes its own rows, and any number of processes can resume.
 
 A folder with ``part-00000-of-00008.pt ...``: each is the whole state, with the own rows in place of a sharded tensor.
 A checkpoint is read back the same way whether it was one file or a folder: `whole` puts tensors together, `cut` takes

@@ -1,4 +1,4 @@
-"""A clean end on Ctrl-C and SIGTERM, within seconds even inside one long step."""
+"""Stop cleanly on Ctrl-C and SIGTERM, within seconds even during a long step."""
 
 import os
 import select
@@ -56,7 +56,7 @@ class GracefulStop:
             raise Interrupted
 
     def optional(self, work: Callable[[], object]) -> None:
-        """Do what a signal may end at once and without an error, or keep from being begun, as nothing is lost by it."""
+        """Run optional work: a signal skips it or ends it at once, without an error."""
         alone = self._give_up is not None  # the processes of one run must all do it, or none
         with suppress(Interrupted):
             try:

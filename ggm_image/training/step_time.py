@@ -1,8 +1,8 @@
-"""Seconds of an optimizer step on this machine, from a few real ones on random tokens.
+"""Measure the time of an optimizer step on this machine, with a few real steps on random tokens.
 
-A step costs so much for each row, and so much whatever their number: optimizer, moving average, gradient norm. Both are
-timed with as many rows as take a few seconds, and the rest of the batch is extrapolated. Every timed step queries the
-mean number of sites, as the cost is linear in it.
+A step has a cost per row and a fixed cost: optimizer, moving average, gradient norm. Both are timed with as many rows
+as take a few seconds, and extrapolated to the whole batch. Each timed step queries the mean number of sites, as the
+cost is linear in it.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What a run on text measures: held-out bits per byte, and a few samples."""
+"""Measurements during a run on text: held-out bits per byte, and a few samples."""
 
 import math
 from pathlib import Path

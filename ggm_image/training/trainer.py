@@ -3,8 +3,8 @@
 A step: clean tokens x_0 and classes from the cache; levels and queried sites as a random schedule would show them;
 x_t = noise on x_0 by the levels, the mask id at the queried sites; the network's clean-token logits there; the loss.
 
-Several processes draw the same batch, with the same noise, and each works on its own rows of it: neither the loss nor
-the order of the data depends on how many there are.
+All processes generate the same batch with the same noise, and each works on its own rows of it: neither the loss nor
+the order of the data depends on the number of processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class GeneratorTrainer(TrainingLoop):
 
     Attributes:
         record: what defines the run, see `run_record`; stored with every checkpoint.
-        block: queried sites of every step; drawn as the samplers will ask for them where None.
+        block: queried sites of every step; None to sample them as the samplers will query them.
     """
 
     COLUMNS = ("loss", "gradient_norm", "learning_rate", "images_per_second", "minutes", "nll", *FIGURES)
@@ -146,7 +146,7 @@ class GeneratorTrainer(TrainingLoop):
     def corrupt(self, x_0: Int[Tensor, "b l"], query: Query) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
         """What the network is shown of clean tokens: tokens, and the level of each.
 
-        All is on `sampling_device`, where `noise_generator` draws; nothing may wait for it.
+        Everything is on `sampling_device`, the device of `noise_generator`; nothing may wait for it.
         """
         height, width = self.config.network.grid
         levels = random_levels(
@@ -178,7 +178,7 @@ class GeneratorTrainer(TrainingLoop):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where ``state`` was taken; `train_generator` has compared its record.
+        """Resume exactly where ``state`` was taken; `train_generator` has compared its record.
 
         Raises:
             UserError: it is not the checkpoint of such a run.
@@ -260,7 +260,7 @@ class GeneratorTrainer(TrainingLoop):
         return {"loss": loss, "gradient_norm": whole_tensor(norm.detach()), "learning_rate": rate}
 
     def _batch(self) -> tuple[Tensor, ...]:
-        """This process's rows of the next batch, which is drawn whole, so that the draws are the same everywhere.
+        """This process's rows of the next batch. Every process samples all of it, so that random numbers agree.
 
         Noisy tokens, levels, queried sites, labels (some dropped), and the clean tokens and levels at the sites; for
         "binary-sampled" three numbers for each of them.
@@ -348,14 +348,14 @@ class GeneratorTrainer(TrainingLoop):
                 self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
 
     def _sample(self) -> None:
-        """A grid of 16 images, if the tokenizer is at hand; training never fails for the lack of one."""
+        """Write a grid of 16 samples if the tokenizer is available; a failure never ends training."""
         network = self.averaged() if self.context.is_main_process or self.context.sharded else None
         with self.context.together(), self.fabric.autocast():
             if network is not None and self.context.is_main_process:
                 try:
                     write = sample_texts if self.manifest.modality == "text" else sample_grid
                     message = write(network, self.manifest, self._grid_path(), seed=self.config.train.seed)
-                except Exception as error:  # whatever it is, hours of training must not end for a grid
+                except Exception as error:  # no error in a sample grid may end hours of training
                     message = f"no sample grid: {type(error).__name__}: {printable(error)}"
                 if message:
                     self.say(message)

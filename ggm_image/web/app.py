@@ -86,7 +86,7 @@ def _connect_images(
     def take(images: list[Image.Image] | None, event: gr.SelectData) -> Any:
         """Open an image of a gallery."""
         image = (images or [])[event.index]
-        # Without a selection: its frame would stay around whatever the gallery shows there next.
+        # Without a selection: its frame would stay around the next image that the gallery shows there.
         return image, shown(image), shown(image), "", gr.Tabs(selected="inpaint"), gr.Gallery(selected_index=None)
 
     views = [opened, painting["editor"], looking["image"]]

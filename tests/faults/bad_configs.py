@@ -123,7 +123,7 @@ _KEYS = (
     "data.holdout", "objective.name", "objective.contrast", "objective.keep", "train.max_minutes", "train.batch_size",
     "train.learning_rate", "train.final_share", "train.warmup_steps", "train.weight_decay", "train.betas", "train.clip",
     "train.ema_decay", "train.class_dropout", "train.precision", "train.seed", "train.log_every",
-    "train.validate_every", "train.validate_pictures", "train.sample_every", "train.checkpoint_minutes",
+    "train.validate_every", "train.validate_images", "train.sample_every", "train.checkpoint_minutes",
     "train.weights_dtype", "presets", "format_version",
 )  # fmt: skip
 _TOKENIZER_KEYS = (

@@ -11,6 +11,7 @@ from ggm_image.io.config_schema import load_config, save_config
 from ggm_image.io.resources import resource_dir
 from ggm_image.network import NetworkConfig, Transformer
 from ggm_image.training.config import GeneratorConfig, complete_network
+from ggm_image.training.run_record import config_record, generator_record_of
 from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.validation import build
 
@@ -57,6 +58,33 @@ def test_overrides_and_round_trip(yaml: Path, tmp_path: Path) -> None:
     save_config(tmp_path / "saved.yaml", config)
     assert load_config(GeneratorConfig, tmp_path / "saved.yaml") == config
     assert build(GeneratorConfig, asdict(config)) == config
+
+
+def test_a_config_with_the_old_name_of_a_key_is_read_and_saved_with_the_new_one(tmp_path: Path) -> None:
+    old, new, saved = tmp_path / "old.yaml", tmp_path / "new.yaml", tmp_path / "saved.yaml"
+    old.write_text("train: {steps: 7, validate_pictures: '${train.steps}'}\n")
+    new.write_text("train: {steps: 7, validate_images: 50}\n")
+    assert load_config(GeneratorConfig, old).train.validate_images == 7
+    for path, key in ((old, "images"), (old, "pictures"), (new, "images"), (new, "pictures")):
+        config = load_config(GeneratorConfig, path, [f"train.validate_{key}=9"])
+        assert config.train.validate_images == 9
+    save_config(saved, config)
+    assert "validate_images: 9" in saved.read_text()
+    assert "validate_pictures" not in saved.read_text()
+    old.write_text("train: {validate_images: 7, validate_pictures: 8}\n")
+    with pytest.raises(UserError, match=r"^config key train\.validate_pictures is the old name of train\.validate_im"):
+        load_config(GeneratorConfig, old)
+
+
+def test_a_checkpoint_with_the_old_name_of_a_key_is_read() -> None:
+    """In its record, or, of an earlier version, in its config."""
+    config = asdict(GeneratorConfig())
+    config["train"]["validate_pictures"] = config["train"].pop("validate_images") + 1
+    for checkpoint in ({"record": {"train.validate_pictures": 1001, "train.steps": 3}}, {"config": config}):
+        record = generator_record_of(checkpoint)
+        assert record["train.validate_images"] == 1001
+        assert "train.validate_pictures" not in record
+    assert len(record) == len(config_record(asdict(GeneratorConfig())))
 
 
 @pytest.mark.parametrize(

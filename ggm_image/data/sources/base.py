@@ -1,7 +1,7 @@
-"""Sets of images that are read from front to back: one part after the other, one token shard a part.
+"""Image sources that are read sequentially, in parts; each part becomes one token shard.
 
-A part is an archive or a file of a data set. How many images it holds is known when it has been read; nothing is
-counted, listed or held beforehand, so that a million images need no more memory than ten thousand.
+A part is an archive or a file of a dataset. Its number of images is only known once it has been read. Nothing is
+counted, listed or loaded in advance, so memory does not grow with the number of images.
 """
 
 import hashlib
@@ -126,7 +126,7 @@ class ClassIndex:
                 raise UserError("class is a name that is not known", f"{where}: {text[:80]!r}", fix)
             value = int(text)
         elif isinstance(value, int) and not isinstance(value, bool) and not self.numbers_are_indices:
-            value = self._index.get(str(value), value)  # 10 is the class "10", wherever that stands
+            value = self._index.get(str(value), value)  # 10 is the class "10", at any index
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < (self.count or 1 << 20):
             last = self.count or 1 << 20
             raise UserError(f"class must lie in [0, {last})", f"{where}: {value!r}", "check the labels and --classes")

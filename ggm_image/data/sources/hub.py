@@ -1,8 +1,9 @@
-"""Data sets of the Hugging Face Hub, read through ``datasets`` without a copy on disk.
+"""Datasets of the Hugging Face Hub, streamed through ``datasets`` without a copy on disk.
 
-``hub:NAME[@REVISION][:SPLIT][?image=COLUMN&label=COLUMN&config=NAME]``, where NAME is the Hub's or a local folder, also
-one that ``save_to_disk`` made. A file of the data set is a part; what can be divided at will is cut into parts of at
-most ``shard_size`` images. Of text only ``?config=NAME`` is written so, and every row is a document.
+``hub:NAME[@REVISION][:SPLIT][?image=COLUMN&label=COLUMN&config=NAME]``, where NAME is a dataset on the Hub or a
+local folder, including one written by ``save_to_disk``. Each file of the dataset is a part; datasets with random access
+are split into parts of at most ``shard_size`` images. For text, only ``?config=NAME`` applies, and each row is a
+document.
 """
 
 import functools
@@ -69,7 +70,7 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
         for k in range(1 << 62):
             try:
                 row = next(rows, None)
-            # It fails with whatever lies below it: fsspec, Arrow, HTTP.
+            # Its errors come from fsspec, Arrow or HTTP, with no common base class.
             except Exception as error:
                 raise _unreadable(f"{source}, part {part}", error) from error
             if row is None:
@@ -184,7 +185,7 @@ def _label_column(features: Any, asked: str | None, source: str) -> str | None:
 
 def _content(cell: Any, name: str) -> bytes:
     if cell is None:
-        raise UserError("sample must have one image", name, "mend or remove it")
+        raise UserError("sample must have one image", name, "fix or remove it")
     if cell["bytes"] is None:
         import fsspec
 

@@ -1,8 +1,8 @@
 """Sets of images: class folders, flat folders, tar archives of either, and folders of tar shards.
 
-The order is the same on every file system: sorted by class, then by name. Nothing of an archive is
-ever written under a name of its own: a plain tar is indexed once and read in place; a compressed one, which
-cannot be read at random, is first unpacked into one nameless temporary file on disk. Memory stays small.
+The order is the same on every file system: sorted by class, then by name. Archives are never
+extracted to named files. A plain tar is indexed once and read in place. A compressed one has no random access, so it is
+first decompressed into an unnamed temporary file on disk. Images are not kept in memory.
 """
 
 import gzip

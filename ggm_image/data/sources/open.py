@@ -18,7 +18,7 @@ def open_images(
     shard_size: int = 1,
     label_key: str = "",
 ) -> ImageSource | ImageStream:
-    """Open whatever images can be encoded from.
+    """Open any supported source of images.
 
     Args:
         source: what `ggm_image.data.sources.image_files.open_source` reads; tar shards of WebDataset, see

@@ -1,4 +1,4 @@
-"""Images decoded by threads while their successors are being read."""
+"""Decode images in threads while the next ones are being read."""
 
 import os
 from collections import deque

@@ -52,7 +52,7 @@ def is_image(name: str) -> bool:
 def is_of_nobody(part: str) -> str:
     """Why a file or folder of this name is not one of the user's images: `SYSTEM` or `HIDDEN`; empty if it may be.
 
-    ``._IMG.JPG`` holds the Finder's notes about ``IMG.JPG`` (AppleDouble), whatever its suffix says.
+    ``._IMG.JPG`` holds the Finder's notes about ``IMG.JPG`` (AppleDouble), despite its suffix.
     """
     if part.lower() in _SYSTEM or part.startswith("._"):
         return SYSTEM

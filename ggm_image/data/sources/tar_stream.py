@@ -1,8 +1,8 @@
 """Tar archives read once from front to back: files, the output of commands, and anything that fsspec opens.
 
-tarfile takes an archive that is cut off between two members, or damaged at a header, for a shorter one. Here it must
-end with its end mark, be read to its last byte, and the command that printed it must end well; else nothing of it
-counts. A failed network read is retried: the archive is read again, and what was already passed on is skipped.
+tarfile accepts an archive that is truncated between two members, or damaged at a header, as a shorter one. Here an
+archive is rejected unless it has its end marker, can be read to its last byte, and the command that printed it exits
+with 0. A failed network read is retried: the archive is read again, and members that were already returned are skipped.
 """
 
 import bz2

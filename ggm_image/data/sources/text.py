@@ -2,7 +2,7 @@
 
 A source is a file, a folder, a tar archive, or a data set of the Hugging Face Hub. A file whose name ends in ``.jsonl``
 or ``.ndjson`` holds a document a line, any other file is one document; both may be compressed by gzip, xz or bzip2.
-Nothing is decoded: bytes that are no UTF-8 are kept as they are.
+Text is not decoded: bytes that are not valid UTF-8 are kept unchanged.
 """
 
 import bz2

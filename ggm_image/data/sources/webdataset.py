@@ -2,12 +2,12 @@
 
 ``n01440764/000123.jpg`` with ``n01440764/000123.cls``: an image of any suffix that is read elsewhere, and its class as
 a number or a name. Without a ``.cls`` the class is the field "label", else "class", of the sample's ``.json``; where no
-sample has one, there are no classes. What the first sample has decides for its archive, and is noted; a label key
-insists on one field, or on one suffix. Where no image has a plain suffix, as in ``holiday.2020.01.jpg``, a name
-ends at its last dot.
+sample has one, there are no classes. The first sample of an archive decides where its labels are, which is reported;
+a label key requires one field or suffix instead. If the first dot yields no image suffix, as in
+``holiday.2020.01.jpg``, names end at their last dot.
 
-An archive's name goes to the manifest: of an address without passwords and signatures, of a command all of it, so that
-secrets belong in variables of the environment.
+The manifest stores the name of each archive: addresses without passwords and signatures, but commands in full. So keep
+secrets in environment variables.
 """
 
 import contextlib
@@ -59,15 +59,18 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
     if label_key.startswith("."):
         label_key = label_key.lower()
     places = _places(source)
+    # The manifest and errors identify parts by these names, so they must be unique.
     names = _names(places)
     twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
     if twice is not None:
         raise UserError("every archive must be named once", twice, "fix the pattern")
+    # Only local archives are opened here: opening a remote one would start a download or run a command.
     is_local = not is_stream(source)
     found = _peek(places[0], label_key) if is_local else None
     reader = _Reader(label_key)
     if found is not None:
         reader.notes.append(found.words)
+        # Labels that are names need the full list of names before the first image gets an index.
         if found.value is not None and not class_names and not str(found.value).strip().isdecimal():
             class_names = class_order(_collected(places, label_key or found.key))
     index = ClassIndex(class_names)
@@ -81,6 +84,7 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
         status = os.stat(places[part])
         return status.st_size, status.st_mtime_ns
 
+    # Another label key gives other labels, so it is part of the fingerprint.
     identity = f"label key {label_key}" if label_key else ""
     stream = ImageStream(shown(source), names, list(class_names), read, identity, state)
     stream.left_out, stream.notes = reader.left_out, reader.notes
@@ -90,7 +94,7 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
 def is_webdataset(source: str, label_key: str = "") -> bool:
     """Whether ``source`` is to be read as WebDataset: no path, or tars on this machine whose samples carry labels.
 
-    One tar, a folder of tars and a pattern are told apart by nothing: the first archive decides. A pattern of archives
+    One tar, a folder of tars and a pattern are treated alike: the first archive decides. A pattern of archives
     without labels is WebDataset too, unless their images lie in class folders.
     """
     if is_stream(source):
@@ -263,13 +267,16 @@ class _Reader:
         label_key: str | None = self.label_key or None
         for key, files in samples_of(members(place, _Wanted(self.label_key, self.left_out))):
             where = f"{part}: {key}"
+            # A key may end at its first or at its last dot, so it is compared both ways.
             if key in seen or split(f"{key}.")[0] in seen:
                 raise UserError("sample comes twice", where, "keep its files together, under a key of their own")
             seen.add(key)
+            # Metadata of the archive, not a sample.
             if set(files) == {"json"}:
                 continue
             try:
                 image = image_of(files, where)
+                # The first sample decides where the label is for the whole archive.
                 if label_key is None:
                     label_key = find_label_key(files, where)
                     if not self.notes:
@@ -278,6 +285,7 @@ class _Reader:
                         )
                 value = label_of(files, label_key, where)
                 self._check(value, label_key, files, where)
+            # A bad sample is passed on and raises when it is decoded, where it can be skipped like a broken image.
             except UserError as error:
                 yield Sample(key, -1, _raising(error), where)
                 continue

@@ -1,7 +1,7 @@
-"""What a token cache says of itself, and which of its shards are finished.
+"""The manifest of a token cache, and the state of its shards.
 
-While processes are writing, each finished shard has a small file ``tokens-00003.json`` beside it with its count and
-SHA-256; the last of them puts these together in ``manifest.json`` and removes them.
+While a cache is being written, each finished shard has a small file ``tokens-00003.json`` beside it with its count and
+SHA-256. The last process to finish merges these files into ``manifest.json`` and removes them.
 """
 
 import json
@@ -76,7 +76,7 @@ class Manifest:
         complete: whether all shards are there.
         states: of each finished shard a digest of the sizes and modification times of the files that it was made of,
             see `ggm_image.data.token_cache.provenance`; empty where there are none. Not part of ``shards``, because the
-            same images give the same shards wherever they lie.
+            same images give the same shards, regardless of where they are stored.
         modality: ``image`` or ``text``.
         shards: ``file``, ``count``, ``sha256`` and ``skipped`` of each finished shard, by shard number; of a stream
             also the ``part`` it was made of, how many ``items`` that holds, and its highest label plus 1, ``classes``.

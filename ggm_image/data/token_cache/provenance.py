@@ -1,7 +1,8 @@
-"""Whether a source still holds the images that a token cache was made of: by size and time, then by content.
+"""Check that a source still holds the images that a token cache was encoded from, by size and time, then by content.
 
-Every shard keeps a digest of each image's file, taken while it was read for encoding. The manifest keeps, a shard, a
-digest of the sizes and modification times of those files: while it agrees, nothing is read again.
+Every shard keeps a digest of each image's file, taken while it was read for encoding. For each
+shard, the manifest has a digest of the sizes and modification times of those files. Files are only read again if that
+digest differs.
 """
 
 import functools
@@ -67,16 +68,19 @@ def changed(folder: Path, manifest: Manifest, unit: int, source: ImageSource | I
     digests = arrays.get("digests")
     if digests is None:
         return
+    # The names and order of a source with random access are in its fingerprint, so only contents are compared here.
     if isinstance(source, ImageSource):
         for item, known in zip(manifest.items_of(unit), digests, strict=False):
             index = item % len(source)
             if _digest_of(functools.partial(source.content, index)) != known.tobytes():
                 yield source.names[index]
         return
+    # Skipped images have a digest but no row, hence no key or label.
     entry = finished_shard(folder, manifest, unit)
     skipped = set() if entry is None else {skip["item"] for skip in entry["skipped"]}
     rows = iter(zip(arrays["keys"], arrays["labels"].tolist(), strict=True))
     for k, (sample, known) in enumerate(zip_longest(source.read(unit), digests)):
+        # One side is longer: all later images are shifted, so comparing them would only repeat this.
         if sample is None or known is None:
             yield f"{source.parts[unit]}: {'an image is missing' if sample is None else sample.name}"
             return

@@ -1,4 +1,4 @@
-"""Proof that a token cache is what it says: every shard whole, every item once, every token and label in range."""
+"""Verify a token cache: shards are intact, each item occurs once, and all tokens and labels are in range."""
 
 from pathlib import Path
 from typing import Any

@@ -32,11 +32,11 @@ from ggm_image.io.files import (
 
 
 class TokenCacheWriter:
-    """Writes the shards of a token cache, in any number of processes that know nothing of each other.
+    """Writes the shards of a token cache, in any number of processes that do not communicate.
 
-    Process i of n writes the shards k with k % n = i, or of a stream those of such parts. A run goes on where an
-    interrupted one of the same request stopped, also with another n. Whoever finds all shards finished completes the
-    manifest: what it writes depends on the shards alone, so it does no harm if several do.
+    Process i of n writes the shards k with k % n = i, or of a stream those of such parts. A run resumes
+    where an interrupted run of the same request stopped, also with another n. The process that finds every shard
+    finished writes the manifest. Its content depends on the shards alone, so several processes may write it safely.
 
     A shard's note is made before its tokens take their name, and never made twice. Should two processes write the same
     shard by mistake, the first note decides, the other process drops its work, and note and tokens always agree.

@@ -1,4 +1,4 @@
-"""What others publish, told apart by its files: which family, which sizes, which file holds the weights.
+"""Detect the family, the sizes and the weights file of a published tokenizer from its files.
 
 | what is given | family |
 | --- | --- |

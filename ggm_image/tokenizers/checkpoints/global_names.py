@@ -1,7 +1,7 @@
-"""Names in a pickle: two strings that are never looked up, and those that no weights file has a use for.
+"""Global names in a pickle, which are never looked up, and the list of names that a weights file must not contain.
 
-Safety does not rest on this list: a call of a forbidden name would have been inert too (see `unpickling`). It is there
-to say loudly that a file is hostile, instead of taking its weights all the same.
+Safety does not depend on this list: a call of a forbidden name would do nothing either (see `restricted_unpickler`).
+The list is there to reject a hostile file with a clear error instead of loading its weights.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class GlobalName:
 
 
 def is_forbidden(symbol: GlobalName) -> bool:
-    """Whether a weights file has no business to name this."""
+    """Whether this name must not occur in a weights file."""
     full, reached = str(symbol), symbol.name.split(".")[:-1]
     if FORBIDDEN.intersection(reached):  # through another module: glob with the name "os.system"
         return True

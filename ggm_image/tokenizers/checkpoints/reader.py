@@ -1,4 +1,4 @@
-"""Weights files of any make, opened without running anything: names and shapes first, values when asked for.
+"""Open weights files of any format without executing code: names and shapes first, values on request.
 
 | begins with | format |
 | --- | --- |
@@ -6,9 +6,9 @@
 | a pickled number | torch.save before 1.6: five pickles, then the storages one after another |
 | a length and ``{`` | safetensors |
 
-Every size that a pickle states is held against the bytes that are there before any memory is taken: storages must be
-stored uncompressed and whole, and a tensor may neither leave its storage nor have more elements than it. A file of n
-bytes therefore cannot ask for much more than n bytes of memory. Pickles are read by `unpickling`.
+Every size in a pickle is checked against the size of the file before memory is allocated: storages must be
+uncompressed and complete, and a tensor must lie within its storage and have no more elements than it. A file of n
+bytes therefore cannot allocate much more than n bytes of memory. Pickles are read by `restricted_unpickler`.
 """
 
 import struct
@@ -90,7 +90,7 @@ def open_weights(path: Path) -> Iterator[dict[str, StoredTensor]]:
 
     Args:
         path: a safetensors file, or what torch.save wrote: a state dict, or a dict that holds one under
-            ``state_dict``, ``model`` or ``ema``. Whatever else it holds is left where it is.
+            ``state_dict``, ``model`` or ``ema``. All else in it is ignored.
 
     Raises:
         UserError: it is missing, damaged, hostile, or holds no tensors.
@@ -110,7 +110,7 @@ def open_weights(path: Path) -> Iterator[dict[str, StoredTensor]]:
 def _open(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise UserError("file of weights not found", "no such file", "check the path")
-    if path.suffix == ".safetensors":  # whoever names a file so means that no pickle is in it
+    if path.suffix == ".safetensors":  # never parse such a file as a pickle
         return _safe_tensors(path, stack)
     size = path.stat().st_size
     file = stack.enter_context(path.open("rb"))
@@ -319,7 +319,7 @@ def load_stored(module: nn.Module, tensors: Mapping[str, StoredTensor], names: M
     Shapes are compared before a value is read. A matrix fits a 1 x 1 convolution; half precision is widened.
 
     Args:
-        module: what to fill; it may be on the meta device, so that its own values are never drawn.
+        module: what to fill; it may be on the meta device, so that its own values are never initialised.
         tensors: of `open_weights`.
         names: {name in the module: name in the file}.
         path: of the file, for messages.

@@ -1,15 +1,15 @@
-"""A pickle read as data: containers are built, storages are named, nothing is imported and nothing is called.
+"""Read a pickle as data: containers are built and storages are named, but nothing is imported or called.
 
 Pickle (https://docs.python.org/3/library/pickle.html) is a program for a small stack machine, and two of its
-instructions run whatever the file names. This is another machine for the same programs: a name becomes a
-`GlobalName` (two strings), a call becomes an `Stub` object that knows only what would have been called, and the few
+instructions call any function that the file names. This interpreter runs the same programs safely: a name becomes a
+`GlobalName` (two strings), a call becomes a `Stub` that only records what would have been called, and the few
 calls that every weights file needs (tensors, OrderedDict, torch.Size) are made by our own functions. So a
-Lightning checkpoint with its callbacks and configs in it can be read, and what they were is not looked at.
+Lightning checkpoint that contains callbacks and configs can be read; these objects are ignored.
 
-Names that no weights file has a use for are refused all the same: see `pickle_names`.
+Names that have no place in a weights file are still refused: see `global_names`.
 
-torch.load(weights_only=True) is a machine of the same kind; it refuses most Lightning checkpoints (their callbacks),
-and takes memory for a tensor before it has looked at how much the file holds.
+torch.load(weights_only=True) works in a similar way, but refuses most Lightning checkpoints because of their callbacks,
+and allocates memory for a tensor before it checks how much data the file holds.
 """
 
 import io
@@ -97,9 +97,11 @@ class RestrictedUnpickler:
             push(argument)
         elif name in _EMPTY:
             push(_EMPTY[name]())
+        # Protocol and framing do not change what is read.
         elif name in ("PROTO", "FRAME"):
             pass
         elif name == "MARK":
+            # A hostile file could nest containers so deeply that code that walks the result exhausts the stack.
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise _unlike(f"containers lie more than {MAX_DEPTH} deep in each other")
@@ -110,6 +112,7 @@ class RestrictedUnpickler:
             self.memo[argument] = self.top()
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = self.top()
+        # Instructions that build containers or call something have functions of their own.
         elif name in _STEPS:
             _STEPS[name](self, argument)
         else:

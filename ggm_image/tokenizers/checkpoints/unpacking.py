@@ -1,4 +1,4 @@
-"""One file out of a zip that was downloaded, without trusting what the zip says of its size."""
+"""Extract one file from a downloaded zip, without trusting the size that the zip states."""
 
 import zipfile
 import zlib
@@ -7,12 +7,12 @@ from pathlib import Path
 from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_path
 
-MAX_RATIO = 20  # weights hardly shrink; a bomb shrinks a thousandfold
+MAX_RATIO = 20  # weights barely compress; a zip bomb compresses a thousandfold
 CHUNK = 1 << 20
 
 
 def unpack_member(archive: Path, member: str, out: Path) -> None:
-    """Write the one file called ``member`` (in whatever folder of the zip) to ``out``.
+    """Write the one file called ``member`` (in any folder of the zip) to ``out``.
 
     Raises:
         UserError: it is not in there once, is damaged, or is far larger than the zip.

@@ -4,8 +4,9 @@ https://github.com/huggingface/diffusers, models/autoencoders/vq_model.py and va
 other names, attention as matrices instead of 1 x 1 convolutions (old files: query, key, value, proj_attn); the nearest
 code is found by torch.cdist. The files are read straight, so diffusers itself is not needed.
 
-Pixels: latent-diffusion's models take [-1, 1]; aMUSEd's takes [0, 1] (its pipeline has ``do_normalize=False``). No
-config says so. ``lookup_from_codebook``, which only aMUSEd's sets, decides, unless ``unit_range`` is given.
+Pixels: latent-diffusion's models take [-1, 1]; aMUSEd's takes [0, 1] (its pipeline has ``do_normalize=False``). The
+configs do not state this, so it is inferred from ``lookup_from_codebook``, which only aMUSEd's sets, unless
+``unit_range`` is given.
 """
 
 import re
@@ -102,7 +103,7 @@ def from_config(config: Mapping[str, Any], *, unit_range: bool | None = None) ->
     down, up = list(config.get("down_block_types", [])), list(config.get("up_block_types", []))
     attention = [kind.startswith("Attn") for kind in down]
     middle = config.get("mid_block_add_attention", True)
-    alike = (
+    supported = (
         config.get("norm_type", "group") == "group"
         and config.get("norm_num_groups", 32) == 32
         and config.get("act_fn", "silu") in ("silu", "swish")
@@ -112,7 +113,7 @@ def from_config(config: Mapping[str, Any], *, unit_range: bool | None = None) ->
         and all(c % channels[0] == 0 for c in channels)
         and (middle or not any(attention))
     )
-    if not alike:
+    if not supported:
         got = {key: config.get(key) for key in ("norm_type", "act_fn", "down_block_types", "up_block_types")}
         raise UserError("a diffusers VQModel must be a VQGAN of taming's kind", got, "use another tokenizer")
     # Its default sample_size of 32 is often left in and says nothing.

@@ -1,4 +1,4 @@
-"""The families of tokenizers that can be loaded, by the name that stands in config.yaml."""
+"""The families of tokenizers that can be loaded, by their name in config.yaml."""
 
 from ggm_image.tokenizers.base import Family
 from ggm_image.tokenizers.vq import diffusers, gumbel, llamagen, maskgit, taming

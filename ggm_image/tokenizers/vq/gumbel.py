@@ -1,8 +1,9 @@
 """taming-transformers' GumbelVQ: codes are chosen by a linear layer, not by distance.
 
 https://github.com/CompVis/taming-transformers, GumbelVQ in taming/models/vqgan.py and GumbelQuantize in
-taming/modules/vqvae/quantize.py. There, even in evaluation, the index is drawn with Gumbel noise; here it is the mode
-of that draw, the largest logit, so that an image has one encoding (as DALL-E's authors use theirs, arXiv 2102.12092).
+taming/modules/vqvae/quantize.py. There, the index is sampled with Gumbel noise even in evaluation. Here it is the mode
+of that distribution, the largest logit, so that an image has one encoding (as in DALL-E,
+arXiv 2102.12092).
 """
 
 from collections.abc import Mapping

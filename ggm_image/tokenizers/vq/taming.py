@@ -23,7 +23,7 @@ TRAINED_AT = 256  # pixels: all published models are
 
 
 def our_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of the tokenizer itself, taken out of whatever it was published with."""
+    """The tokenizer's own parameters, without those of the model that it was published in."""
     names = list(names)
     prefix = FIRST_STAGE if any(name.startswith(FIRST_STAGE) for name in names) else ""
     found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}

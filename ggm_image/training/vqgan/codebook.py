@@ -1,4 +1,4 @@
-"""A codebook that follows its encoder: moving averages, and the restart of codes that nothing uses.
+"""Codebook updates by moving averages of the encoder's latents, and restarts of unused codes.
 
 van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning", arXiv 1711.00937, appendix A.1.
 Legend: ``m`` latent vectors of a batch, ``e`` their width.

@@ -1,4 +1,4 @@
-"""Everything that a run of `train-tokenizer` can be told, with its checks."""
+"""The config of a run of `train-tokenizer`, typed and checked."""
 
 from dataclasses import field
 from typing import Annotated
@@ -53,8 +53,8 @@ class TokenizerTrain(OptimisationConfig):
         codebook_decay: of the moving averages that carry the codes.
         restart_every: steps between restarts of dead codes.
         restart_until: share of the run after which no code is restarted.
-        decoder_only: leave encoder and codes as they are: token caches and models made with ``start`` go on with the
-            new decoder.
+        decoder_only: freeze encoder and codes: token caches and models made with ``start`` then work with the new
+            decoder.
         weights_dtype: of the exported weights, float16 or float32.
     """
 

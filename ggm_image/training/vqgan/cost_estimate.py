@@ -1,4 +1,4 @@
-"""What a run of `train-tokenizer` will cost, before it is started: parameters, memory, time.
+"""Estimate the cost of a run of `train-tokenizer` before it is started: parameters, memory, time.
 
 | part | bytes |
 | --- | --- |

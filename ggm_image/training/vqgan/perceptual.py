@@ -1,10 +1,10 @@
-"""Perceptual losses, with weights that are at hand.
+"""Perceptual losses.
 
-`Lpips` (Zhang et al. 2018, arXiv 1801.03924) from taming's layers: taming's own class downloads into the current folder
-and unpickles what it got; here the two files come from a folder or are downloaded once into torch's hub cache, and
-only tensors are read from them. `SmallPerceptual` is a small classifier's features, for images too small for VGG or
-where nothing can be downloaded; `ggm-image train-perceptual` trains it on the images themselves in minutes.
-`timm_perceptual` has the third, a classifier of timm.
+`Lpips` (Zhang et al. 2018, arXiv 1801.03924) uses taming's layers. taming's own class downloads into the current folder
+and unpickles the download; here the two files come from a folder or are downloaded once into torch's hub cache, and
+only tensors are read from them. `SmallPerceptual` uses the features of a small classifier, for images too small for VGG
+or machines without network access; `ggm-image train-perceptual` trains it on the images themselves in minutes.
+`timm_perceptual` has a third loss, from a classifier of timm.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""A run of `train-tokenizer`: images in, a tokenizer folder out, whatever interrupts it."""
+"""A run of `train-tokenizer`: train on images, export a tokenizer folder, resume after interruptions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,7 +32,7 @@ from ggm_image.training.vqgan.config import TokenizerTrainConfig
 from ggm_image.training.vqgan.cost_estimate import check_memory
 from ggm_image.training.vqgan.trainer import FROZEN, TokenizerTrainer, starting_point
 
-MEMORY_LIMIT = 4 << 30  # bytes of decoded images that are kept; more are decoded anew every epoch
+MEMORY_LIMIT = 4 << 30  # bytes of decoded images that are kept; more are decoded again every epoch
 
 
 class TrainingImages:
@@ -83,7 +83,7 @@ def train_tokenizer(
         data: image folder or tar.
         out: folder of the run: config.yaml, checkpoints, log.csv, images, and the tokenizer in ``tokenizer/``.
         overrides: ``key=value``.
-        resume: go on from the last checkpoint in ``out``.
+        resume: continue from the last checkpoint in ``out``.
         device: where to train.
         workers: threads that decode images.
         force: start although the run seems to need more memory than is available.
@@ -96,13 +96,15 @@ def train_tokenizer(
             finite, or too little memory.
     """
     config, out = load_tokenizer_config(config_path, overrides), Path(out)
+    # All checks come before the first write, so that a refused run leaves the folder unchanged.
     if has_checkpoint(out) and not resume:
-        raise UserError("the folder holds a run", out, "add --resume to go on with it, or give another folder")
+        raise UserError("the folder holds a run", out, "add --resume to continue it, or give another folder")
     state = load_checkpoint(out) if resume else None
     source = open_source(data)
     config.train.precision, line = choose_precision(config.train.precision, torch.device(device))
     if line:
         to_stderr(line)
+    # A checkpoint of a different run, or of other images, must not be resumed.
     record = tokenizer_record(config, source)
     if state is not None:
         fix = f"resume with the run's own config and images, or start a new run with start={out / 'tokenizer'}"
@@ -113,6 +115,7 @@ def train_tokenizer(
     run = TokenizerRun(config, device, out, source, record, workers)
     if state is not None:
         run.load_checkpoint(state)
+    # The lock keeps other processes from training in the same folder.
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         remove_temporaries(out, *(out / name for name in run.FOLDERS))
@@ -180,7 +183,7 @@ class TokenizerRun(TokenizerTrainer):
         self.order = ResumableSampler(self.images.rows, config.train.batch_size, config.train.seed)
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where ``state`` was taken; `train_tokenizer` has compared its record.
+        """Resume exactly where ``state`` was taken; `train_tokenizer` has compared its record.
 
         Raises:
             UserError: it is not the checkpoint of such a run.
@@ -216,7 +219,7 @@ class TokenizerRun(TokenizerTrainer):
     def _reconstruct(self, path: Path) -> None:
         try:
             save_png(reconstructions(self, self.images), path)
-        except Exception as error:  # whatever it is, hours of training must not end for an image
+        except Exception as error:  # no error in this image may end hours of training
             self.say(f"no reconstructions: {type(error).__name__}: {printable(error)}")
 
     def save(self) -> None:

@@ -1,7 +1,7 @@
 """Training a VQGAN: reconstruction, codebook, patch discriminator (arXiv 2012.09841, section 3.1).
 
 Where we differ from taming: the codebook follows the encoder by moving averages and dead codes restart at
-latents of the batch (see `codebook`); the perceptual loss is optional, because its weights must be at hand; the
+latents of the batch (see `codebook`); the perceptual loss is optional, because its weights may be unavailable; the
 decoder can be trained alone, for tokens that stay as they are.
 """
 
@@ -135,8 +135,8 @@ class TokenizerTrainer(TrainingLoop):
         """A batch as `train_step` takes it, half of it mirrored where the config says so; on the device of the run."""
         found = to_model(images)
         if self.train.flip:
-            drawn = torch.rand(len(found), generator=self.generator, device=self.generator.device)
-            found = torch.where((drawn < 0.5).to(found.device)[:, None, None, None], found.flip(-1), found)
+            uniform = torch.rand(len(found), generator=self.generator, device=self.generator.device)
+            found = torch.where((uniform < 0.5).to(found.device)[:, None, None, None], found.flip(-1), found)
         return found
 
     def train_step(self, images: Float[Tensor, "n 3 h w"]) -> dict[str, Tensor]:
@@ -279,7 +279,7 @@ def moved_together(a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> 
 
 
 def starting_point(name_or_path: str) -> VQGAN:
-    """The tokenizer that a training goes on from; UserError if it is not of taming's kind."""
+    """The tokenizer that training starts from; UserError if it is not of taming's kind."""
     tokenizer = load_image_tokenizer(name_or_path)
     if type(tokenizer) is not VQGAN:
         raise UserError(
