@@ -130,7 +130,7 @@ def add_noise(
         raise UserError(
             "level does not fit the tokens",
             f"tokens {tuple(x_0.shape)}, level {tuple(level.shape)}",
-            "pass one level a token",
+            "pass one level per token",
         )
     _check_range("level", level)
     check_tokens(x_0, noise.shape[-1])

@@ -14,9 +14,9 @@ from ggm_image.io.files import atomic_path
 from ggm_image.io.marks import mark_png
 
 CURVES = "curves.png"
-_TOGETHER = {"nll_level": "NLL at level, nats a token", "nll_masked": "NLL at masked share, nats a token"}
+_TOGETHER = {"nll_level": "NLL at level, nats per token", "nll_masked": "NLL at masked share, nats per token"}
 """Columns that begin so share a panel, one line each."""
-_NAMES = {"nll": "held-out NLL, nats a token", "psnr": "PSNR, dB", "dead": "dead codes"}
+_NAMES = {"nll": "held-out NLL, nats per token", "psnr": "PSNR, dB", "dead": "dead codes"}
 _SIDE = ("step", "minutes")
 _SMOOTHED = ("loss", "gradient_norm", "pixel", "perceptual", "adversarial", "discriminator", "matching")
 _COLUMNS = 3

@@ -102,7 +102,7 @@ def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, flo
 
 
 def table(tflops: float) -> str:
-    """Markdown: memory of a GPU and images a second, predicted."""
+    """Markdown: memory of a GPU and images per second, predicted."""
     lines = [
         "| config | million | batch | GPUs | strategy | GiB a GPU | pictures/s | GB sent a step |",
         "| --- " * 8 + "|",

@@ -1,4 +1,4 @@
-"""Training throughput of a config on this machine: images a second, and the share of its matrix-product rate.
+"""Training throughput of a config on this machine: images per second, and the share of its matrix-product rate.
 
     python tools/benchmarks/bench_train.py configs/cifar10.yaml [train.batch_size=64 ...]
 

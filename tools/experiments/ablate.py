@@ -22,7 +22,7 @@
 | `learned positions` | a learned vector a site in place of rotary angles and waves |
 
 `nll` is the held-out -log P(x_t at a site | rest) under the heat bath, the mean over levels 0.1 to 1; `masked` the same
-at level 1 with a quarter, half, three quarters or all of the sites masked; both in nats a token, on the config's
+at level 1 with a quarter, half, three quarters or all of the sites masked; both in nats per token, on the config's
 `train.validate_images`. Seeds differ more than rows: what a row is worth is its difference from `default` on the same
 seed. FD is the Fréchet distance of `-n` images drawn in 16 calls: 4 sweeps of fixed blocks of
 16, and most signal first (2 x 8), both at temperature 0.8. Noise of another law changes what `nll` is about: that row

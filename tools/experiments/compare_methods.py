@@ -215,7 +215,7 @@ def bound(
     *,
     seed: int = 0,
 ) -> float:
-    """Upper bound on -log p of tokens, nats a token, of a network of `TRAINED`; labels are the network's."""
+    """Upper bound on -log p of tokens, nats per token, of a network of `TRAINED`; labels are the network's."""
     generator, every = torch.Generator().manual_seed(seed), torch.arange(tokens.shape[1])
     codes, device = network.config.codebook_size, next(network.parameters()).device
 

@@ -24,7 +24,7 @@ there is guidance, and what else a sampler has) with `--tune` images each, then 
 are chosen by the first --features against `--tuning-share` of REFERENCE, the first images of each class; all figures
 are taken against the others. The numbers stand in the report.
 
-A guided call is two passes of the network. `bound` is an upper bound on the held-out -log p, nats a token: over random
+A guided call is two passes of the network. `bound` is an upper bound on held-out -log p, nats per token: over random
 orders for networks that fill masked sites, by their own bounds for the others. A sweep has at most one call a site, so
 one-sweep methods stop there. Writes OUT/results.json (resumable, row by row), OUT/compare.md and OUT/compare.png; with
 --report-only the last two are written again from the first.

@@ -94,7 +94,7 @@ def _verdicts(means: dict[tuple[str, int], tuple[float, float]], calls: list[int
 
 def network_table(results: Results) -> str:
     """Markdown: what was trained, and the bounds."""
-    lines = ["| network | images seen | minutes | bound on -log p, nats a token |", "| --- | --- | --- | --- |"]
+    lines = ["| network | images seen | minutes | bound on -log p, nats per token |", "| --- | --- | --- | --- |"]
     for network in TRAINED:
         rows = results.of(stage="train", network=network)
         if rows:

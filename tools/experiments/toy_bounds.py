@@ -149,10 +149,10 @@ def measure(context: Row, task: Row) -> Row:
 
 
 def table(results: Results) -> str:
-    """Markdown: nats a token."""
+    """Markdown: nats per token."""
     law = joint()
     entropy = float(-(law * law.log()).sum()) / SITES
-    lines = [f"Entropy of the joint: {entropy:.4f} nats a token.", ""]
+    lines = [f"Entropy of the joint: {entropy:.4f} nats per token.", ""]
     lines += ["| network | bound on -log p | exact -log p of the sampler | seeds |", "| --- | --- | --- | --- |"]
     for name in TRAINED:
         rows = results.of(network=name)

@@ -293,7 +293,7 @@ def interpolating_bound(
     generator: torch.Generator,
     batch_size: int = 100,
 ) -> float:
-    """The upper bound on -log p(x_0), nats a token: the integral over time, and a term for either end.
+    """The upper bound on -log p(x_0), nats per token: the integral over time, and a term for either end.
 
     ``log_clean(z, levels (b, l), labels)`` gives log p(x_0), (b, l, v). Times are stratified over the rows, denser at
     both ends. The end near 0 is decoded by the step of the sampler; at the other the start is q without x.

@@ -71,7 +71,7 @@ def any_order_bound(
     generator: torch.Generator,
     batch_size: int = 100,
 ) -> float:
-    """An upper bound on -log p(x_0), nats a token, of a network that fills masked sites: the mean over random orders.
+    """An upper bound on -log p(x_0), nats per token, of a network that fills masked sites: the mean over random orders.
 
     With M uniform in 1..l and M random sites masked, the mean of -log p0(x_0) over them (arXiv 2110.02037).
     """

@@ -123,7 +123,7 @@ def remdm_bound(
     generator: torch.Generator,
     batch_size: int = 100,
 ) -> float:
-    """An upper bound on -log p(x_0), nats a token, of the sampler with this plan.
+    """An upper bound on -log p(x_0), nats per token, of the sampler with this plan.
 
     The sum over the steps of `unmasking_share` times the mean of -log p(x_0) over the sites masked at alpha. It is
     least, and near the entropy for an exact network and many steps, without remasking.

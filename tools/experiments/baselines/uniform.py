@@ -172,7 +172,7 @@ def score_bound(
     generator: torch.Generator,
     batch_size: int = 100,
 ) -> float:
-    """SEDD's upper bound on -log p(x_0), nats a token: the integral of the score entropy, and the start's divergence.
+    """SEDD's upper bound on -log p(x_0), nats per token: the integral of the score entropy, and the start's divergence.
 
     ``log_score(x_t, levels (b, l), labels)`` gives (b, l, v). Levels are stratified over the rows, denser at both ends.
     """
