@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from ggm_image.errors import UserError
 from ggm_image.io.files import atomic_path
@@ -119,7 +119,7 @@ class BPETokenizer(TextTokenizer):
         except Exception as error:  # the package raises plain Exceptions
             raise UserError(f"{FILE} cannot be read", f"{self.path}: {error}", "copy it again") from error
 
-    def stream(self, pieces: Iterable[bytes]) -> Iterator[Int[np.ndarray, " t"]]:
+    def stream(self, pieces: Iterable[bytes]) -> Iterator[Integer[np.ndarray, " t"]]:
         """Codes block by block, uint16.
 
         Raises:
@@ -127,7 +127,7 @@ class BPETokenizer(TextTokenizer):
         """
         return map(self._encode_block, blocks(pieces))
 
-    def _encode_block(self, block: bytes) -> Int[np.ndarray, " t"]:
+    def _encode_block(self, block: bytes) -> Integer[np.ndarray, " t"]:
         codes: list[int] = []
         # Bytes that are no UTF-8 become lone surrogates, and these the codes of single bytes.
         text = block.decode("utf-8", "surrogateescape")

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from ggm_image.errors import UserError
@@ -46,15 +46,15 @@ class TextTokenizer(ABC):
         return {"tokenizer_sha256": self.sha256}
 
     @cached_property
-    def code_lengths(self) -> Int[np.ndarray, " v"]:
+    def code_lengths(self) -> Integer[np.ndarray, " v"]:
         """(V,) number of bytes of each code."""
         return np.array([len(code) for code in self.code_bytes], dtype=np.int64)
 
     @abstractmethod
-    def stream(self, pieces: Iterable[bytes]) -> Iterator[Int[np.ndarray, " t"]]:
+    def stream(self, pieces: Iterable[bytes]) -> Iterator[Integer[np.ndarray, " t"]]:
         """The codes of one text that comes in pieces, in arrays of any length; where it is cut plays no part."""
 
-    def codes(self, text: bytes | str) -> Int[np.ndarray, " t"]:
+    def codes(self, text: bytes | str) -> Integer[np.ndarray, " t"]:
         """(T,) int64 codes of one text; a string is encoded as UTF-8.
 
         Raises:
@@ -109,7 +109,7 @@ class TextTokenizer(ABC):
             )
         return [self._joined(row) for row in tokens[:, 0].cpu().numpy()]
 
-    def _joined(self, codes: Int[np.ndarray, " t"]) -> bytes:
+    def _joined(self, codes: Integer[np.ndarray, " t"]) -> bytes:
         return b"".join([self.code_bytes[code] for code in codes.tolist()])
 
 
@@ -128,11 +128,11 @@ class ByteTokenizer(TextTokenizer):
     code_bytes = tuple(bytes([k]) for k in range(256))
     sha256 = hashlib.sha256(bytes(range(256))).hexdigest()
 
-    def stream(self, pieces: Iterable[bytes]) -> Iterator[Int[np.ndarray, " t"]]:
+    def stream(self, pieces: Iterable[bytes]) -> Iterator[Integer[np.ndarray, " t"]]:
         """The bytes themselves, uint8."""
         return (np.frombuffer(piece, np.uint8) for piece in pieces)
 
-    def _joined(self, codes: Int[np.ndarray, " t"]) -> bytes:
+    def _joined(self, codes: Integer[np.ndarray, " t"]) -> bytes:
         return codes.astype(np.uint8).tobytes()
 
 
