@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ggm_image.data.token_cache.manifest import Manifest
+from ggm_image.network import NetworkConfig
 from ggm_image.training.batches import ResumableSampler, rows_of_rank
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.dataset import TokenSet
@@ -91,15 +92,11 @@ def time_steps(
     return StepTime(max(0.0, long - count * per_row), per_row, count)
 
 
-def _trainer(config: GeneratorConfig, device: str, rows: int, queried: int, out: Path) -> GeneratorTrainer:
-    """A trainer of the run in one process, on random tokens; it writes nothing."""
-    network = config.network
+def random_tokens(network: NetworkConfig, rows: int) -> tuple[Manifest, TokenSet]:
+    """Random token grids and labels of a network's sizes, to time steps without a token cache."""
     height, width = network.grid
-    train = replace(config.train, batch_size=rows, accumulate=1, strategy="auto", compile=False, start_from_codes=False)
-    objective = replace(config.objective, lattice=0.0)  # the last block of a lattice may be smaller
-    size = (max(2, rows), height * width)
-    tokens = torch.randint(network.codebook_size, size, dtype=torch.int32)
-    data = TokenSet(tokens, torch.randint(max(1, network.classes), (len(tokens),)))
+    tokens = torch.randint(network.codebook_size, (rows, height * width), dtype=torch.int32)
+    data = TokenSet(tokens, torch.randint(max(1, network.classes), (rows,)))
     manifest = Manifest(
         tokenizer_name="random",
         tokenizer_sha256="",
@@ -109,8 +106,16 @@ def _trainer(config: GeneratorConfig, device: str, rows: int, queried: int, out:
         class_names=[str(k) for k in range(network.classes)],
         preprocessing={},
         source={},
-        items=len(tokens),
+        items=rows,
     )
+    return manifest, data
+
+
+def _trainer(config: GeneratorConfig, device: str, rows: int, queried: int, out: Path) -> GeneratorTrainer:
+    """A trainer of the run in one process, on random tokens; it writes nothing."""
+    train = replace(config.train, batch_size=rows, accumulate=1, strategy="auto", compile=False, start_from_codes=False)
+    objective = replace(config.objective, lattice=0.0)  # the last block of a lattice may be smaller
+    manifest, data = random_tokens(config.network, max(2, rows))
     settings = replace(config, start="", train=train, objective=objective)
     trainer = GeneratorTrainer(settings, manifest, data, data, out, device=device, report=lambda line: None)
     trainer.block = queried

@@ -24,7 +24,10 @@ def test_list(capsys: pytest.CaptureFixture[str], offline: Path) -> None:
     assert run("tokenizers") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(tokenizer_specs()) + 3
-    assert any(line.startswith("For text, without weights: bytes (256 codes);") for line in lines)
+    text = (
+        "For text, without weights: bytes (256 codes); any byte-level tokenizer.json, e.g. of train-tokenizer bpe-4096."
+    )
+    assert text in lines
     rows = [" ".join(line.split()) for line in lines]
     assert "vqgan-imagenet-f16-1024 256 16 x 16 1024 taming no 7.94 - -" in rows
     assert "ldm-vq-f4 256 64 x 64 8192 taming no 0.58 - 27.43" in rows

@@ -18,16 +18,9 @@ from ggm_image.pipelines.model_weights import load_network
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.initialization import initialize_network
 from ggm_image.training.run import train_generator
-from tests.training.toy import CONFIG, write_cache
+from tests.training.toy import write_cache
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(CONFIG)
-    return path
 
 
 @pytest.fixture

@@ -18,14 +18,13 @@ import torch
 
 from ggm_image.cli.main import run
 from ggm_image.cli.options import device_option, json_option
-from ggm_image.data.token_cache.manifest import Manifest
 from ggm_image.io.config_schema import load_config
 from ggm_image.runtime.devices import resolve_device
 from ggm_image.runtime.memory import keep_freed_memory
 from ggm_image.training.config import GeneratorConfig, complete_network
 from ggm_image.training.cost_estimate import PRODUCT_SIDE, now, product_rate
-from ggm_image.training.dataset import TokenSet
 from ggm_image.training.distributed import DistributedContext
+from ggm_image.training.step_time import random_tokens
 from ggm_image.training.trainer import GeneratorTrainer
 
 WARM_UP = 40
@@ -53,22 +52,7 @@ def load_complete(path: Path, overrides: Sequence[str] = ()) -> GeneratorConfig:
 def make_trainer(
     config: GeneratorConfig, out: Path, device: str, context: DistributedContext | None = None
 ) -> GeneratorTrainer:
-    network = config.network
-    height, width = network.grid
-    rows = 4 * config.train.batch_size
-    tokens = torch.randint(0, network.codebook_size, (rows, height * width), dtype=torch.int32)
-    data = TokenSet(tokens, torch.randint(0, max(network.classes, 1), (rows,)))
-    manifest = Manifest(
-        tokenizer_name="random",
-        tokenizer_sha256="",
-        codebook_size=network.codebook_size,
-        grid=(height, width),
-        image_size=0,
-        class_names=[str(k) for k in range(network.classes)],
-        preprocessing={},
-        source={},
-        items=rows,
-    )
+    manifest, data = random_tokens(config.network, 4 * config.train.batch_size)
     return GeneratorTrainer(config, manifest, data, data, out, device=device, report=lambda line: None, context=context)
 
 
@@ -124,7 +108,7 @@ def bench(config: Path, overrides: tuple[str, ...], budget: float, device: str |
         click.echo(json.dumps(result))
         return
     click.echo(
-        f"{result['pictures_per_second']:.0f} pictures/s, {result['training_tflops']:.2f} TFLOP/s: "
+        f"{result['pictures_per_second']:.0f} images/s, {result['training_tflops']:.2f} TFLOP/s: "
         f"{result['share']:.2f} of the {result['product_tflops']:.2f} TFLOP/s of a product of side "
         f"{PRODUCT_SIDE} in {settings.train.precision} "
         f"({torch.get_num_threads()} CPU threads, {result['steps']:.0f} steps of {result['batch_size']:.0f})"
