@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ggm_image import objective
 from ggm_image.errors import UserError
 from ggm_image.glauber import signal_logit, uniform_noise
 from ggm_image.objective import LOSSES, loss
@@ -205,3 +206,35 @@ def test_bad_input_is_named(change, words):
     }
     with pytest.raises(UserError, match=words):
         loss(**{**given, **change})
+
+
+@pytest.mark.parametrize("nu", [64.0, 0.5, None])
+@pytest.mark.parametrize(("lowest", "highest"), [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("banned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_loss_and_gradient_at_once_are_those_of_the_formula(nu, lowest, highest, banned, dtype, generator, monkeypatch):
+    # in parts of three rows; seen to fail with a part's gradient written to the first rows, with the own term's sign
+    # turned, and with (1 - level) / ratio left out
+    monkeypatch.setitem(objective._AT_ONCE, "cpu", 3 * CODES)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    noise = NOISE.to(wide)
+    if banned:
+        noise = torch.tensor([0.0, 0.6, 0.3, 0.1], dtype=wide)
+    n = 40
+    logits = (3 * torch.randn(n, CODES, generator=generator)).to(dtype)
+    logits[0, 1] = -2000  # its probability underflows
+    x_0 = torch.arange(n) % CODES
+    x_0[0] = 1
+    level = lowest + (highest - lowest) * torch.rand(n, generator=generator, dtype=wide)
+    level[4] = 1
+    draws = 0.1 + torch.rand(n, generator=generator, dtype=wide) if nu is None else nu
+    found = []
+    for form in (objective._binary, objective._binary_at_once):
+        own = logits.clone().requires_grad_()
+        cost = form(own.to(wide) if form is objective._binary else own, x_0, level, draws, noise)
+        (cost * torch.arange(1, n + 1)).sum().backward()
+        found.append((cost.detach(), own.grad))
+    (cost, gradient), (cost_here, gradient_here) = found
+    torch.testing.assert_close(cost_here, cost, rtol=2e-5 if wide == torch.float32 else 1e-9, atol=1e-5)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(gradient_here, gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().mean()))
