@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -25,6 +26,13 @@ from ggm_image.runtime.precision import choose_precision
 
 PAUSE = 2.0
 """Seconds for which a process that has nothing to say outlives the one that has: launchers end all when one ends."""
+
+
+class ExactInputs(MixedPrecision):
+    """Products in bf16, inputs as they are: Fabric would round levels, and so noise, loss and network would differ."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> Fabric:
@@ -50,8 +58,10 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
         if index and not index.isdigit():
             raise ValueError(f"device index {index!r}")
         picked = [int(index)] if index else devices
-        precision = choose_precision(precision, _device_of(name, index))[0]
-        fabric = Fabric(accelerator=name, devices=picked, num_nodes=nodes, strategy=chosen, precision=precision)
+        there = _device_of(name, index)
+        mixed = choose_precision(precision, there)[0] == "bf16-mixed"
+        plugins = [ExactInputs("bf16-mixed", there.type)] if mixed else []
+        fabric = Fabric(accelerator=name, devices=picked, num_nodes=nodes, strategy=chosen, plugins=plugins)
         _meet_again(fabric)
         fabric.launch()  # starts the other processes, where that is ours to do, and meets them
         return fabric
