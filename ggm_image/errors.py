@@ -31,6 +31,10 @@ class UserError(ValueError):
         super().__init__(f"{printable(what)} ({printable(got)}); {printable(fix)}")
         self.what, self.got, self.fix = what, got, fix
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        """Pickled from its parts, as a worker process hands it on; the default, from the line alone, fails."""
+        return type(self), (self.what, printable(self.got), self.fix)
+
 
 def suggest(name: object, known: Iterable[str], otherwise: str, *, n: int = 1, cutoff: float = 0.6) -> str:
     """How to fix an unknown name: "did you mean cat or car?", or ``otherwise`` where nothing known is like it.
