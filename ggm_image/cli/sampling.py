@@ -1,7 +1,8 @@
 """Options and helpers that the commands which sample share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,17 +19,18 @@ if TYPE_CHECKING:
     from ggm_image.pipelines.model_folder import NetworkFolder
 
 
-class QualityType(click.ParamType):
-    """``lossless``, or a whole number from 1 to 100."""
+class NumberOrWord(click.ParamType):
+    """One word, or a whole number from 1 to ``most``."""
 
-    name = "1-100|lossless"
+    def __init__(self, word: str, most: int, name: str) -> None:
+        self.word, self.most, self.name = word, most, name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "lossless":
-            return "lossless"
-        if str(value).isdecimal() and 1 <= int(value) <= 100:
+        if value == self.word:
+            return self.word
+        if str(value).isdecimal() and 1 <= int(value) <= self.most:
             return int(value)
-        return self.fail(f"{value!r} is neither lossless nor a whole number from 1 to 100", param, ctx)
+        return self.fail(f"{value!r} is neither {self.word} nor a whole number from 1 to {self.most}", param, ctx)
 
 
 def format_options(command: Any) -> Any:
@@ -42,7 +44,7 @@ def format_options(command: Any) -> Any:
     )
     quality = click.option(
         "--quality",
-        type=QualityType(),
+        type=NumberOrWord("lossless", 100, "1-100|lossless"),
         help=f"Of JPEG and WebP, {DEFAULT_QUALITY} by default; lossless is for WebP.",
     )
     return form(quality(command))
@@ -138,6 +140,11 @@ def sampler_parameters() -> tuple[str, ...]:
     return tuple(parameter.name for parameter in reversed(parameters))
 
 
+def sampler_changes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's settings among the options of a command; None where the preset's are kept."""
+    return {name: options[name] for name in sampler_parameters() if name != "preset"}
+
+
 def model_options(text: str) -> tuple[Callable[[Any], Any], ...]:
     """``--model``, ``--tokenizer`` and ``--class``, of the commands that take a model of images."""
     return MODEL, TOKENIZER, class_option(text)
@@ -176,7 +183,9 @@ def find_described_model(model_name: str, modality: str | None = "image") -> "Ne
     return folder
 
 
-def load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
+def load(given: SimpleNamespace) -> Any:
+    """The model that the options of a command name."""
     from ggm_image.pipelines.load import load_model
 
-    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)
+    compiled = getattr(given, "compiled", False)
+    return load_model(given.model_name, tokenizer=given.tokenizer, device=own_device(given.device), compiled=compiled)
