@@ -111,23 +111,19 @@ def inpaint(image: Path, mask: Path | None, out: Path, **options: Any) -> None:
     extend_by = None if given.extend is None else Extension.parse(given.extend)
     found = find_described_model(given.model_name)
     asked = asked_labels(found, given.classes)
-    if asked is None:
-        changes["guidance"] = 1.0  # guidance needs a class
-    settings = found.settings(given.preset, **changes)
+    settings = found.settings(given.preset, **changes | ({"guidance": 1.0} if asked is None else {}))
     files.check(gate, given.count)
 
     from ggm_image.image.masks import load_mask
-    from ggm_image.image.metadata import DROPPED
     from ggm_image.pipelines.inpaint import TAU
 
     # Open the image first: an unreadable one should not wait for the model to load.
     original, hole = load_mask(image, mask, extend_by=extend_by, fit=given.fit, mask_index=given.mask_index)
     _check_sizes(original, given.count, encoding, files)
-    if dropped := original.info.get(DROPPED):
-        say(f"results do not keep {', '.join(dropped)} of {image}")
+    _say_dropped(original, image)
     model = load(given)
-    labels = None if asked is None else turns(asked, range(given.count))
-    run: dict[str, Any] = {"classes": labels, "seed": given.seed, "settings": settings}
+    classes = None if asked is None else turns(asked, range(given.count))
+    run: dict[str, Any] = {"classes": classes, "seed": given.seed, "settings": settings}
     how_filled = {name: options[name] for name in ("dilate", "feather", "context")}
     tau = TAU if given.tau is None else given.tau
     samples = model.inpaint(original, hole, n=given.count, scales=given.scales, tau=tau, **run, **how_filled)
@@ -137,20 +133,17 @@ def inpaint(image: Path, mask: Path | None, out: Path, **options: Any) -> None:
         "classes": names if len(names) > 1 else next(iter(names), None),  # in turn
         "kernel_batch": model.paint_batch,
         **_described_inputs(image, mask),
-        **{name: options[name] for name in ("extend", "fit", "mask_index")},
-        **how_filled,
+        **{name: options[name] for name in ("extend", "fit", "mask_index", "dilate", "feather", "context")},
         **_described_plan(plan, tau),
-        "size": list(original.size),
-        "hole_pixels": int(hole.sum()),
-        **encoding.described,
+        **{"size": list(original.size), "hole_pixels": int(hole.sum()), **encoding.described},
     }
     _say_losses(samples[0], encoding)
     files.save(gate, samples, manifest, lambda: _contact_sheet(original, hole, samples))
     if given.as_json:
         print_json({**files.described, **manifest})
-        return
-    click.echo("\n".join(map(str, files.printed)))
-    click.echo(_what_was_done(original, hole, plan), err=True)
+    else:
+        click.echo("\n".join(map(str, files.printed)))
+        click.echo(_what_was_done(original, hole, plan), err=True)
 
 
 @dataclass(frozen=True)
@@ -240,6 +233,14 @@ def _described_plan(plan: Any, tau: float) -> dict[str, Any]:
         "scales": [{"factor": scale.factor, "windows": len(scale.windows)} for scale in scales],
         "windows": [asdict(window) for window in plan.windows] if plan else [],
     }
+
+
+def _say_dropped(original: Any, path: Path) -> None:
+    """Say which metadata of the input the results do not keep."""
+    from ggm_image.image.metadata import DROPPED
+
+    if dropped := original.info.get(DROPPED):
+        say(f"results do not keep {', '.join(dropped)} of {path}")
 
 
 def _say_losses(sample: Any, encoding: Encoding) -> None:

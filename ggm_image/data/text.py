@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ggm_image.data.encode import open_writer
 from ggm_image.data.sources.text import Document, Fingerprint, TextSource, open_text
 from ggm_image.data.token_cache.manifest import SHARD_SIZE, Manifest
-from ggm_image.data.token_cache.reader import TokenCache, discard_cache
+from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.data.token_cache.verify import verify
 from ggm_image.data.token_cache.writer import TokenCacheWriter
 from ggm_image.errors import UserError
@@ -74,29 +75,8 @@ def encode_text(
     found, tokens = count_tokens(opened, tokenizer)
     if not found.bytes:
         raise UserError("source must hold text", f"{opened.description}: {found.documents} empty documents", "add some")
-    manifest = Manifest(
-        tokenizer_name=tokenizer.name,
-        tokenizer_sha256=tokenizer.sha256,
-        tokenizer_source=tokenizer.source,
-        codebook_size=tokenizer.codebook_size,
-        grid=(1, length),
-        image_size=0,
-        class_names=[],
-        preprocessing={"order": "as read, documents joined", "padding": PADDING.decode()},
-        source={
-            "path": opened.description,
-            "documents": found.documents,
-            "bytes": found.bytes,
-            "sha256": found.hexdigest(),
-            **({"tokens": tokens} if tokens != found.bytes else {}),
-        },
-        items=-(-tokens // length),
-        shard_size=shard_size,
-        modality="text",
-    )
-    if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
-        discard_cache(out)
-    writer = TokenCacheWriter(out, manifest, share)
+    manifest = _request(opened, tokenizer, found, tokens, length, shard_size)
+    writer = open_writer(out, manifest, share, overwrite=overwrite)
     try:
         pending = set(writer.pending_units())
         if pending:
@@ -113,6 +93,31 @@ def encode_text(
         writer.discard_if_empty()
         raise
     return None if left else TokenCache.open(out)
+
+
+def _request(
+    source: TextSource, tokenizer: TextTokenizer, found: Fingerprint, tokens: int, length: int, shard_size: int
+) -> Manifest:
+    return Manifest(
+        tokenizer_name=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_source=tokenizer.source,
+        codebook_size=tokenizer.codebook_size,
+        grid=(1, length),
+        image_size=0,
+        class_names=[],
+        preprocessing={"order": "as read, documents joined", "padding": PADDING.decode()},
+        source={
+            "path": source.description,
+            "documents": found.documents,
+            "bytes": found.bytes,
+            "sha256": found.hexdigest(),
+            **({"tokens": tokens} if tokens != found.bytes else {}),
+        },
+        items=-(-tokens // length),
+        shard_size=shard_size,
+        modality="text",
+    )
 
 
 def fingerprint(source: TextSource) -> Fingerprint:

@@ -27,24 +27,11 @@ CHUNK = 512
 _PACKAGES = ("ggm-image", "torch", "torchvision", "numpy", "scipy", "pillow", "clean-fid", "timm")
 
 
-def extract_features(
-    side: ImageSet,
-    extractor: Extractor,
-    *,
-    statistics: str | os.PathLike[str] | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    label: str = "features",
-) -> Features:
-    """Features, sizes and predicted classes of all images of a side, in a file: the whole of a
-    `FeatureExtraction`.
-    """
-    measurement = FeatureExtraction(
-        side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=label
-    )
-    with measurement:
-        measurement.make()
-        return measurement.finish()
+def extract_features(side: ImageSet, extractor: Extractor, **options: Any) -> Features:
+    """The whole of a `FeatureExtraction`, whose options these are."""
+    with FeatureExtraction(side, extractor, **options) as extraction:
+        extraction.make()
+        return extraction.finish()
 
 
 class FeatureExtraction:

@@ -196,25 +196,12 @@ class Actions:
         def work(report: Report) -> Images:
             model = self.model(name)  # loaded here, as a job, so that the page answers at once
             label = None if class_name is None else model.label(class_name)
-            results = model.inpaint(
-                opened,
-                hole,
-                n=count,
-                classes=label,
-                seed=seed,
-                settings=settings,
-                dilate=dilate,
-                feather=feather,
-                on_progress=_limited(report),
-            )
-            manifest = model.manifest(count, classes=label, seed=seed, settings=settings) | {
-                "classes": class_name,
-                "kernel_batch": model.paint_batch,
-                "extend": asdict(sides),
-                "dilate": dilate,
-                "feather": feather,
-                "size": list(opened.size),
-                "hole_pixels": int(hole.sum()),
+            run: dict[str, Any] = {"classes": label, "seed": seed, "settings": settings}
+            edge = {"dilate": dilate, "feather": feather}
+            results = model.inpaint(opened, hole, n=count, on_progress=_limited(report), **run, **edge)
+            manifest = model.manifest(count, **run) | {
+                **{"classes": class_name, "kernel_batch": model.paint_batch, "extend": asdict(sides), **edge},
+                **{"size": list(opened.size), "hole_pixels": int(hole.sum())},
             }
             download = pack_inpainted(results, manifest, self.cache)
             note = f"{hole.mean():.0%} of {opened.width} x {opened.height} pixels inpainted, seed {seed}."

@@ -205,15 +205,8 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         yield from gallery_updates(steps)
 
     _connect(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
-    return {
-        "upload": upload,
-        "editor": editor,
-        "status": status,
-        "classes": classes,
-        "settings": settings,
-        "gallery": gallery,
-        "images": images,
-    }
+    shown_parts = {"upload": upload, "editor": editor, "status": status, "gallery": gallery, "images": images}
+    return {**shown_parts, "classes": classes, "settings": settings}
 
 
 def _mask_editor() -> gr.ImageEditor:
