@@ -142,11 +142,7 @@ PLUGINS = "GGM_IMAGE_PLUGINS"
 
 
 def _import_plugins() -> None:
-    """Import the modules of `PLUGINS`, which add entries to the registries.
-
-    Raises:
-        UserError: one cannot be imported.
-    """
+    """Import the modules of `PLUGINS`, which add entries to the registries."""
     for name in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
         try:
             import_module(name)

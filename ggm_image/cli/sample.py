@@ -165,11 +165,7 @@ def _sample_images(
 
 
 def _folder_of_texts(context: click.Context, out: Path) -> Path | None:
-    """``--out`` of a model of text: a folder, or None where texts are printed.
-
-    Raises:
-        UserError: an option that only models of images have.
-    """
+    """``--out`` of a model of text: a folder, or None where texts are printed."""
     given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
     if given and format_of(out) is not None:
         raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")

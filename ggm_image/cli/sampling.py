@@ -62,11 +62,7 @@ def is_image_path(path: Path) -> bool:
 
 
 def output_encoding(out: Path, image_format: str | None, quality: int | str | None) -> tuple[bool, Encoding]:
-    """Whether ``--out`` names one image rather than a folder, and how images are written there.
-
-    Raises:
-        UserError: a suffix of no format, ``--format`` for a file of another one, or a quality that the format has not.
-    """
+    """Whether ``--out`` names one image rather than a folder, and how images are written there."""
     single = is_image_path(out)
     asked = format_of(f"x.{image_format}") if image_format else None
     form = (format_of(out) if single else asked) or PNG
@@ -156,11 +152,7 @@ def class_option(text: str) -> Any:
 
 
 def asked_labels(folder: "NetworkFolder", classes: Sequence[str]) -> list[int] | None:
-    """The labels of ``--class``, which take turns; None where it was not given. Needs no weights.
-
-    Raises:
-        UserError: there is no such class.
-    """
+    """The labels of ``--class``, which take turns; None where it was not given. Needs no weights."""
     return class_labels(folder.class_names, classes) if classes else None
 
 
@@ -170,9 +162,6 @@ def find_described_model(model_name: str, modality: str | None = "image") -> "Ne
     Args:
         model_name: shipped name or folder.
         modality: what it must make, "image" or "text"; None for either.
-
-    Raises:
-        UserError: there is no such model, or it makes something else.
     """
     from ggm_image.pipelines.model_folder import find_model
 

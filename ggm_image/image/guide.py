@@ -31,9 +31,6 @@ def load_guide(guide: ImageLike, size: tuple[int, int]) -> tuple[UInt8[Tensor, "
 
     Returns:
         Pixels in [0, 255], and the opacity of each in [0, 1].
-
-    Raises:
-        UserError: the file is missing or no image, or the guide is transparent everywhere.
     """
     image, (height, width) = open_single_image(guide, "guide"), size
     box = _centre(image.size, Fraction(width, height))

@@ -46,9 +46,6 @@ def read_mask(mask: MaskLike, *, index: int | None = None) -> tuple[Bool[np.ndar
 
     Returns:
         True where to paint, and how the mask was read, in words; empty for a plain mask of black and white or grey.
-
-    Raises:
-        UserError: it cannot be read, or is ambiguous.
     """
     if isinstance(mask, np.ndarray | Tensor):
         values = _as_array(mask)

@@ -98,9 +98,6 @@ def plan_inpainting(
         cell: pixels per side of a token's cell.
         context: known pixels that a window should see on each side of the hole; a quarter of the window by default.
         scales: how many at most; "auto" for as many as needed.
-
-    Raises:
-        UserError: see `plan_windows` and `check_scales`.
     """
     check_scales(scales)
     windows = plan_windows(mask, native, cell, context)  # of the last scale; checks the context

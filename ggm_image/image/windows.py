@@ -73,11 +73,7 @@ class Window:
 
 
 def window_side(side: int, native: int, cell: int) -> int:
-    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller image.
-
-    Raises:
-        UserError: the image is smaller than one cell.
-    """
+    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller image."""
     if side < cell:
         raise UserError(f"an image needs at least {cell} pixels a side", f"got {side}", "enlarge it")
     return min(native, side // cell * cell)
@@ -114,9 +110,6 @@ def plan_windows(
         cell: pixels per side of a token's cell.
         context: known pixels that a window should see on each side of the hole; a quarter of the window by default.
         step: windows start at multiples of it.
-
-    Raises:
-        UserError: the image is smaller than a cell, or ``context`` leaves no room for the hole.
     """
     if context is not None and not 0 <= 2 * context < min(native):
         fix = f"choose at most {(min(native) - 1) // 2}"

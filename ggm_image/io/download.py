@@ -70,9 +70,6 @@ def fetch(
         elsewhere: where other libraries keep the same file. The first copy that is there is used, unless its SHA-256
             is known to be another.
         or_else: what a user can do instead, for the error message.
-
-    Raises:
-        UserError: as `download`.
     """
     path = cache_dir() / folder / name
     for copy in () if path.is_file() else map(Path, elsewhere):
@@ -100,9 +97,6 @@ def download(
         sha256: 64 hexadecimal digits, where they are known.
         label: in front of the progress bar.
         or_else: what a user can do instead, for the error message.
-
-    Raises:
-        UserError: offline, no address, no room on the disk, or no address gives the right file.
     """
     if path.is_file():
         return

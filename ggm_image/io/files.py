@@ -54,9 +54,6 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         The temporary folder to write into.
-
-    Raises:
-        UserError: there is something at ``path`` already.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -126,9 +123,6 @@ def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     Args:
         path: the folder, or a file that exists.
         wait: until another process lets go of it.
-
-    Raises:
-        UserError: another process has it, without ``wait``.
     """
     try:
         import fcntl

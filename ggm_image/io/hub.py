@@ -59,10 +59,6 @@ def snapshot(name: str) -> Snapshot:
 
     Args:
         name: ``owner/name``, with ``@`` and a branch, tag or commit hash for another revision than ``main``.
-
-    Raises:
-        UserError: there is no such repository or revision, it is no model or tokenizer, the network fails, or it is
-            forbidden and the files are not in the cache.
     """
     repository, _, revision = name.partition("@")
     revision = revision or "main"
@@ -105,9 +101,6 @@ def upload(folder: Path, name: str, *, message: str, private: bool = False) -> t
 
     Returns:
         The address of the repository and the commit hash.
-
-    Raises:
-        UserError: offline, no account, no permission, or the network fails.
     """
     if variable := offline_variable():
         raise UserError(f"{variable} forbids the network", f"asked to upload to {name}", f"unset {variable}")

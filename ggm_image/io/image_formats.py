@@ -75,9 +75,6 @@ class Encoding:
         Args:
             form: of the file.
             quality: 1 to 100, or ``lossless``.
-
-        Raises:
-            UserError: the format has no such quality.
         """
         if quality == "lossless":
             if form.compression == "lossy":

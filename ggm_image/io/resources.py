@@ -13,9 +13,6 @@ def resource_dir(kind: Literal["configs", "tokenizers", "assets"]) -> Path:
 
     Args:
         kind: ``configs``, ``tokenizers`` or ``assets``.
-
-    Raises:
-        UserError: if the installation lacks it.
     """
     installed = _PACKAGE / "_resources" / kind
     if installed.is_dir():

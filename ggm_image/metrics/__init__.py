@@ -48,11 +48,7 @@ DEFAULT_METRICS = ("fid", "kid", "prdc")
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """The metrics of these names, in the order of the registry.
-
-    Raises:
-        UserError: there is no such metric, or no name at all.
-    """
+    """The metrics of these names, in the order of the registry."""
     asked = list(names)
     if not asked:
         raise UserError("no metrics were asked for", "none", f"choose from {', '.join(METRICS)}")

@@ -25,9 +25,6 @@ def checker_energy(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n rows co
 
     Args:
         images: pixels in [0, 255].
-
-    Raises:
-        UserError: the pixels are not uint8, or an image is smaller than a cell.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or min(images.shape[2:]) < CELL:
         got = f"got {images.dtype} {tuple(images.shape)}"

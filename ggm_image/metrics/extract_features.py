@@ -50,9 +50,6 @@ class FeatureExtraction:
         workers: decoding threads; one a core by default.
         label: of the progress bar.
 
-    Raises:
-        UserError: an image that cannot be read or has features that are not finite, or a folder that cannot be used.
-
     Warns:
         UserWarning: saved features are damaged, and are made again.
     """

@@ -113,9 +113,6 @@ def load_extractor(
             download or the package's.
             For Inception the environment variable ``GGM_IMAGE_INCEPTION`` does the same.
         device: where to run it.
-
-    Raises:
-        UserError: no such network, or its weights or its package are not available.
     """
     device = torch.device(device)
     if weights is not None and not Path(weights).is_file():

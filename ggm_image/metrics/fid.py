@@ -98,9 +98,6 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         The distance, in squared units of the features, at least 0. It is biased upwards by about
         1 / samples, so compare only figures of equal counts.
 
-    Raises:
-        UserError: dimensions differ or a side has fewer than 2 samples.
-
     Warns:
         UserWarning: a side has no more samples than dimensions, so that its covariance is singular.
     """

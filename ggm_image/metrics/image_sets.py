@@ -284,9 +284,6 @@ def open_image_set(
         tokenizer: name or folder of the tokenizer of a token cache or a model, where that has moved.
         device: where tokenizer and model shall live.
         request: what a model samples; 50,000 images by its best preset by default.
-
-    Raises:
-        UserError: there is nothing of the kind, it is unfinished or damaged, or the tokenizer is another.
     """
     kind = kind_of(path)
     if kind == "features":

@@ -15,9 +15,6 @@ def class_label(names: Sequence[str], name_or_index: Any) -> int:
     Args:
         names: the model's classes, in the order of the labels.
         name_or_index: a ``str``, or an integer, NumPy's included.
-
-    Raises:
-        UserError: there is none; names the nearest ones.
     """
     lower = [name.lower() for name in names]
     if isinstance(name_or_index, str):
@@ -49,9 +46,6 @@ def class_labels(names: Sequence[str], given: Sequence[str]) -> list[int]:
     Args:
         names: the model's classes, in the order of the labels.
         given: at least one text.
-
-    Raises:
-        UserError: a name is empty or unknown.
     """
     labels = []
     for text in given:

@@ -77,11 +77,7 @@ def export_model(
 
 
 def load_network(folder: NetworkFolder) -> tuple[Transformer, str]:
-    """The network of a model folder, in float32 on the CPU, and the SHA-256 of its weights.
-
-    Raises:
-        UserError: if the weights are missing, damaged, of other shapes, or not finite.
-    """
+    """The network of a model folder, in float32 on the CPU, and the SHA-256 of its weights."""
     folder.check_weights()
     network = Transformer(folder.network)
     load_weights(network, folder.weights)

@@ -80,9 +80,6 @@ def sample_to_folder(
         overwrite: replace other images; for one process.
         encoding: of the files.
         guide: what the images follow, see `Model.encode_guide`.
-
-    Raises:
-        UserError: the folder holds other images.
     """
     rank, processes = share
     asked = [classes] if isinstance(classes, str | int) else classes
@@ -176,11 +173,7 @@ class SampleFolder:
         return removed
 
     def claim(self) -> bool:
-        """Reserve the folder for this request; True if it is complete already.
-
-        Raises:
-            UserError: it holds other images.
-        """
+        """Reserve the folder for this request; True if it is complete already."""
         self.path.mkdir(parents=True, exist_ok=True)
         # Look for images first: another process may start meanwhile, and it writes its manifest before any image.
         images = any(number_of(name, (self.encoding.suffix,)) is not None for name in os.listdir(self.path))
@@ -223,11 +216,7 @@ class SampleFolder:
         return self.path / numbered(k, self.encoding.suffix)
 
     def finish(self) -> int:
-        """How many images are missing; if none, the manifest is completed.
-
-        Raises:
-            UserError: another request was started in the same folder.
-        """
+        """How many images are missing; if none, the manifest is completed."""
         if missing := self._missing():
             return missing
         if self._read(PARTIAL) == self.manifest:

@@ -29,9 +29,6 @@ def save_model(model: NetworkFolder, out: str | Path, *, tokenizer: str | Path |
 
     Returns:
         The new folder.
-
-    Raises:
-        UserError: ``out`` holds files, or the model is incomplete, damaged or has changed.
     """
     model.check_weights()
     spec = find_tokenizer(tokenizer or model.tokenizer)

@@ -39,9 +39,6 @@ def split_gaps(text: str | bytes, *, length: int | None = None, mask: str | byte
         text: a string is encoded as UTF-8.
         length: tokens of every gap; by default not given.
         mask: one character, of which every run is a gap; by default runs of at least four ``_``.
-
-    Raises:
-        UserError: no gap, a mask that is not one character, or a length that is not positive.
     """
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
     given = mask is not None

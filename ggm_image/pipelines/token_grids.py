@@ -75,11 +75,7 @@ def sample_grids(
 
 
 def _known_rows(known: Any, n: int, sites: int) -> Int[Tensor, "n l"]:
-    """Known tokens of every row, on the CPU.
-
-    Raises:
-        UserError: another shape or type.
-    """
+    """Known tokens of every row, on the CPU."""
     rows = torch.as_tensor(known).cpu()
     if (
         rows.is_floating_point()

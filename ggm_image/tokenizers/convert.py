@@ -25,9 +25,6 @@ def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", h
 
     Returns:
         The new folder's spec.
-
-    Raises:
-        UserError: it cannot be loaded, or ``out`` holds something.
     """
     out = Path(out)
     # A temporary folder that is renamed at the end, so that an error leaves nothing behind.

@@ -88,11 +88,7 @@ class TokenizerSpec:
 
     @staticmethod
     def read(folder: Path) -> "TokenizerSpec":
-        """Read ``config.yaml`` of a tokenizer folder.
-
-        Raises:
-            UserError: if the folder or the file is missing, is no YAML, or lacks an entry.
-        """
+        """Read ``config.yaml`` of a tokenizer folder."""
         path = folder / "config.yaml"
         if not path.is_file():
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
@@ -127,11 +123,7 @@ def _file_name(name: Any) -> str:
 
 
 def read_sizes(family: str, architecture: Mapping[str, Any], *, where: Path) -> Architecture:
-    """A family's dataclass from the entries of an architecture.
-
-    Raises:
-        UserError: for an unknown family, an unknown entry or a wrong value.
-    """
+    """A family's dataclass from the entries of an architecture."""
     if family not in FAMILIES:
         fix = suggest(family, FAMILIES, f"known: {', '.join(sorted(FAMILIES))}", cutoff=0.3)
         raise UserError("no such family of tokenizers", f"{family} in {where}", fix)

@@ -59,9 +59,6 @@ def rows_of_rank(batch_size: int, rank: int, world: int, accumulate: int) -> tup
     """The rows of a batch that a process works on, and their division into pieces, counted from the first of them.
 
     Pieces differ by one row at most.
-
-    Raises:
-        UserError: there are fewer rows than pieces.
     """
     pieces = world * accumulate
     if batch_size < pieces:

@@ -146,9 +146,6 @@ def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> 
 
     Returns:
         The state; with `shards.Pieces` in place of tensors if it was written by several processes.
-
-    Raises:
-        UserError: there is none, or none that can be read.
     """
     failures: list[str] = []
     for name in (CHECKPOINT, PREVIOUS):

@@ -65,11 +65,7 @@ def _entries(value: Any) -> Any:
 
 
 def complete_network(entries: NetworkConfig, *, codebook_size: int, classes: int, grid: Sequence[int]) -> NetworkConfig:
-    """The network of a config, with these facts for what the config leaves open.
-
-    Raises:
-        UserError: sizes that are out of range, or do not go together.
-    """
+    """The network of a config, with these facts for what the config leaves open."""
     known = {"codebook_size": codebook_size, "classes": classes, "grid": list(grid)}
     stated = {entry.name: getattr(entries, entry.name) for entry in fields(NetworkConfig)}
     return NetworkConfig(**stated | {name: value for name, value in known.items() if stated[name] is None})

@@ -19,11 +19,7 @@ from ggm_image.training.config import GeneratorConfig, complete_network
 
 
 def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> None:
-    """Check that a token cache is what the config asks for; fill in what the config leaves open.
-
-    Raises:
-        UserError: another tokenizer, codebook, grid, or number of classes.
-    """
+    """Check that a token cache is what the config asks for; fill in what the config leaves open."""
     _check_tokenizer(config, manifest, where)
     config.tokenizer.name, config.tokenizer.sha256 = manifest.tokenizer_name, manifest.tokenizer_sha256
     source = Path(manifest.tokenizer_source)
@@ -112,9 +108,6 @@ def load_tokens(
         config: complete, see `fit_to_cache`.
         cache: the training cache.
         say: receives a line where classes cannot be matched by name.
-
-    Raises:
-        UserError: too few images, or a held-out cache of another tokenizer, or with other classes.
     """
     names = cache.manifest.class_names
     whole = _token_set(cache, names, names, say)
@@ -159,9 +152,6 @@ def labels_by_name(
 
     Returns:
         (n,) labels in [0, len(wanted)); len(wanted), the null class, for an image without a class.
-
-    Raises:
-        UserError: images of classes that ``wanted`` does not have; names them.
     """
     # Only classes that occur are matched: an empty class folder must not make the run fail.
     null, used = len(wanted), sorted(set(labels[labels >= 0].tolist()))

@@ -36,9 +36,6 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
         devices: processes a machine.
         nodes: machines.
         strategy: ddp, fsdp, or auto, which is ddp; of no effect with one process.
-
-    Raises:
-        UserError: the device is unknown or not there, or the launcher has started another number of processes.
     """
     name, _, index = device.partition(":")
     several = devices * nodes > 1
@@ -108,11 +105,7 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def processes_asked(devices: int | None, nodes: int | None) -> tuple[int, int]:
-    """Processes a machine, and machines: those that torchrun or srun has started, else those asked for, else one.
-
-    Raises:
-        UserError: what is asked for is not what the launcher has started.
-    """
+    """Processes a machine, and machines: those that torchrun or srun has started, else those asked for, else one."""
     launcher, found = "", (1, 1)
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])

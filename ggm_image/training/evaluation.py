@@ -106,11 +106,7 @@ def _nll(
 
 
 def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
-    """The tokenizer that made a token cache.
-
-    Raises:
-        UserError: it is not found, or the one of that name is another.
-    """
+    """The tokenizer that made a token cache."""
     tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=device)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         what = f"{manifest.tokenizer_name} here is not the one the images were encoded with"

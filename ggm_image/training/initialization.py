@@ -26,9 +26,6 @@ def initialize_network(
         config: ``start`` and ``train.start_from_codes`` are followed.
         manifest: of the token cache that will be learnt.
         say: told in a line what was done.
-
-    Raises:
-        UserError: of `trained_network`.
     """
     if config.start:
         trained, names = trained_network(config.start, config.network, manifest)
@@ -53,9 +50,6 @@ def trained_network(start: str, wanted: NetworkConfig, manifest: Manifest) -> tu
         start: name of a shipped model, or a model's folder.
         wanted: sizes of the run's network; classes and grid may be others than the model's.
         manifest: of the token cache.
-
-    Raises:
-        UserError: no such model, or one of other sizes or of another tokenizer.
     """
     model = find_model(start)
     if model.tokenizer_sha256 != manifest.tokenizer_sha256:

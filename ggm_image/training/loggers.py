@@ -179,11 +179,7 @@ LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any], Callable[[str], None]
 
 
 def logger_names(value: Any) -> list[str]:
-    """The loggers that ``train.logger`` names: a list, or names separated by commas.
-
-    Raises:
-        UserError: an unknown name, or neither a list nor a string.
-    """
+    """The loggers that ``train.logger`` names: a list, or names separated by commas."""
     names = value.split(",") if isinstance(value, str) else value
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         found = list(dict.fromkeys(name.strip() for name in names))

@@ -42,9 +42,6 @@ class MetricLogger:
         loggers: ``train.logger``, see `loggers.logger_names`.
         config: shown with the run, where a logger does so.
         say: receives what is to be said.
-
-    Raises:
-        UserError: a logger cannot be opened.
     """
 
     def __init__(

@@ -118,9 +118,6 @@ def check_resumed(
         free: entries that may differ; these differences are reported in one line.
         say: receives each line.
         fix: what to do about an entry that must not differ.
-
-    Raises:
-        UserError: an entry that defines the run differs; names the first, with both values.
     """
     before, allowed, changed = ADDED_LATER | dict(before), set(free), []
     for entry, value in now.items():

@@ -70,11 +70,7 @@ def bits_per_byte(
 
 
 def text_tokenizer_of(manifest: Manifest) -> TextTokenizer:
-    """The tokenizer that made a cache of text.
-
-    Raises:
-        UserError: it is not where it was, or another one is there now.
-    """
+    """The tokenizer that made a cache of text."""
     tokenizer = load_text_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         what = f"{manifest.tokenizer_source} must be the tokenizer that the text was encoded with"

@@ -178,11 +178,7 @@ class GeneratorTrainer(TrainingLoop):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume exactly where ``state`` was taken; `train_generator` has compared its record.
-
-        Raises:
-            UserError: it is not the checkpoint of such a run.
-        """
+        """Resume exactly where ``state`` was taken; `train_generator` has compared its record."""
         with kind_of_run("train"):
             weights = {part: state[part] for part in ("network", "ema", "optimizer")}
             weights = cut(weights, self.context.mesh) if self.context.sharded else whole(weights)

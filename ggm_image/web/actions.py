@@ -112,9 +112,6 @@ class Actions:
 
         Yields:
             Steps, and `Finished` with `Images`.
-
-        Raises:
-            UserError: for a value out of range.
         """
         count = check_count(_whole(count), "the number of images", least=1, most=MOST_SAMPLES)
         found = self.describe(name)
@@ -177,9 +174,6 @@ class Actions:
 
         Yields:
             Steps, and `Finished` with `Images`.
-
-        Raises:
-            UserError: there is no image or nothing to paint, or a value is out of range.
         """
         if image is None:
             raise UserError("there is no image to inpaint", "none was opened", "open one, or click a sample")
@@ -216,9 +210,6 @@ class Actions:
 
         Yields:
             Steps, and `Finished` with the image with its map beside it.
-
-        Raises:
-            UserError: there is no image.
         """
         if image is None:
             raise UserError("there is no image to look at", "none was opened", "open one, or click a sample")
@@ -234,11 +225,7 @@ class Actions:
 def _image_and_hole(
     image: Image.Image, layers: Sequence[Image.Image], sides: Extension
 ) -> tuple[Image.Image, Bool[np.ndarray, "h w"]]:
-    """The image with pixels added at its sides, and True where it is to be inpainted.
-
-    Raises:
-        UserError: nothing is painted or added, or the result is too large.
-    """
+    """The image with pixels added at its sides, and True where it is to be inpainted."""
     added = any(asdict(sides).values())
     check_pixels(image.width + sides.left + sides.right, image.height + sides.top + sides.bottom)
     mask = painted_mask(layers)

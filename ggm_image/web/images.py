@@ -39,11 +39,7 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def open_upload(path: str | Path, name: str = "") -> Image.Image:
-    """An uploaded file as an image, in its own mode; its size is checked before it is decoded.
-
-    Raises:
-        UserError: it is no image, is damaged, or is too large.
-    """
+    """An uploaded file as an image, in its own mode; its size is checked before it is decoded."""
     name = name or Path(path).name
     if Path(path).stat().st_size > MOST_BYTES:
         got = f"{name}: {Path(path).stat().st_size / 1e6:.0f} MB"

@@ -36,9 +36,6 @@ def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:
     Args:
         listen: an IP address, or ``localhost``.
         auth: ``user:password``, or None.
-
-    Raises:
-        UserError: the address is none, is no loopback address and there is no password, or ``auth`` has another form.
     """
     try:
         loopback = listen == "localhost" or ipaddress.ip_address(listen).is_loopback
@@ -58,11 +55,7 @@ def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:
 
 
 def bind(listen: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one.
-
-    Raises:
-        UserError: the port is taken, or the address is not this machine's.
-    """
+    """A listening socket; port 0 takes any free one."""
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -77,11 +70,7 @@ def bind(listen: str, port: int) -> socket.socket:
 
 
 def prepare_gradio(cache: Path) -> None:
-    """Keep Gradio off the network, and its files in one folder; call it before Gradio is imported.
-
-    Raises:
-        UserError: Gradio is not installed.
-    """
+    """Keep Gradio off the network, and its files in one folder; call it before Gradio is imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -144,9 +133,6 @@ def make_app(model: str, *, device: str | None, cache: Path, auth: tuple[str, st
         device: see `load_model`.
         cache: folder for uploads and results.
         auth: user name and password, or None.
-
-    Raises:
-        UserError: there is no such model, or Gradio is not installed.
     """
     prepare_gradio(cache)
     import gradio
@@ -181,9 +167,6 @@ def serve(model: str, *, device: str | None, listen: str, port: int, auth: str |
         listen: address to listen on.
         port: 0 for any free one.
         auth: ``user:password``, see `check_address`.
-
-    Raises:
-        UserError: as `check_address`, `bind` and `make_app`.
     """
     checked = check_address(listen, auth)
     with tempfile.TemporaryDirectory(prefix="ggm-image-demo-") as cache, bind(listen, port) as opened:

@@ -79,11 +79,7 @@ class ImageStream:
 
 
 def read_classes(asked: str) -> list[str]:
-    """The class names that ``--classes`` means: a file with a name a line, or a number for the names 0, 1, 2 ...
-
-    Raises:
-        UserError: neither a file nor a number, or a name that is empty or comes twice.
-    """
+    """The class names that ``--classes`` means: a file with a name a line, or a number for the names 0, 1, 2 ..."""
     path = Path(asked)
     if not path.is_file():
         if not asked.isdecimal() or not 1 <= int(asked) <= 1_000_000:
@@ -112,11 +108,7 @@ class ClassIndex:
         self._index = {name: k for k, name in enumerate(class_names)}
 
     def __call__(self, value: object, where: str) -> int:
-        """The index of a class that is given by its number or its name.
-
-        Raises:
-            UserError: no such class.
-        """
+        """The index of a class that is given by its number or its name."""
         if isinstance(value, str):
             text = value.strip()
             if text in self._index:

@@ -48,9 +48,6 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
         source: as above.
         class_names: in the order of the labels, where the data set does not name them.
         shard_size: images a part, where the data set can be divided at will.
-
-    Raises:
-        UserError: ``datasets`` is not installed, no such data set, or its columns are not clear.
     """
     datasets = _library(source)
     address = _Address.parse(source)
@@ -91,9 +88,6 @@ def open_hub_text(source: str, *, text_key: str = "text") -> TextSource:
     Args:
         source: as above.
         text_key: the column; the only one of strings where there is none of that name.
-
-    Raises:
-        UserError: as `open_hub`.
     """
     _library(source)
     data = _load(_Address.parse(source, _TEXT_OPTIONS), source, 10_000)

@@ -227,9 +227,6 @@ def find_tars(
         where: what to call them together.
         scratch: as for `ggm_image.data.sources.image_files.open_source`.
         left_out: what was left out beside the archives.
-
-    Raises:
-        UserError: no image, a damaged archive, or unsafe names.
     """
     left_out = left_out or LeftOut()
     members: list[tuple[PurePosixPath, str, tuple[IO[bytes], int, int]]] = []
@@ -355,8 +352,5 @@ def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
         path: what to read.
         scratch: existing folder for the unpacked copy of a compressed archive; the system's temporary
             folder by default. The copy has no name and goes with the process.
-
-    Raises:
-        UserError: nothing there, no image in it, or an archive that is damaged or has unsafe names.
     """
     return ImageSource(**vars(find_images(path, scratch=scratch)))

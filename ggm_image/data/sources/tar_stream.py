@@ -59,11 +59,7 @@ def is_stream(place: str) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The places that a pattern with braces means, as a shell would write them out: ``{000..127}``, ``{a,b}``.
-
-    Raises:
-        UserError: they are more than `MOST_PLACES`.
-    """
+    """The places that a pattern with braces means, as a shell would write them out: ``{000..127}``, ``{a,b}``."""
     from braceexpand import braceexpand
 
     try:
@@ -116,9 +112,6 @@ def members(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
         place: a path, an address with ``://`` for fsspec, or ``pipe:`` and a command for the shell. Archives may be
             packed by gzip, xz or bzip2.
         wanted: whether a file of this name is wanted.
-
-    Raises:
-        UserError: the archive cannot be opened, or is not whole.
     """
     attempts = ATTEMPTS if is_stream(place) else 1
     done, before = 0, hashlib.sha256()
@@ -160,9 +153,6 @@ def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tuple[PurePos
     Args:
         archive: opened for random access or as a stream.
         where: its name for an error.
-
-    Raises:
-        UserError: a name that is absolute or leads out of the archive.
     """
     while (member := archive.next()) is not None:
         name = PurePosixPath(member.name)

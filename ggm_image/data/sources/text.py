@@ -93,9 +93,6 @@ def open_text(source: str | os.PathLike[str], *, text_key: str = "text") -> Text
     Args:
         source: the path, or ``hub:`` and a data set, see `ggm_image.data.sources.hub`.
         text_key: the field of each JSON line that holds its text, or the column of a data set.
-
-    Raises:
-        UserError: there is nothing to read. Files that are damaged are found when they are read.
     """
     if str(source).startswith("hub:"):
         from ggm_image.data.sources.hub import open_hub_text

@@ -52,9 +52,6 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
             the archives lie on this machine: names are then collected from all of them.
         label_key: where the class stands: a field of the ``.json``, with dots for one inside another, or a suffix with
             its dot, e.g. ``.cls`` or ``.txt``. Empty for ``.cls``, else "label", else "class".
-
-    Raises:
-        UserError: no such file, or one that is named twice.
     """
     if label_key.startswith("."):
         label_key = label_key.lower()

@@ -48,11 +48,7 @@ class TokenCache:
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenCache":
-        """Map the cache in ``folder``.
-
-        Raises:
-            UserError: no cache, an unfinished one, or a shard that is missing or of the wrong length.
-        """
+        """Map the cache in ``folder``."""
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError("token cache does not exist", folder, "check the path")

@@ -46,9 +46,6 @@ class TokenCacheWriter:
         manifest: the request. Shard k holds the source items ``k * shard_size ... (k + 1) * shard_size``, or part k of
             a stream.
         share: number of this process, and how many there are.
-
-    Raises:
-        UserError: the folder holds something else, or a cache of another request.
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> None:
@@ -216,9 +213,6 @@ class TokenCacheWriter:
 
         Returns:
             How many shards other processes still have to write; 0 for a cache that is complete.
-
-        Raises:
-            UserError: the shards do not belong together, or are all empty; in that case nothing is left.
         """
         if not (self.folder / "manifest.json").is_file():
             self._begin()  # another process has failed before its first shard, and tidied up

@@ -58,9 +58,6 @@ def read_published(path: Path, *, unit_range: bool | None = None) -> Published:
     Args:
         path: a weights file, or a folder with one.
         unit_range: for diffusers' folders, whether the network's pixels lie in [0, 1]; None to guess.
-
-    Raises:
-        UserError: it is of no known family, or there are several files to choose from.
     """
     if path.is_file():
         config = path.parent / "config.json"

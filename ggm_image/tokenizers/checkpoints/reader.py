@@ -66,11 +66,7 @@ class StoredTensor:
     load: Callable[[], Tensor]
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU, contiguous.
-
-        Raises:
-            UserError: its bytes are damaged.
-        """
+        """The tensor, on the CPU, contiguous."""
         try:
             return self.load()
         except (*_DAMAGE, OSError) as error:
@@ -91,9 +87,6 @@ def open_weights(path: Path) -> Iterator[dict[str, StoredTensor]]:
     Args:
         path: a safetensors file, or what torch.save wrote: a state dict, or a dict that holds one under
             ``state_dict``, ``model`` or ``ema``. All else in it is ignored.
-
-    Raises:
-        UserError: it is missing, damaged, hostile, or holds no tensors.
     """
     with ExitStack() as stack:
         try:
@@ -323,9 +316,6 @@ def load_stored(module: nn.Module, tensors: Mapping[str, StoredTensor], names: M
         tensors: of `open_weights`.
         names: {name in the module: name in the file}.
         path: of the file, for messages.
-
-    Raises:
-        UserError: names or shapes differ, bytes are damaged, or values are not finite.
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tensors[theirs].shape for name, theirs in names.items()}

@@ -66,9 +66,6 @@ class RestrictedUnpickler:
 
         Returns:
             Its object, and the number of bytes that it took.
-
-        Raises:
-            UserError: it is damaged or hostile, or too large, too long or too deep for a weights file.
         """
         try:
             with warnings.catch_warnings():

@@ -121,11 +121,7 @@ def estimate_tokenizer_cost(
 
 
 def check_memory(config: TokenizerTrainConfig, *, images: int, kept_bytes: int, device: str) -> None:
-    """Refuse a run that needs more memory than the device has available; arguments as of `estimate_tokenizer_cost`.
-
-    Raises:
-        UserError: it does; names the batch size that fits.
-    """
+    """Refuse a run that needs more memory than the device has available; arguments as of `estimate_tokenizer_cost`."""
     available = available_memory(torch.device(device))
     if available is None or _most_bytes(config, images, kept_bytes) <= MARGIN * available:
         return

@@ -72,9 +72,6 @@ class Lpips(nn.Module):
     Args:
         vgg: state of torchvision's VGG-16.
         linear: state of the five linear layers, ``lin0.model.1.weight`` ... ``lin4.model.1.weight``.
-
-    Raises:
-        UserError: if the states do not fit.
     """
 
     def __init__(self, vgg: Mapping[str, Tensor], linear: Mapping[str, Tensor]) -> None:
@@ -134,9 +131,6 @@ def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
 
     Returns:
         The module, or None, with a warning, where the download fails.
-
-    Raises:
-        UserError: if the folder lacks a file, or a file is not what it should be.
     """
     if source.startswith("timm:"):
         from ggm_image.training.vqgan.timm_perceptual import load_timm_perceptual
@@ -154,11 +148,7 @@ def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
 
 
 def download_lpips() -> tuple[Path, Path]:
-    """The files of VGG-16 and of LPIPS's linear layers, fetched at the first use.
-
-    Raises:
-        UserError: offline, or they cannot be downloaded.
-    """
+    """The files of VGG-16 and of LPIPS's linear layers, fetched at the first use."""
     kept, instead = Path(torch.hub.get_dir()) / "checkpoints", "set loss.perceptual_weights to a folder with both files"
     vgg = fetch(
         VGG_FILE, [VGG_URL], folder="perceptual", sha256=VGG_SHA256, elsewhere=[kept / VGG_FILE], or_else=instead
