@@ -60,7 +60,6 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
         "--shifts",
         type=click.IntRange(0),
         default=0,
-        show_default=True,
         metavar="N",
         help="Add N copies of every image, each shifted by a few pixels: more data for many epochs.",
     ),
@@ -84,7 +83,6 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
         "--precision",
         type=click.Choice(["fp32", "bf16"]),
         default="fp32",
-        show_default=True,
         help="bf16 is faster, but changes about one token in fifty; noted in OUT.",
     ),
     click.option("--workers", type=click.IntRange(1), help="Threads that read images; one per core by default."),
@@ -93,9 +91,7 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
     shard_option,
 )
 @where(
-    click.option(
-        "--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images in one file of OUT."
-    ),
+    click.option("--shard-size", type=click.IntRange(1), default=10_000, help="Images in one file of OUT."),
     click.option(
         "--overwrite",
         is_flag=True,
@@ -108,11 +104,7 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
         help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.",
     ),
     click.option(
-        "--report-images",
-        type=click.IntRange(1),
-        default=5000,
-        show_default=True,
-        help="Number of images that the report decodes.",
+        "--report-images", type=click.IntRange(1), default=5000, help="Number of images that the report decodes."
     ),
     click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`."),
     click.option(

@@ -57,7 +57,6 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
     click.option(
         "--metrics",
         default=",".join(DEFAULT_METRICS),
-        show_default=True,
         help=f"Which to compute: {'; '.join(f'{name}: {entry.summary}' for name, entry in METRICS.items())}.",
     ),
 )
@@ -65,7 +64,6 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
     click.option(
         "--features",
         default="inception",
-        show_default=True,
         metavar="NAME",
         help="inception, clip, efficientnet-lite0, timm:NAME, or a TorchScript FILE.pt.",
     ),
@@ -75,11 +73,7 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
         help="Local weights of inception, efficientnet-lite0 or timm:NAME, in place of a download.",
     ),
     click.option(
-        "--bootstrap",
-        type=click.IntRange(0),
-        default=100,
-        show_default=True,
-        help="Bootstrap replicates for the interval; 0 disables it.",
+        "--bootstrap", type=click.IntRange(0), default=100, help="Bootstrap replicates for the interval; 0 disables it."
     ),
     batch_size_option("Images in one forward pass.", 64),
     sampler_options,

@@ -53,18 +53,12 @@ GAP = 4
     click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16."),
     click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image."),
     click.option("--mask-index", type=click.IntRange(0, 65535), help="Palette index or grey value of MASK to inpaint."),
-    click.option(
-        "--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Pixels to grow the mask by."
-    ),
+    click.option("--dilate", type=click.IntRange(min=0), default=0, help="Pixels to grow the mask by."),
 )
 @how(
     sampler_options,
     click.option(
-        "--scales",
-        type=NumberOrWord("auto", 64, "auto|N"),
-        default="auto",
-        show_default=True,
-        help="Resolutions for a wide mask.",
+        "--scales", type=NumberOrWord("auto", 64, "auto|N"), default="auto", help="Resolutions for a wide mask."
     ),
     click.option(
         "--tau",
@@ -72,9 +66,7 @@ GAP = 4
         help="How far each scale may depart from the coarser one.  [default: 1]",
     ),
     click.option("--context", type=click.IntRange(min=0), help="Known pixels around the mask that the model sees."),
-    click.option(
-        "--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Pixels to blend over in the mask."
-    ),
+    click.option("--feather", type=click.IntRange(min=0), default=0, help="Pixels to blend over in the mask."),
     seed_option,
     device_option,
 )

@@ -84,7 +84,7 @@ def check_input(path: Path, what: str) -> None:
 def shipped_model_option(default: str) -> Callable[[Any], Any]:
     """``--model``, with the shipped model that is meant where none is named."""
     described = "Shipped name, folder, or OWNER/NAME on the Hub."
-    return click.option("--model", "model_name", default=default, show_default=True, help=described)
+    return click.option("--model", "model_name", default=default, help=described)
 
 
 def tokenizer_option(text: str) -> Callable[[Any], Any]:
@@ -104,12 +104,7 @@ def _orders() -> str:
 def sampler_options(command: Any) -> Any:
     """The sampler's settings; what is left out is the preset's."""
     options = (
-        click.option(
-            "--preset",
-            default="best",
-            show_default=True,
-            help="fast, best or exact (the paper's chain, no truncation).",
-        ),
+        click.option("--preset", default="best", help="fast, best or exact (the paper's chain, no truncation)."),
         click.option("--order", type=NameOf(SAMPLERS), help=_orders()),
         click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
         click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),

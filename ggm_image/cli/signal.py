@@ -18,14 +18,7 @@ from ggm_image.cli.options import (
     what,
     where,
 )
-from ggm_image.cli.sampling import (
-    asked_labels,
-    check_input,
-    find_described_model,
-    load,
-    model_options,
-    output_encoding,
-)
+from ggm_image.cli.sampling import asked_labels, check_input, find_described_model, load, model_options, output_encoding
 from ggm_image.cli.text import refuse_given, signal_of_text
 from ggm_image.errors import UserError
 from ggm_image.io.outputs import Gate, check_inputs_kept
@@ -39,12 +32,9 @@ from ggm_image.io.outputs import Gate, check_inputs_kept
         "--level",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.9,
-        show_default=True,
         help="Expected fraction of tokens that are signal.",
     ),
-    click.option(
-        "--block", type=click.IntRange(min=1), default=4, show_default=True, help="Tokens judged in one network call."
-    ),
+    click.option("--block", type=click.IntRange(min=1), default=4, help="Tokens judged in one network call."),
     ignored_seed_option,
     device_option,
 )

@@ -226,9 +226,7 @@ def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(
-                "pixels must lie in [0, 65535]",
-                f"{values.min()} to {values.max()}",
-                "convert it to 8 bits first",
+                "pixels must lie in [0, 65535]", f"{values.min()} to {values.max()}", "convert it to 8 bits first"
             )
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:

@@ -80,13 +80,7 @@ def fetch(
 
 
 def download(
-    path: Path,
-    urls: Sequence[str],
-    *,
-    size: int | None = None,
-    sha256: str = "",
-    label: str = "",
-    or_else: str = "",
+    path: Path, urls: Sequence[str], *, size: int | None = None, sha256: str = "", label: str = "", or_else: str = ""
 ) -> None:
     """Fetch a file, unless it is there.
 

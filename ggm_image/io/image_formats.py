@@ -156,10 +156,7 @@ def encode(image: "Image", encoding: Encoding = LOSSLESS_PNG) -> bytes:
 
 
 def marked_image(
-    image: "Image",
-    command: str,
-    settings: Mapping[str, Any] | None = None,
-    encoding: Encoding = LOSSLESS_PNG,
+    image: "Image", command: str, settings: Mapping[str, Any] | None = None, encoding: Encoding = LOSSLESS_PNG
 ) -> bytes:
     """The image as a file with our mark, see `ggm_image.io.marks.mark`; the same bytes for the same image and settings.
 

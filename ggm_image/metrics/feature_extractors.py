@@ -205,9 +205,7 @@ def _inception(weights: str | os.PathLike[str] | None, device: torch.device) -> 
             network = InceptionV3W(str(path.parent), download=False).eval().to(device)
     except (RuntimeError, AttributeError, ValueError) as error:
         raise UserError(
-            "weights of inception cannot be read",
-            f"{path}: {last_line(error)}",
-            "remove the file and fetch it again",
+            "weights of inception cannot be read", f"{path}: {last_line(error)}", "remove the file and fetch it again"
         ) from error
     resizer = build_resizer("clean")
 

@@ -142,7 +142,5 @@ def frechet_distance_of_few(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m
 def _check_dimensions(a: FeatureStatistics, b: FeatureStatistics) -> None:
     if a.dimension != b.dimension:
         raise UserError(
-            "both sides need features of one size",
-            f"{a.dimension} and {b.dimension}",
-            "use one feature network",
+            "both sides need features of one size", f"{a.dimension} and {b.dimension}", "use one feature network"
         )

@@ -125,7 +125,7 @@ class NetworkFolder:
 
 
 def find_model(name_or_path: str | Path) -> NetworkFolder:
-    """The model folder of a shipped name, of a path, or of ``owner/name`` on the Hub, ``owner/name@revision`` for one."""
+    """The model folder of a shipped name, of a path, or of ``owner/name`` or ``owner/name@revision`` on the Hub."""
     path = Path(name_or_path)
     shipped = {folder.name: folder for folder in shipped_models()}
     # A folder of images called cifar10 must not hide the model of that name.

@@ -105,12 +105,7 @@ def sample_to_folder(
 
 
 def sample_rows(
-    model: Model,
-    rows: range,
-    asked: Sequence[str | int] | None,
-    *,
-    guide: Guide | None = None,
-    **options: Any,
+    model: Model, rows: range, asked: Sequence[str | int] | None, *, guide: Guide | None = None, **options: Any
 ) -> Int[Tensor, "n h w"]:
     """Token grids of images ``rows``, whose classes take turns.
 

@@ -162,10 +162,7 @@ class SamplingRun:
             return None if x is None else x.to(self.device)
 
         return replace(
-            self,
-            labels=moved(self.labels),
-            noise=self.noise.to(self.device),
-            observation=moved(self.observation),
+            self, labels=moved(self.labels), noise=self.noise.to(self.device), observation=moved(self.observation)
         )
 
     def uniforms(self, count: int) -> Float[Tensor, "b count"]:

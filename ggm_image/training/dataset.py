@@ -27,10 +27,7 @@ def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> No
         config.tokenizer.source = str(source.resolve())
     _check_sizes(config, manifest, where, ("codebook_size", "grid", "classes"))
     config.network = complete_network(
-        config.network,
-        codebook_size=manifest.codebook_size,
-        classes=len(manifest.class_names),
-        grid=manifest.grid,
+        config.network, codebook_size=manifest.codebook_size, classes=len(manifest.class_names), grid=manifest.grid
     )
 
 
@@ -46,11 +43,7 @@ def _check_tokenizer(config: GeneratorConfig, manifest: Manifest, where: Path) -
 
 
 def _check_sizes(config: GeneratorConfig, manifest: Manifest, where: Path, names: Sequence[str]) -> None:
-    found = {
-        "codebook_size": manifest.codebook_size,
-        "grid": list(manifest.grid),
-        "classes": len(manifest.class_names),
-    }
+    found = {"codebook_size": manifest.codebook_size, "grid": list(manifest.grid), "classes": len(manifest.class_names)}
     for name in names:
         ours, theirs = getattr(config.network, name), found[name]
         if ours is not None and (list(ours) if name == "grid" else ours) != theirs:

@@ -22,13 +22,7 @@ from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.schedule import Query, random_levels, random_query
-from ggm_image.training.batches import (
-    ResumableSampler,
-    fits_on_device,
-    move_together,
-    rows_of_rank,
-    sampling_device,
-)
+from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together, rows_of_rank, sampling_device
 from ggm_image.training.checkpoint import (
     OTHER_DEVICE,
     generator_state,

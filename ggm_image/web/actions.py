@@ -90,14 +90,7 @@ class Actions:
         return self._sources[name]
 
     def sample(
-        self,
-        key: str,
-        name: str,
-        classes: Sequence[str],
-        count: Any,
-        preset: str,
-        guidance: float | None,
-        seed: Any,
+        self, key: str, name: str, classes: Sequence[str], count: Any, preset: str, guidance: float | None, seed: Any
     ) -> Iterator[Step | Finished]:
         """Sample images; every preview is the list of the unfinished ones.
 

@@ -117,11 +117,7 @@ def figures(report: dict) -> dict:
 
 
 def test_more_pictures_of_a_model(
-    model: Path,
-    features: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    model: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """40 and then 80: only 40 more are drawn, and the report is that of 80 at once; of fewer, nothing is drawn."""
     paint(tmp_path / "real", CHANNELS * 4)
@@ -228,12 +224,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(
-    name: str,
-    sides: tuple[Path, Path],
-    model: Path,
-    features: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, sides: tuple[Path, Path], model: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line, exit code 2, nothing left behind."""
     (tmp_path / "empty").mkdir()

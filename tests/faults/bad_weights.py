@@ -18,11 +18,7 @@ Header = dict[str, Any]
 
 
 def cases(world: World) -> dict[str, list[Case]]:
-    return {
-        "weights": list(_weights(world)),
-        "shards": list(_shards(world)),
-        "manifests": list(_manifests(world)),
-    }
+    return {"weights": list(_weights(world)), "shards": list(_shards(world)), "manifests": list(_manifests(world))}
 
 
 def split(data: bytes) -> tuple[Header, bytes]:

@@ -214,11 +214,7 @@ def _report(where: str, left_out: LeftOut) -> None:
 
 
 def find_tars(
-    paths: Sequence[Path],
-    where: str,
-    *,
-    scratch: str | os.PathLike[str] | None = None,
-    left_out: LeftOut | None = None,
+    paths: Sequence[Path], where: str, *, scratch: str | os.PathLike[str] | None = None, left_out: LeftOut | None = None
 ) -> ImageFiles:
     """The images of local tar archives, read at random, as one set; what is left out is said on stderr.
 
@@ -289,9 +285,7 @@ def _index_tar(
             fix = "unpack it and give the folder, or pack the files as a tar"
             raise UserError("zip archives cannot be read", path, fix) from error
         raise UserError(
-            "source is neither a folder, an image nor a whole tar archive",
-            f"{path}: {error}",
-            "check the file",
+            "source is neither a folder, an image nor a whole tar archive", f"{path}: {error}", "check the file"
         ) from error
     return index, rooted
 

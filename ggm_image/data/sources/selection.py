@@ -3,18 +3,7 @@
 from collections import Counter
 from pathlib import PurePosixPath
 
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
 TAR_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 _UNREAD_IMAGES = frozenset(

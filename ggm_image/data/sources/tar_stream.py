@@ -254,12 +254,7 @@ def _command(command: str) -> Iterator[IO[bytes]]:
     """What a shell command prints; Broken unless it ends well."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
         assert process.stdout is not None
         try:

@@ -125,9 +125,7 @@ def check_tokens(tokens: Int[Tensor, "..."], codebook_size: int) -> None:
     if low < 0 or high >= codebook_size:
         got = f"max {high}" if high >= codebook_size else f"min {low}"
         raise UserError(
-            f"tokens must lie in [0, {codebook_size})",
-            f"got {got}",
-            "was this set encoded with another tokenizer?",
+            f"tokens must lie in [0, {codebook_size})", f"got {got}", "was this set encoded with another tokenizer?"
         )
 
 
