@@ -97,7 +97,7 @@ class _Seed(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        with contextlib.suppress(ValueError):  # which is said below
+        with contextlib.suppress(ValueError):  # reported below
             value = int(value) if isinstance(value, str) and len(value) < 20 else value
         seed = check_seed(value)
         if seed < 0:

@@ -90,7 +90,7 @@ def read_mark(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         without = _tiff_without_mark
     else:
         return None
-    # Anything unreadable, in a damaged or foreign file, counts as no mark: the file is then treated as somebody else's.
+    # Anything unreadable, in a damaged or foreign file, counts as no mark, as in a file of another program.
     try:
         rest, text = without(data)
         found = json.loads(text)

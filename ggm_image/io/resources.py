@@ -17,7 +17,7 @@ def resource_dir(kind: Literal["configs", "tokenizers", "assets"]) -> Path:
     installed = _PACKAGE / "_resources" / kind
     if installed.is_dir():
         return installed
-    # Only a checkout has pyproject.toml here. In site-packages, `tokenizers` is somebody else's package.
+    # Only a checkout has pyproject.toml here. In site-packages, `tokenizers` is another project's package.
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / kind).is_dir():
         return checkout / kind

@@ -51,7 +51,7 @@ class FeatureExtraction:
         label: of the progress bar.
 
     Warns:
-        UserWarning: saved features are damaged, and are made again.
+        UserWarning: saved features are damaged, and are extracted again.
     """
 
     def __init__(

@@ -84,10 +84,10 @@ class FeatureCache:
         try:
             before = read_record(self.folder)
         except UserError as error:
-            warnings.warn(f"{error.what} ({error.got}): the features are made again", stacklevel=2)
+            warnings.warn(f"{error.what} ({error.got}): the features are extracted again", stacklevel=2)
             return
         if before["protocol"] != self.protocol:
-            warnings.warn(f"{self.folder} holds features of another protocol: they are made again", stacklevel=2)
+            warnings.warn(f"{self.folder} holds features of another protocol: they are extracted again", stacklevel=2)
             return
         # Rows up to the first damaged chunk are reused; the rest is extracted again.
         path, rows = self.folder / ROWS, 0
@@ -96,7 +96,7 @@ class FeatureCache:
             rows = chunks[-1]["rows"] if chunks else 0
         if rows < min(self.n, before["rows"]):
             got = f"{path} from row {rows} on"
-            warnings.warn(f"saved features are damaged ({got}): these rows are made again", stacklevel=2)
+            warnings.warn(f"saved features are damaged ({got}): these rows are extracted again", stacklevel=2)
         self._sound = path.is_file() and rows_of_file(path, self.type) is not None
         if rows and not self._sound:
             warnings.warn(f"saved features are damaged ({path}: its head): it is written again", stacklevel=2)
@@ -120,7 +120,7 @@ class FeatureCache:
         if not self._path(rows).is_file():
             return False
         if self._read(rows) is None:
-            warnings.warn(f"saved features are damaged ({self._path(rows)}): the part is made again", stacklevel=2)
+            warnings.warn(f"saved features are damaged ({self._path(rows)}): the part is extracted again", stacklevel=2)
             return False
         return True
 

@@ -59,7 +59,7 @@ class RealNeighbours:
 
     def figures(self, generated: FeatureMatrix | Tensor) -> dict[str, float]:
         """What `prdc` returns for these generated rows (n, d), n > 5."""
-        (drawn_closed,) = self._radii(generated, [PRECISION_K], "generated")
+        (generated_closed,) = self._radii(generated, [PRECISION_K], "generated")
         recalled = torch.zeros(len(self.reference), dtype=torch.bool, device=self.device)
         covered = recalled.clone()
         precise = inside = 0
@@ -69,7 +69,7 @@ class RealNeighbours:
             for theirs in _parts(self.reference):
                 squared = _squared_distances(rows, self._load(self.reference, theirs))
                 near |= (squared <= self._closed[theirs]).any(dim=1)
-                recalled[theirs] |= (squared <= drawn_closed[mine, None]).any(dim=0)
+                recalled[theirs] |= (squared <= generated_closed[mine, None]).any(dim=0)
                 within = squared < self._open[theirs]
                 covered[theirs] |= within.any(dim=0)
                 inside += int(within.sum())

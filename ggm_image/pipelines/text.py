@@ -2,7 +2,7 @@
 
     model = load_model("runs/books/model")
     texts = model.sample(4, seed=0)                                   # four bytes objects
-    answers = model.infill("It was the ____ of times", n=4)           # every known byte stays
+    samples = model.infill("It was the ____ of times", n=4)           # every known byte stays
 
 A text depends on (seed, its index, the settings, what is known) alone: every text has a random generator of its own,
 and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant. The network
@@ -11,7 +11,7 @@ around it are masked, as training shows them; where there is more, it is filled 
 
 Known text between gaps is tokenized piece by piece, so its bytes never change. With a tokenizer whose words
 begin with their space (BPE), a single space before a gap is given to the gap: its first token is sampled among the
-codes that begin with a space and go on. A gap inside a word starts a new token.
+codes that begin with a space and continue. A gap inside a word starts a new token.
 """
 
 from collections.abc import Callable, Sequence
@@ -140,7 +140,7 @@ class TextModel:
 
         Args:
             text: with gaps, see `gaps`.
-            n: how many answers.
+            n: how many samples.
             length: tokens of every gap; by default as many as its mask characters make, see `template`.
             mask: the mask character, of which every run is then a gap; by default four or more ``_``.
             seed, preset, settings: as in `sample`.
@@ -191,7 +191,7 @@ class TextModel:
 
     @cached_property
     def _goes_on_after_space(self) -> Bool[Tensor, " v"]:
-        """The codes that begin with a space and go on; none for bytes."""
+        """The codes that begin with a space and continue; none for bytes."""
         return torch.tensor([len(code) > 1 and code[:1] == b" " for code in self.tokenizer.code_bytes])
 
     @isolate
@@ -211,9 +211,9 @@ class TextModel:
 
         Args:
             known: (t,) the token where known, -1 where to be sampled.
-            n: how many answers.
+            n: how many samples.
             seed, preset, settings: as in `sample`.
-            after_space: (s,) unknown sites whose token must begin with a space and go on; none by default.
+            after_space: (s,) unknown sites whose token must begin with a space and continue; none by default.
             keep_block: sample as many sites in one network call as the settings say, however few are unknown. By
                 default that is scaled down by the unknown share of a row, so that a gap gets the calls of a whole row,
                 at most one for each token: neighbours that are sampled in one call do not see each other.
@@ -280,7 +280,7 @@ class TextModel:
         return denoiser
 
     def _restricted(self, denoiser: Callable[..., Tensor], after_space: Int[Tensor, " s"]) -> Callable[..., Tensor]:
-        """The denoiser with the sites ``after_space`` restricted to the codes that begin with a space and go on."""
+        """The denoiser with the sites ``after_space`` restricted to the codes that begin with a space and continue."""
         if not len(after_space):
             return denoiser
         chosen, ruled_out = after_space.to(self.device), ~self._goes_on_after_space.to(self.device)

@@ -69,7 +69,7 @@ def plan_windows(unknown: np.ndarray, length: int) -> list[tuple[int, int, int]]
     """Windows of at most ``length`` tokens that fill all unknown ones from left to right.
 
     A window starts a quarter of its length before the first token that is still unknown. What it samples in its last
-    quarter is not kept, for lack of what comes behind it, unless the text ends there.
+    quarter is not kept, because what follows is missing, unless the text ends there.
 
     Returns:
         Of each window its start, its end, and the end of what is kept.

@@ -77,7 +77,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None) -> TokenizerSpec:
-    """The spec of what somebody published.
+    """The spec of a published tokenizer.
 
     Args:
         path: a weights file or a folder.
@@ -152,7 +152,7 @@ def load_image_tokenizer(name_or_path: str | Path, *, device: str | torch.device
     """A tokenizer of images, ready to encode and decode.
 
     Args:
-        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, what somebody published (a
+        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, a published tokenizer (a
             checkpoint or its folder), or ``owner/name`` of a tokenizer or model on the Hub. The weights of a known one
             are downloaded at the first use.
         device: where to put it, see `choose_device`.

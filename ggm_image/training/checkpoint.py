@@ -87,7 +87,7 @@ def kind_of_run(command: str) -> AbstractContextManager[None]:
 
 
 OTHER_DEVICE = "resume: on another kind of device, so the noise differs from that of an uninterrupted run"
-"""What is said where `set_generator_state` returns false."""
+"""The message where `set_generator_state` returns false."""
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
@@ -138,7 +138,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> dict[str, Any]:
-    """The latest checkpoint, or the previous one if the latest is damaged, which is said; tensors and numbers only.
+    """The latest checkpoint, or the previous one if the latest is damaged, which is reported; tensors and numbers only.
 
     Args:
         folder: of the run.
@@ -171,7 +171,7 @@ def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> 
         if state is None or not read:
             continue
         if failures:
-            to_stderr(f"{failures[0]}: going on from {path}, the one before")
+            to_stderr(f"{failures[0]}: resuming from {path}, the one before")
         return state
     if failures or has_checkpoint(folder):
         why = "; ".join(failures) or "another process has found damage"

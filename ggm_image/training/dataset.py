@@ -149,7 +149,7 @@ def labels_by_name(
     # Only classes that occur are matched: an empty class folder must not make the run fail.
     null, used = len(wanted), sorted(set(labels[labels >= 0].tolist()))
     if used and not wanted:
-        say(f"{where}: its classes are left aside, the training cache has none")
+        say(f"{where}: its classes are ignored, the training cache has none")
         return torch.full_like(labels, null)
     if len(labels) and wanted and not used and list(names) != list(wanted):
         say(f"{where}: its images have no classes, and are measured without one")

@@ -134,7 +134,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """Where processes cannot agree on who has failed: an error that all of them find is said once, by the first."""
+    """Where processes cannot agree on who has failed: an error that all of them find is printed once, by the first."""
     try:
         yield
     except UserError:
@@ -190,10 +190,10 @@ class DistributedContext:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work without any communication, after which all processes go on, or none does.
+        """Work without any communication, after which all processes continue, or none does.
 
         Raises:
-            Elsewhere: in all processes but the first that failed; that one raises its error.
+            PeerFailure: in all processes but the first that failed; that one raises its error.
         """
         failure: BaseException | None = None
         try:
@@ -217,5 +217,5 @@ class DistributedContext:
                 raise
             found = re.search(r"connection [a-z ]+", str(error), re.IGNORECASE)
             why = found[0].strip() if found else "connection lost"
-            fix = "see what it said; go on from the last checkpoint with --resume"
+            fix = "see its message; resume from the last checkpoint with --resume"
             raise UserError("another process of the run has ended", why, fix) from error

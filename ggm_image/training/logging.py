@@ -33,7 +33,7 @@ def fetch(values: Mapping[str, Any]) -> dict[str, float]:
 class MetricLogger:
     """``log.csv``, one row whenever something was measured, and the loggers of ``train.logger``.
 
-    A logger that fails during the run is switched off, which is said once; ``log.csv`` is written in any case.
+    A logger that fails during the run is switched off, which is reported once; ``log.csv`` is written in any case.
 
     Args:
         folder: of the run.

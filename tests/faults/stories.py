@@ -48,7 +48,7 @@ class Command:
 
     Attributes:
         arguments: for an output folder.
-        resumable: whether ``--resume`` goes on from a checkpoint.
+        resumable: whether ``--resume`` continues from a checkpoint.
         skip: what in the output folder may differ: times, and logs of TensorBoard with their host and process.
     """
 

@@ -1,4 +1,4 @@
-"""A machine without a compiler: training goes on without, drawing that asks for one says why not."""
+"""A machine without a compiler: training continues without one, sampling that asks for one says why not."""
 
 import os
 import subprocess

@@ -31,8 +31,8 @@ from ggm_image.data.sources.selection import (
     LeftOut,
     class_order,
     is_image,
-    is_of_nobody,
     is_tar,
+    system_or_hidden,
     why_left_out,
 )
 from ggm_image.data.sources.tar_stream import safe_members, unpacker
@@ -102,7 +102,7 @@ class _TarReader:
 
 
 def find_images(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageFiles:
-    """What `ggm_image.data.sources.image_files.open_source` finds, as files; what is left out is said on stderr."""
+    """What `ggm_image.data.sources.image_files.open_source` finds, as files; what is left out is reported on stderr."""
     path = Path(path)
     if path.is_dir():
         left_out = LeftOut()
@@ -138,14 +138,14 @@ def _walk(root: Path, left_out: LeftOut) -> Iterator[PurePosixPath]:
                 name = base / entry.name
                 if _is_folder(entry):
                     real = os.path.realpath(entry.path)
-                    if reason := is_of_nobody(entry.name) or (CIRCULAR if real in above else ""):
+                    if reason := system_or_hidden(entry.name) or (CIRCULAR if real in above else ""):
                         left_out.add(reason, name)
                         continue
                     if folder == root:
                         tops.add(entry.name)
                     waiting.append((Path(entry.path), name, (*above, real)))
                 elif reason := why_left_out(name):
-                    if folder == root and is_tar(entry.name) and not is_of_nobody(entry.name):
+                    if folder == root and is_tar(entry.name) and not system_or_hidden(entry.name):
                         yield name
                     else:
                         left_out.add(reason, name)
@@ -216,7 +216,7 @@ def _report(where: str, left_out: LeftOut) -> None:
 def find_tars(
     paths: Sequence[Path], where: str, *, scratch: str | os.PathLike[str] | None = None, left_out: LeftOut | None = None
 ) -> ImageFiles:
-    """The images of local tar archives, read at random, as one set; what is left out is said on stderr.
+    """The images of local tar archives, read at random, as one set; what is left out is reported on stderr.
 
     Args:
         paths: the archives, in order.

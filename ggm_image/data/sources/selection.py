@@ -38,7 +38,7 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_of_nobody(part: str) -> str:
+def system_or_hidden(part: str) -> str:
     """Why a file or folder of this name is not one of the user's images: `SYSTEM` or `HIDDEN`; empty if it may be.
 
     ``._IMG.JPG`` holds the Finder's notes about ``IMG.JPG`` (AppleDouble), despite its suffix.
@@ -55,7 +55,7 @@ def why_left_out(name: PurePosixPath) -> str:
         name: path inside the source. The whole path counts: what lies in a hidden folder is hidden.
     """
     for part in name.parts:
-        if reason := is_of_nobody(part):
+        if reason := system_or_hidden(part):
             return reason
     return "" if is_image(name.name) else name.suffix.lower() or "no suffix"
 

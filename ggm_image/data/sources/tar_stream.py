@@ -70,7 +70,7 @@ def expand(pattern: str) -> list[str]:
         return list(braceexpand(pattern, escape=False))
     except UserError:
         raise
-    except ValueError:  # a brace without its fellow
+    except ValueError:  # an unmatched brace
         return [pattern]
     except RecursionError as error:
         raise UserError("a pattern has too many braces in each other", pattern, "correct it") from error
@@ -181,7 +181,7 @@ def member_files(place: str, wanted: Callable[[str], bool], take: Callable[[IO[b
 
     Raises:
         Broken: the archive is cut off or damaged; tarfile and the decompressors may raise errors of their own.
-        UserError: the archive goes on after its end mark, or has an unsafe name.
+        UserError: the archive continues after its end mark, or has an unsafe name.
     """
     with _open(place) as raw:
         whole = _Whole(raw)
@@ -200,7 +200,7 @@ def member_files(place: str, wanted: Callable[[str], bool], take: Callable[[IO[b
             rest = stream.since(archive.offset)
         while rest:
             if rest.strip(b"\0"):  # one tar after the other in one file: the others must not go missing
-                raise UserError("archive goes on after its end mark", shown(place), "give its parts one by one")
+                raise UserError("archive continues after its end mark", shown(place), "give its parts one by one")
             rest = stream.read(CHUNK)
         while whole.read(CHUNK):
             pass

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ggm_image.data.sources.selection import is_of_nobody, is_tar
+from ggm_image.data.sources.selection import is_tar, system_or_hidden
 from ggm_image.data.sources.tar_stream import Broken, member_files, unpacker
 from ggm_image.errors import UserError
 from ggm_image.io.files import check_plain
@@ -88,7 +88,7 @@ def open_text(source: str | os.PathLike[str], *, text_key: str = "text") -> Text
 
     Of a folder all files with the suffixes above are read, in the order of their paths; of a tar archive likewise, in
     the order in which they lie there. A file that is given by itself may have any name. What is left out of a folder
-    is said on stderr.
+    is reported on stderr.
 
     Args:
         source: the path, or ``hub:`` and a data set, see `ggm_image.data.sources.hub`.
@@ -124,10 +124,10 @@ def _found(root: Path) -> list[str]:
     """Files of text below a folder, sorted by their paths."""
     found, left_out, example = [], 0, ""
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not is_of_nobody(name)]
+        folders[:] = [name for name in folders if not system_or_hidden(name)]
         for file in files:
             name = Path(folder, file).relative_to(root).as_posix()
-            if is_text(file) and not is_of_nobody(file):
+            if is_text(file) and not system_or_hidden(file):
                 found.append(name)
             else:
                 left_out, example = left_out + 1, min(example or name, name)

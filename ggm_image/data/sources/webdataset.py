@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from ggm_image.data.sources.base import ClassIndex, ImageStream, Sample
-from ggm_image.data.sources.selection import EMPTY, HIDDEN, LeftOut, class_order, is_image, is_of_nobody, is_tar
+from ggm_image.data.sources.selection import EMPTY, HIDDEN, LeftOut, class_order, is_image, is_tar, system_or_hidden
 from ggm_image.data.sources.tar_stream import expand, is_stream, members, safe_members, shown
 from ggm_image.data.sources.webdataset_samples import (
     IMAGE_NAMES,
@@ -116,7 +116,7 @@ def local_tars(source: str) -> list[str]:
         tars, folders = [], []
         with os.scandir(path) as entries:  # which may be a million images
             for entry in entries:
-                if is_of_nobody(entry.name):
+                if system_or_hidden(entry.name):
                     continue
                 if is_image(entry.name):
                     return []
@@ -132,7 +132,7 @@ def local_tars(source: str) -> list[str]:
 
 
 def _holds_image(folder: str) -> bool:
-    return any(is_image(name) for _, _, files in os.walk(folder) for name in files if not is_of_nobody(name))
+    return any(is_image(name) for _, _, files in os.walk(folder) for name in files if not system_or_hidden(name))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _collected(places: Sequence[str], key: str) -> set[str]:
         for name, content in files:
             suffix = PurePosixPath(name).suffix.lower()
             if suffix == (key if key.startswith(".") else ".json"):
-                # what cannot be read is said where its sample is
+                # what cannot be read is reported with its sample
                 with contextlib.suppress(UserError):
                     value = label_of({suffix[1:]: content}, key, name)
                     if value is not None and _NAME.fullmatch(text := str(value).strip()) and text.isprintable():
@@ -219,7 +219,7 @@ class _Wanted:
     def __call__(self, name: str) -> bool:
         path = PurePosixPath(name)
         # the whole path is judged before it is split: of ._IMG.JPG nothing would be left
-        reason = next(filter(None, map(is_of_nobody, path.parts)), "")
+        reason = next(filter(None, map(system_or_hidden, path.parts)), "")
         if not reason and any(part[:2] == part[-2:] == "__" for part in (*path.parts[:-1], path.stem)):
             reason = HIDDEN  # `__info__` and the like are about the archive
         suffix = path.suffix.lower()

@@ -195,7 +195,7 @@ class TokenCacheWriter:
                 save_file(arrays, temporary)
                 entry["sha256"] = sha256_file(temporary)
                 if not (self.folder / "manifest.json").is_file():
-                    self._begin()  # another process has failed before its first shard, and tidied up
+                    self._begin()  # another process has failed before its first shard, and cleaned up
                 noted = create_json(note, entry)
                 # Notes go when the cache is complete: then the tokens that it names must stay.
                 if not noted or Manifest.read(self.folder).complete:
@@ -204,7 +204,7 @@ class TokenCacheWriter:
             if noted:
                 note.unlink(missing_ok=True)
             if isinstance(error, FileNotFoundError) and Manifest.read(self.folder).complete:
-                return  # another process was sooner, and has tidied up
+                return  # another process was faster, and has cleaned up
             if not isinstance(error, _Overtaken):
                 raise
 
@@ -215,7 +215,7 @@ class TokenCacheWriter:
             How many shards other processes still have to write; 0 for a cache that is complete.
         """
         if not (self.folder / "manifest.json").is_file():
-            self._begin()  # another process has failed before its first shard, and tidied up
+            self._begin()  # another process has failed before its first shard, and cleaned up
         found = finished_shards(self.folder, self.manifest)
         if Manifest.read(self.folder).complete:
             self._tidy()
@@ -235,7 +235,7 @@ class TokenCacheWriter:
         if self.manifest.parts:
             self._join_parts()
         self.manifest.complete = True
-        with contextlib.suppress(FileNotFoundError):  # another process was sooner, and has tidied up
+        with contextlib.suppress(FileNotFoundError):  # another process was faster, and has cleaned up
             write_json(self.folder / "manifest.json", asdict(self.manifest))
         self._tidy()
         return 0

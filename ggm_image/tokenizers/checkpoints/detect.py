@@ -46,7 +46,7 @@ class Published:
 
 
 def is_published(path: Path) -> bool:
-    """Whether a path looks like somebody's tokenizer: a weights file, or a folder with a config not of our making."""
+    """Whether a path looks like a published tokenizer: a weights file, or a folder with a config in another layout."""
     if path.is_file():
         return path.suffix in SUFFIXES
     return path.is_dir() and (_config_json(path) is not None or bool(_checkpoints(path)))

@@ -137,7 +137,7 @@ def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> To
         if config.train.decoder_only:
             _check_exact(start, config.train.weights_dtype)
     elif config.train.decoder_only:
-        raise UserError("train.decoder_only needs a tokenizer to go on from", "start is empty", "add start=NAME|DIR")
+        raise UserError("train.decoder_only needs a tokenizer to start from", "start is empty", "add start=NAME|DIR")
     return config
 
 
