@@ -26,7 +26,6 @@ def timm_network(model_name: str, weights: str | os.PathLike[str] | None) -> tup
     """A timm model with its published weights, without its head, for inference; and the file that they came from.
 
     Args:
-        model_name: timm's name.
         weights: a local file; the weights are downloaded once by default.
     """
     import timm

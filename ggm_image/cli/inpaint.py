@@ -140,14 +140,7 @@ def inpaint(image: Path, mask: Path | None, out: Path, **options: Any) -> None:
 
 @dataclass(frozen=True)
 class _Files:
-    """What ``--out`` stands for.
-
-    Attributes:
-        out: as given: a file or a folder.
-        samples: a file for each sample.
-        sheet: the contact sheet, where several samples go beside one file.
-        folder: whether ``out`` is a folder.
-    """
+    """What ``--out`` stands for."""
 
     out: Path
     samples: list[Path]

@@ -191,11 +191,6 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
     """Run a command and return its exit code: 0, 2 for an error of the user, 130 for Ctrl-C, 143 for SIGTERM.
 
     Training turns both signals into a checkpoint and ends with 130.
-
-    Args:
-        command: of ``ggm-image``, or of a script in ``tools/``.
-        argv: the arguments after the program's name; those of the process by default.
-        name: the program's name in its help.
     """
     with standard_streams():
         return _run(command, argv, name)

@@ -152,12 +152,7 @@ def asked_labels(folder: "NetworkFolder", classes: Sequence[str]) -> list[int] |
 
 
 def find_described_model(model_name: str, modality: str | None = "image") -> "NetworkFolder":
-    """The model's description, before torch is imported: what is wrong with a request shows at once.
-
-    Args:
-        model_name: shipped name or folder.
-        modality: what it must make, "image" or "text"; None for either.
-    """
+    """The model's description, before torch is imported: what is wrong with a request shows at once."""
     from ggm_image.pipelines.model_folder import find_model
 
     folder = find_model(model_name)

@@ -48,7 +48,6 @@ def refuse_given(context: click.Context, names: dict[str, str]) -> None:
     """Raise UserError for an option that was given and that text has not.
 
     Args:
-        context: of the command.
         names: of each parameter, how to do without it.
     """
     for name, fix in names.items():
@@ -107,14 +106,7 @@ def infill(text: str | None, file: Path | None, out: Path | None, **options: Any
 
 
 def sample_texts(found: "NetworkFolder", out: Path | None, given: SimpleNamespace, changes: dict[str, Any]) -> None:
-    """Sample texts, and print them or write them into a folder.
-
-    Args:
-        found: the model.
-        out: the folder; None to print.
-        given: options of `sample`.
-        changes: of the sampler's settings.
-    """
+    """Sample texts, and print them or write them into a folder."""
     check_no_guidance(changes)
     run: dict[str, Any] = {"seed": given.seed, "settings": found.settings(given.preset, **changes)}
     gate = Gate("sample", given.overwrite)
@@ -153,7 +145,6 @@ def signal_of_text(text_or_file: str, given: SimpleNamespace) -> None:
     Args:
         text_or_file: a file, or the text itself: something of several words, or a word without a dot or slash, that is
             no file's name.
-        given: options of `signal`.
     """
     path = Path(text_or_file)
     looks_like_path = not re.search(r"\s", text_or_file.strip()) and re.search(r"[./\\]\w", text_or_file)

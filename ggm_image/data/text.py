@@ -53,7 +53,6 @@ def encode_text(
     Args:
         source: of `open_text`.
         out: folder of the cache.
-        tokenizer: of text.
         length: L, tokens of a row.
         text_key: the field of each JSON line that holds its text.
         shard_size: rows a shard.
@@ -267,9 +266,6 @@ def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: 
     """Write every document of a cache into a file of its own, called as it was; the folder is whole or not there.
 
     Where two documents have one name, the later one gets a number behind it.
-
-    Returns:
-        The number of documents.
     """
     count, taken = 0, set()
     with atomic_folder(out) as folder:

@@ -129,12 +129,7 @@ def token_mask(mask: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> 
 
 
 def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows columns"]) -> Int64[Tensor, " l"]:
-    """Tokens in row-major order, -1 where they are to be sampled: what the sampler takes as ``known``.
-
-    Args:
-        tokens: (rows, columns) or (l,), the encoded image.
-        unknown: True where the token is to be sampled.
-    """
+    """Tokens in row-major order, -1 where they are to be sampled: what the sampler takes as ``known``."""
     if tokens.numel() != unknown.numel() or (tokens.ndim == 2 and tokens.shape != unknown.shape):
         raise UserError(
             "tokens and their mask must be of one grid",

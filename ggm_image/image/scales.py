@@ -49,7 +49,6 @@ class InpaintingPlan:
         crop: the part of the image that is looked at, in its own pixels.
         width: of the hole where it is widest, in pixels; twice the largest distance to a known pixel.
         factor: reduction at which hole and context fit into one window; at most 1 for a hole that needs none.
-        scales: from coarse to fine; the last has factor 1.
     """
 
     crop: Window

@@ -21,7 +21,6 @@ def image_grid(
     """Images side by side, row by row; empty cells and gaps are white.
 
     Args:
-        images: at least one image.
         columns: images a row; as near to a square as possible by default.
         gap: white pixels between neighbours.
     """

@@ -63,10 +63,7 @@ def fetch(
     """The path of a published file, downloaded into the cache at its first use.
 
     Args:
-        name: of the file.
-        urls: as in `download`.
         folder: of the cache, for example ``features``.
-        sha256: as in `download`.
         elsewhere: where other libraries keep the same file. The first copy that is there is used, unless its SHA-256
             is known to be another.
         or_else: what a user can do instead, for the error message.

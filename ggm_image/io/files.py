@@ -21,12 +21,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary sibling of ``path``: renamed to it on success, removed on any error.
 
     The temporary name keeps the suffix, because image writers choose their format by it.
-
-    Args:
-        path: the file to be written; its folder is made if it is missing.
-
-    Yields:
-        The temporary path to write to.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,9 +45,6 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the folder to be made; it must not exist yet, or be empty.
-
-    Yields:
-        The temporary folder to write into.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -34,13 +34,7 @@ _commits: dict[tuple[str, ...], str] = {}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository's files on this machine.
-
-    Attributes:
-        folder: with the files.
-        repository: ``owner/name``.
-        revision: the commit hash.
-    """
+    """A repository's files on this machine."""
 
     folder: Path
     repository: str
@@ -94,10 +88,7 @@ def upload(folder: Path, name: str, *, message: str, private: bool = False) -> t
     """Upload a folder's files as one commit; the repository is created where there is none.
 
     Args:
-        folder: all of its files are uploaded.
-        name: ``owner/name``.
         message: of the commit.
-        private: of a new repository.
 
     Returns:
         The address of the repository and the commit hash.

@@ -61,7 +61,6 @@ class Encoding:
     """How images are written.
 
     Attributes:
-        format: of the file.
         quality: of the lossy compression, 1 to 100; None for a lossless file.
     """
 
@@ -129,7 +128,6 @@ def encode(image: "Image", encoding: Encoding = LOSSLESS_PNG) -> bytes:
 
     Args:
         image: in mode L, LA, RGB, RGBA or I;16. What the format cannot hold is left out as `losses` says.
-        encoding: format and quality.
     """
     form, options = encoding.format, {}  # type: ImageFormat, dict[str, Any]
     fitted = _fitted(image, form)
@@ -162,7 +160,6 @@ def marked_image(
 
     Args:
         image, encoding: see `encode`.
-        command: that made it, e.g. ``sample``.
         settings: what the image was made with, for JSON.
     """
     return mark(encode(image, encoding), command, settings)

@@ -33,7 +33,6 @@ def mark(data: bytes, command: str, settings: Mapping[str, Any] | None = None) -
 
     Args:
         data: a whole PNG, JPEG, WebP or TIFF file without a mark.
-        command: that made it, e.g. ``sample``.
         settings: what the image was made with, for JSON. They are left out where the mark would be larger than 65,000
             bytes.
 

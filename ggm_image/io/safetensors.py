@@ -60,9 +60,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, *, as
     """Load tensors that came from ``path``; UserError if a value is not finite.
 
     Args:
-        module: of the same names and shapes.
-        state: by name.
-        path: for messages.
         assign: put the tensors themselves in place of the module's, which may be on the meta device.
     """
     for name, value in state.items():

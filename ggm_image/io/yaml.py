@@ -14,9 +14,7 @@ def read_yaml(path: Path, what: str, fix: str, *, plain: bool = True) -> Any:
     """The content of a YAML file.
 
     Args:
-        path: of the file.
         what: it must be, for the error.
-        fix: for the error.
         plain: resolve references, and return plain values; else what OmegaConf loads.
     """
     from omegaconf import OmegaConf

@@ -28,13 +28,7 @@ _SHOWN_LIST = 32
 
 @dataclass(frozen=True)
 class MetricJob:
-    """What a metric of the registry is computed with, beside the features.
-
-    Attributes:
-        bootstrap: replicates for an interval; 0 for none.
-        seed: of all random numbers.
-        device: to compute on.
-    """
+    """What a metric of the registry is computed with, beside the features."""
 
     bootstrap: int
     seed: int

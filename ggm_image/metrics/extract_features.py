@@ -42,13 +42,10 @@ class FeatureExtraction:
     images there are, or on who makes it.
 
     Args:
-        side: see `open_side`.
+        side: see `open_image_set`.
         extractor: see `load_extractor`.
         statistics: folder under which the features are saved, in a folder named by the hash of their protocol. That of
             an earlier run is reused, and extended if it has fewer images. A temporary file by default.
-        batch_size: images a forward pass.
-        workers: decoding threads; one a core by default.
-        label: of the progress bar.
 
     Warns:
         UserWarning: saved features are damaged, and are extracted again.

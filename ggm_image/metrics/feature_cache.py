@@ -51,7 +51,6 @@ class FeatureCache:
         notes: what else is to be told of them, e.g. the versions of the libraries.
         n: how many rows there shall be.
         step: rows of a part.
-        folder: where to; None for a temporary file.
         kept: rows that are joined already, as far as they are wanted and whole.
         reused: rows that were there when the store was made, joined or in parts.
     """

@@ -26,11 +26,6 @@ class FeatureStatistics:
 
     Chunks are merged by the pairwise update of Chan, Golub and LeVeque (1979): every scatter is taken
     about its own chunk's mean, so features far from zero lose no digits.
-
-    Attributes:
-        count: feature vectors seen so far.
-        mean: their mean.
-        scatter: sum of outer products of the deviations from the mean.
     """
 
     count: int
@@ -90,9 +85,7 @@ class FeatureStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Squared Fréchet distance between the Gaussians with the moments of ``a`` and ``b``: what FID reports.
 
-    Args:
-        a: statistics of one side, of at least 2 samples.
-        b: statistics of the other side, of the same dimension.
+    Each side has at least 2 samples.
 
     Returns:
         The distance, in squared units of the features, at least 0. It is biased upwards by about

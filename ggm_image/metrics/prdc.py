@@ -31,13 +31,7 @@ _ALIKE = 1e-6
 def prdc(
     generated: FeatureMatrix | Tensor, reference: FeatureMatrix | Tensor, *, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density``, which is about 1 for real images.
-
-    Args:
-        generated: more than 5 rows.
-        reference: the same.
-        device: where distances are computed.
-    """
+    """``precision``, ``recall``, ``coverage`` in [0, 1]; ``density``, about 1 for real images. At least 6 rows each."""
     return RealNeighbours(reference, device=device).figures(generated)
 
 
@@ -46,7 +40,6 @@ class RealNeighbours:
 
     Args:
         reference: more than 5 rows; a tensor stays on its device, which should be ``device``.
-        device: where distances are computed.
     """
 
     def __init__(self, reference: FeatureMatrix | Tensor, *, device: str | torch.device = "cpu") -> None:

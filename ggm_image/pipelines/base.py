@@ -67,10 +67,7 @@ def sample_batch(
     """One token grid for each generator, by the sampler, guidance and truncation of the settings.
 
     Args:
-        denoiser: the network.
-        settings: how.
         generators: one a row.
-        device: of the network.
         half: see `autocast`.
         null_label: the label of no class, for guidance; None for a network without classes.
         **arguments: further ones of `ggm_image.sampler.registry`'s ``sample_by_settings``.

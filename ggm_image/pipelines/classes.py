@@ -13,7 +13,6 @@ def class_label(names: Sequence[str], name_or_index: Any) -> int:
     Of names that are numbers themselves, text is a name before it is an index; an integer is always an index.
 
     Args:
-        names: the model's classes, in the order of the labels.
         name_or_index: a ``str``, or an integer, NumPy's included.
     """
     lower = [name.lower() for name in names]
@@ -44,7 +43,6 @@ def class_labels(names: Sequence[str], given: Sequence[str]) -> list[int]:
     A class whose own name has commas is found before the text is split: the longest name that fits is taken.
 
     Args:
-        names: the model's classes, in the order of the labels.
         given: at least one text.
     """
     labels = []

@@ -19,7 +19,6 @@ def write_card(model: Model, folder: Path, *, repository: str, licence: str) -> 
     Args:
         model: loaded, for the samples on the card.
         folder: of `Model.save`; a README.md in it becomes the card's last part.
-        repository: ``owner/name``, for the commands on the card.
         licence: of the weights, as the Hub names it.
     """
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.+-]{0,63}", licence):

@@ -26,7 +26,6 @@ class NetworkFolder:
 
     Attributes:
         folder: where it lies.
-        network: sizes of the transformer.
         tokenizer_name, tokenizer_sha256: the only tokenizer that it can be used with.
         tokenizer_source: folder of that tokenizer when the model was trained; empty for a shipped one.
         class_names: in the order of the labels.

@@ -40,7 +40,6 @@ class Sampled:
     """What a process has done for a folder.
 
     Attributes:
-        sampled: images that it sampled.
         missing: images that other processes have still to sample; 0 for a complete folder.
     """
 
@@ -68,17 +67,13 @@ def sample_to_folder(
     kernels, at the same place in its batch, for any number of processes.
 
     Args:
-        model: on its device.
         out: the folder; it may hold images of the same request, or of the same with a smaller ``n``.
         n: how many images the folder will hold.
         classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
             by default; with a guide, no class.
-        seed: any integer.
-        settings: of the sampler.
         share: number of this process, and how many there are.
         callback: see `Model.sample_tokens`; where it is given, the first batch is sampled even if it is there.
         overwrite: replace other images; for one process.
-        encoding: of the files.
         guide: what the images follow, see `Model.encode_guide`.
     """
     rank, processes = share
@@ -110,10 +105,7 @@ def sample_rows(
     """Token grids of images ``rows``, whose classes take turns.
 
     Args:
-        model: that samples.
-        rows: indices of the images, without gaps.
         asked: the classes; None for all of the model's, or for no class where there is a guide.
-        guide: what the images follow.
         **options: of `Model.sample_tokens`.
     """
     if guide is not None and asked is None:
@@ -129,9 +121,7 @@ class SampleFolder:
     """The files of such a folder.
 
     Attributes:
-        path: where it is.
         manifest: all that its images depend on, with their number ``count`` and ``classes``, a name each or None.
-        encoding: of the files.
     """
 
     path: Path
@@ -142,9 +132,6 @@ class SampleFolder:
         """Make room for this request, unless the folder is of it already; files that it does not need stay.
 
         What goes: the manifest, the images that will be replaced, and further images that `sample` wrote.
-
-        Returns:
-            The number of images that were removed.
         """
         if not self.path.is_dir():
             return 0

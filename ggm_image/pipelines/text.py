@@ -48,7 +48,6 @@ class TextModel:
 
     Attributes:
         name: of the folder.
-        modality: "text".
         presets: settings by name; ``exact`` is the paper's chain without truncation.
         sha256: of the network's weights file.
         length: L, tokens of the rows that it was trained on.
@@ -139,8 +138,7 @@ class TextModel:
         """Fill the gaps of a text; every other byte stays.
 
         Args:
-            text: with gaps, see `gaps`.
-            n: how many samples.
+            text: with gaps, see `split_gaps`.
             length: tokens of every gap; by default as many as its mask characters make, see `template`.
             mask: the mask character, of which every run is then a gap; by default four or more ``_``.
             seed, preset, settings: as in `sample`.
@@ -211,7 +209,6 @@ class TextModel:
 
         Args:
             known: (t,) the token where known, -1 where to be sampled.
-            n: how many samples.
             seed, preset, settings: as in `sample`.
             after_space: (s,) unknown sites whose token must begin with a space and continue; none by default.
             keep_block: sample as many sites in one network call as the settings say, however few are unknown. By

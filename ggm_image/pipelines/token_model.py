@@ -110,9 +110,6 @@ class TokenModel:
         Args:
             device: see `ggm_image.runtime.devices.choose_device`.
 
-        Returns:
-            The same model.
-
         Raises:
             UserError: there is no such device, or the weights are needed again and have changed on disk.
         """
@@ -133,9 +130,6 @@ class TokenModel:
 
         Args:
             folder: it must not exist, or be empty.
-
-        Returns:
-            Its path.
 
         Raises:
             UserError: the folder holds files, or the model's own files are gone or have changed.

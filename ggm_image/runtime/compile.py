@@ -25,9 +25,6 @@ def compile_pays(
 
     Args:
         asked: true, false or ``auto``, as in the config.
-        device: of the run.
-        precision: ``bf16-mixed`` or ``32-true``.
-        steps: that the run takes at most.
         minutes: that the run takes at most; None without such a limit.
 
     Returns:

@@ -177,7 +177,6 @@ def train_bpe(pieces: Iterable[bytes], codes: int, out: str | Path) -> BPETokeni
     Args:
         pieces: of text; what is no UTF-8 in it is left out, which costs nothing, as every byte has a code anyway.
         codes: V, of which 256 are the bytes. A small text gives fewer.
-        out: the file.
     """
     if not 256 < codes <= MOST_CODES:
         raise UserError(f"a BPE must have 257 to {MOST_CODES:,} codes", codes, "use for example 4096")

@@ -82,7 +82,7 @@ def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None
     Args:
         path: a weights file or a folder.
         like: name of the known tokenizer that it is; empty to go by its config or by its shapes.
-        unit_range: as in `published.read_published`.
+        unit_range: as in `detect.read_published`.
     """
     if like:
         known = find_tokenizer(like)
@@ -156,9 +156,6 @@ def load_image_tokenizer(name_or_path: str | Path, *, device: str | torch.device
             checkpoint or its folder), or ``owner/name`` of a tokenizer or model on the Hub. The weights of a known one
             are downloaded at the first use.
         device: where to put it, see `choose_device`.
-
-    Returns:
-        The tokenizer in evaluation mode, without gradients.
 
     Raises:
         UserError: if it is not there, its weights do not fit or are not finite, their hash is another, or there is no

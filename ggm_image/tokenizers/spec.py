@@ -21,7 +21,6 @@ class TokenizerSpec:
     """A tokenizer by its config.
 
     Attributes:
-        folder: where its config lies.
         name: what token caches and models call it.
         family: a key of `families.FAMILIES`.
         sizes: that family's dataclass.
@@ -33,8 +32,6 @@ class TokenizerSpec:
         size: bytes of what is downloaded, as its publisher gives them; None where unknown.
         urls: where the file can be had, the publisher's first.
         member: the file to take out of the zip that is downloaded; empty where it is no zip.
-        page: where it is published.
-        licence: of the weights.
         data: what it was trained on.
         reported: figures by name, as measured by the publisher.
     """

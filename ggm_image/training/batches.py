@@ -13,9 +13,7 @@ class ResumableSampler:
     """Rows of a data set in a new random order each epoch; its state is three numbers.
 
     Args:
-        rows: number of rows.
         batch_size: rows a batch; a batch may span two epochs, so none is dropped.
-        seed: of all epochs' orders.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:

@@ -27,9 +27,6 @@ def time_left(*, step: int, steps: int, seconds: float, minutes: float | None, s
     """Minutes until the run ends, and which of its two limits ends it.
 
     Args:
-        step: steps that are done.
-        steps: at most.
-        seconds: of training so far.
         minutes: at most; None without such a limit.
         steps_per_second: of the last steps.
     """
@@ -64,7 +61,6 @@ def set_generator_state(generator: torch.Generator, state: Mapping[str, Any] | t
     """Restore a `generator_state`, or seed the generator where the state is of another kind of device.
 
     Args:
-        generator: to be set.
         state: of `generator_state`; earlier versions saved that of a CPU generator as a tensor.
         seed: for a generator of another kind of device; to be different at every step of the run.
 
@@ -141,11 +137,10 @@ def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> 
     """The latest checkpoint, or the previous one if the latest is damaged, which is reported; tensors and numbers only.
 
     Args:
-        folder: of the run.
         context: processes that all load it; they share the checks, and agree on which one it is.
 
     Returns:
-        The state; with `shards.Pieces` in place of tensors if it was written by several processes.
+        The state; with `sharded_state.Pieces` in place of tensors if it was written by several processes.
     """
     failures: list[str] = []
     for name in (CHECKPOINT, PREVIOUS):

@@ -95,11 +95,9 @@ class TokenSet:
 def load_tokens(
     config: GeneratorConfig, cache: TokenCache, say: Callable[[str], None] = lambda line: None
 ) -> tuple[TokenSet, TokenSet]:
-    """Training and held-out tokens, in memory; all labels are those of the training cache.
+    """Training and validation tokens, in memory; all labels are those of the training cache.
 
     Args:
-        config: complete, see `fit_to_cache`.
-        cache: the training cache.
         say: receives a line where classes cannot be matched by name.
     """
     names = cache.manifest.class_names
@@ -138,8 +136,6 @@ def labels_by_name(
 
     Args:
         labels: (n,) in [0, len(names)), or -1 for an image without a class.
-        names: of the classes of ``labels``.
-        wanted: of the classes to be matched.
         where: the cache of ``labels``, for messages.
         say: receives a line where names could not be used.
 

@@ -33,8 +33,6 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
     Args:
         device: auto, cpu, cuda, cuda:1, mps; without a number if there are several processes.
         precision: one of `precision.PRECISIONS`.
-        devices: processes a machine.
-        nodes: machines.
         strategy: ddp, fsdp, or auto, which is ddp; of no effect with one process.
     """
     name, _, index = device.partition(":")
@@ -150,8 +148,6 @@ class DistributedContext:
         fabric: launched; None for a single process that does without.
 
     Attributes:
-        rank, world_size: number of this process, and of all.
-        is_main_process: whether this is the one that writes and speaks.
         sharded: whether parameters are spread over the processes.
     """
 

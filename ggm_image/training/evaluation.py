@@ -1,4 +1,4 @@
-"""Measurements during a run: held-out likelihood, and a grid of samples."""
+"""Measurements during a run: validation likelihood, and a grid of samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,11 +48,6 @@ def val_nll(
     the others clean: -log p0(x_{0,i}), which is MaskGIT's loss. Noise and sites come from ``seed`` alone.
 
     Args:
-        network: in evaluation mode.
-        val_set: clean tokens.
-        noise: distribution over the codes, (v,).
-        seed: of noise and sites.
-        batch_size: images a forward pass.
         figures: which; ``nll`` comes along where all are asked for.
     """
     device, v = noise.device, network.config.codebook_size
@@ -118,11 +113,8 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
     """Sample a few images, one class after the other, and write them as one PNG.
 
     Args:
-        network: in evaluation mode.
         manifest: of the token cache; names the tokenizer.
-        path: of the PNG.
         seed: the same noise every time, so that grids of a run can be compared.
-        count: number of images.
 
     Returns:
         Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.

@@ -36,7 +36,6 @@ class TensorBoard:
     """Event files in ``tensorboard/`` of the run.
 
     Args:
-        folder: of the run.
         step: that the run is resumed from, 0 for a new one; what was logged later is dropped.
     """
 
@@ -80,9 +79,6 @@ class WandB:
     offline. A resumed run continues the same run, whose id is in ``wandb/id.txt``.
 
     Args:
-        wandb: the imported package.
-        folder: of the run.
-        step: that the run is resumed from, 0 for a new one.
         config: shown with the run.
     """
 

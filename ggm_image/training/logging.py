@@ -36,12 +36,9 @@ class MetricLogger:
     A logger that fails during the run is switched off, which is reported once; ``log.csv`` is written in any case.
 
     Args:
-        folder: of the run.
         columns: names of the values, in order; ``step`` comes first.
         step: rows beyond this step, of a run that was cut, are dropped.
         loggers: ``train.logger``, see `loggers.logger_names`.
-        config: shown with the run, where a logger does so.
-        say: receives what is to be said.
     """
 
     def __init__(

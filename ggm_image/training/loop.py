@@ -45,10 +45,6 @@ class TrainingLoop:
     """One run of a training.
 
     Args:
-        config: of the run; saved with it and shown by loggers.
-        train: its entries that the loop reads.
-        out: folder of the run.
-        context: the processes of the run; one process by default.
         say: receives each line of progress, in the first process; printed to stderr by default.
 
     Attributes:
@@ -104,8 +100,6 @@ class TrainingLoop:
 
         Args:
             numbers: what `advance` has returned, of all processes together, and ``minutes``.
-            steps_per_second: since the last row.
-            left: how much time is left.
         """
         raise NotImplementedError
 

@@ -64,11 +64,7 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
     """Plot the curves of a run, finished or not.
 
     Args:
-        folder: of the run, with ``log.csv``.
         out: a .png file; ``curves.png`` in the run's folder by default.
-
-    Returns:
-        The image's path.
     """
     series = read_log(folder)
     path = Path(folder) / CURVES if out is None else Path(out)

@@ -61,10 +61,7 @@ def generator_record(
     """The record of a run of `train`.
 
     Args:
-        config: complete, see `training_tokens.fit_to_cache`.
-        class_names: in the order of the labels.
-        training: the rows that are trained on.
-        val_set: the rows that are measured.
+        config: complete, see `dataset.fit_to_cache`.
         method: name of the trainer's class.
     """
     return config_record(asdict(config)) | {
@@ -114,9 +111,7 @@ def check_resumed(
 
     Args:
         before: of the checkpoint; entries that an earlier version did not store are reported, and not compared.
-        now: of the run.
         free: entries that may differ; these differences are reported in one line.
-        say: receives each line.
         fix: what to do about an entry that must not differ.
     """
     before, allowed, changed = ADDED_LATER | dict(before), set(free), []

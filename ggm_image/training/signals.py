@@ -34,7 +34,6 @@ class GracefulStop:
         silent: whether another process says so.
         give_up: called in that thread before the process ends; returns what is to be said. None: never give up, as the
             processes of one run end together.
-        grace: in place of `GRACE`.
     """
 
     def __init__(
@@ -130,12 +129,7 @@ class GracefulStop:
 
 
 def last_words(step: int, saved_step: int | None) -> str:
-    """The message where a step is given up.
-
-    Args:
-        step: that was begun.
-        saved_step: of the last checkpoint, or None without one.
-    """
+    """The message where a step is given up; ``saved_step`` is of the last checkpoint, None without one."""
     if saved_step is None:
         return f"ended within step {step}, which was too long to wait for; there is no checkpoint yet"
     return (

@@ -31,8 +31,6 @@ class StepTime:
     """The time of a step as a function of its rows.
 
     Attributes:
-        fixed: seconds that do not depend on the rows.
-        per_row: seconds a row.
         rows: the most that were timed.
     """
 
@@ -60,11 +58,9 @@ def time_steps(
 
     Args:
         config: the run, complete; it is not changed.
-        device: where to train.
         rows: of a step in one process.
         queried: sites that a step queries.
         seconds: about how long to take.
-        timer: seconds since any moment.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng():
         trainer = _trainer(config, device, rows, queried, Path(folder) / "run")

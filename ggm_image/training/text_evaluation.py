@@ -39,14 +39,7 @@ def bits_per_byte(
     probability only adds to its own, so the bound holds for any tokenizer.
 
     Args:
-        network: in evaluation mode.
-        val_set: clean tokens; not empty.
         tokenizer: of the tokens; a token is a byte where None.
-        seed: of the order and of the sites.
-        batch_size: rows of a forward pass.
-
-    Returns:
-        Bits per byte.
     """
     device, rows_total, sites_total = network.site.weight.device, len(val_set), val_set.tokens.shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -82,11 +75,7 @@ def sample_texts(network: Transformer, manifest: Manifest, path: Path, *, seed: 
     """Sample a few rows and write them into one file, with a line between them.
 
     Args:
-        network: in evaluation mode.
-        manifest: of the token cache.
-        path: of the file.
         seed: the same noise every time, so that the samples of a run can be compared.
-        texts: how many.
 
     Returns:
         Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.

@@ -53,7 +53,6 @@ class GeneratorTrainer(TrainingLoop):
     """One run; all that changes is in ``state_dict``.
 
     Attributes:
-        record: what defines the run, see `run_record`; stored with every checkpoint.
         block: queried sites of every step; None to sample them as the samplers will query them.
     """
 

@@ -39,7 +39,6 @@ class Images:
     """Images and the file to download them from.
 
     Attributes:
-        images: in their own size.
         download: a zip of them with their manifest.
         note: what was done, in a sentence.
     """
@@ -54,8 +53,6 @@ class Actions:
 
     Args:
         model: name, folder or repository of the model that is shown first; the shipped ones can be chosen too.
-        device: see `load_model`.
-        cache: folder for files to download.
     """
 
     def __init__(self, model: str, *, device: str | None = None, cache: Path) -> None:
@@ -98,10 +95,7 @@ class Actions:
             key: of the job, see `Jobs.run`.
             name: of the model.
             classes: that take turns; all of the model's where empty.
-            count: how many images.
-            preset: of the model.
             guidance: scale; the preset's where None.
-            seed: any integer.
 
         Yields:
             Steps, and `Finished` with `Images`.

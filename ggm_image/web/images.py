@@ -80,13 +80,7 @@ def painted_mask(layers: Sequence[Image.Image]) -> Bool[np.ndarray, "h w"] | Non
 
 
 def pack_samples(images: Sequence[Image.Image], manifest: dict[str, Any], cache: Path) -> Path:
-    """A zip of the folder that ``ggm-image sample --out`` writes for the same request.
-
-    Args:
-        images: all of them, in order.
-        manifest: of `Model.manifest`.
-        cache: where to write.
-    """
+    """A zip of the folder that ``ggm-image sample --out`` writes for the same request."""
     folder = SampleFolder(_new_folder(cache) / "samples", manifest)
     folder.claim()
     for k, image in enumerate(images):

@@ -58,7 +58,6 @@ class Jobs:
         """Run a job in a thread of its own.
 
         Args:
-            key: of the job.
             work: given a report function, which raises `Cancelled` in it.
 
         Yields:

@@ -31,12 +31,7 @@ CONTENT_POLICY = "; ".join(
 
 
 def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:
-    """The user name and password of ``--auth``.
-
-    Args:
-        listen: an IP address, or ``localhost``.
-        auth: ``user:password``, or None.
-    """
+    """The user name and password of ``--auth``."""
     try:
         loopback = listen == "localhost" or ipaddress.ip_address(listen).is_loopback
     except ValueError as error:
@@ -126,14 +121,7 @@ def without_other_hosts(html: str) -> str:
 
 
 def make_app(model: str, *, device: str | None, cache: Path, auth: tuple[str, str] | None = None) -> Any:
-    """The page as an ASGI application.
-
-    Args:
-        model: see `Actions`.
-        device: see `load_model`.
-        cache: folder for uploads and results.
-        auth: user name and password, or None.
-    """
+    """The page as an ASGI application."""
     prepare_gradio(cache)
     import gradio
     from fastapi import FastAPI
@@ -163,8 +151,6 @@ def serve(model: str, *, device: str | None, listen: str, port: int, auth: str |
     """Serve the page until Ctrl-C; uploads and results are removed at the end.
 
     Args:
-        model, device: see `make_app`.
-        listen: address to listen on.
         port: 0 for any free one.
         auth: ``user:password``, see `check_address`.
     """

@@ -53,7 +53,6 @@ class ImageStream:
     """Parts in a fixed order, each with samples in a fixed order.
 
     Attributes:
-        description: where the images came from, for a manifest.
         parts: a name for each part, unlike all others.
         class_names: of the labels; empty where they are not known beforehand.
         read: the samples of one part by its number.

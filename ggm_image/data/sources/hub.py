@@ -45,7 +45,6 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
     """Open a data set; its images are read later, part by part.
 
     Args:
-        source: as above.
         class_names: in the order of the labels, where the data set does not name them.
         shard_size: images a part, where the data set can be divided at will.
     """
@@ -86,7 +85,6 @@ def open_hub_text(source: str, *, text_key: str = "text") -> TextSource:
     """Open a data set of text; its rows are documents, called by their number. A row without text is an empty one.
 
     Args:
-        source: as above.
         text_key: the column; the only one of strings where there is none of that name.
     """
     _library(source)

@@ -216,14 +216,7 @@ def _report(where: str, left_out: LeftOut) -> None:
 def find_tars(
     paths: Sequence[Path], where: str, *, scratch: str | os.PathLike[str] | None = None, left_out: LeftOut | None = None
 ) -> ImageFiles:
-    """The images of local tar archives, read at random, as one set; what is left out is reported on stderr.
-
-    Args:
-        paths: the archives, in order.
-        where: what to call them together.
-        scratch: as for `ggm_image.data.sources.image_files.open_source`.
-        left_out: what was left out beside the archives.
-    """
+    """The images of local tar archives, read at random, as one set; what is left out is reported on stderr."""
     left_out = left_out or LeftOut()
     members: list[tuple[PurePosixPath, str, tuple[IO[bytes], int, int]]] = []
     rooted = True

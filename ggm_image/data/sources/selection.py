@@ -70,12 +70,7 @@ class LeftOut:
         """Class folders without an image."""
 
     def add(self, reason: str, name: object) -> None:
-        """Count a file, or a folder that is not entered.
-
-        Args:
-            reason: as `why_left_out` gives it, `EMPTY` or `CIRCULAR`.
-            name: of the file.
-        """
+        """Count a file, or a folder that is not entered."""
         if PurePosixPath(str(name)).name in _OURS:
             return
         self._counts[reason] += 1

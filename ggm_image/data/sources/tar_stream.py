@@ -111,7 +111,6 @@ def members(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     Args:
         place: a path, an address with ``://`` for fsspec, or ``pipe:`` and a command for the shell. Archives may be
             packed by gzip, xz or bzip2.
-        wanted: whether a file of this name is wanted.
     """
     attempts = ATTEMPTS if is_stream(place) else 1
     done, before = 0, hashlib.sha256()
@@ -149,10 +148,6 @@ def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tuple[PurePos
     """The members of an open archive with their names, without ``./``; every reader of archives goes by these.
 
     Nothing of an archive is kept in memory; PAX and GNU headers are applied to the names.
-
-    Args:
-        archive: opened for random access or as a stream.
-        where: its name for an error.
     """
     while (member := archive.next()) is not None:
         name = PurePosixPath(member.name)

@@ -46,12 +46,7 @@ class Document:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Documents that can be read any number of times, from the first to the last.
-
-    Attributes:
-        description: where they come from, for a manifest.
-        documents: starts to read them.
-    """
+    """Documents that can be read any number of times, from the first to the last."""
 
     description: str
     documents: Callable[[], Iterator[Document]]

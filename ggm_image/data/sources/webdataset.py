@@ -142,8 +142,6 @@ class _Found:
     Attributes:
         key: where the label stands, as a label key; empty without one.
         value: the label of the first sample; None without one.
-        fields: of its JSON.
-        has_folders: whether images lie in folders.
     """
 
     key: str

@@ -34,12 +34,7 @@ def discard_cache(folder: str | Path) -> None:
 
 
 class TokenCache:
-    """A finished token cache, read through memory maps.
-
-    Attributes:
-        manifest: what the cache says of itself.
-        folder: where it lies.
-    """
+    """A finished token cache, read through memory maps."""
 
     def __init__(self, folder: str | Path, manifest: Manifest, shards: list[tuple[np.ndarray, np.ndarray]]) -> None:
         self.folder, self.manifest = Path(folder), manifest

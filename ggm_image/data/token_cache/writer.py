@@ -45,7 +45,6 @@ class TokenCacheWriter:
         folder: a new or empty folder, or one with a cache of the same request.
         manifest: the request. Shard k holds the source items ``k * shard_size ... (k + 1) * shard_size``, or part k of
             a stream.
-        share: number of this process, and how many there are.
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> None:

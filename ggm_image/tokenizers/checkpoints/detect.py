@@ -33,7 +33,6 @@ class Published:
     """A published tokenizer on disk.
 
     Attributes:
-        family: a key of `FAMILIES`.
         architecture: entries of that family's config.
         weights: the file to load.
         name: what it may be called: the file's or the folder's name.

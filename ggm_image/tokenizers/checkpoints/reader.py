@@ -53,13 +53,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in an open file.
-
-    Attributes:
-        shape: its sizes.
-        dtype: its type of number.
-        load: takes it into memory; use `read`.
-    """
+    """A tensor that lies in an open file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -313,9 +307,7 @@ def load_stored(module: nn.Module, tensors: Mapping[str, StoredTensor], names: M
 
     Args:
         module: what to fill; it may be on the meta device, so that its own values are never initialised.
-        tensors: of `open_weights`.
         names: {name in the module: name in the file}.
-        path: of the file, for messages.
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tensors[theirs].shape for name, theirs in names.items()}

@@ -93,7 +93,6 @@ def from_config(config: Mapping[str, Any], *, unit_range: bool | None = None) ->
     """Our architecture for the config.json of a VQModel.
 
     Args:
-        config: its entries; those that are missing have diffusers' defaults.
         unit_range: whether pixels lie in [0, 1]; None to go by ``lookup_from_codebook``.
     """
     channels = list(config.get("block_out_channels", [64]))

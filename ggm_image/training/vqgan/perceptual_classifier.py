@@ -40,13 +40,8 @@ def train_classifier(
 
     Args:
         source: class folders of images, or a tar of them.
-        out: the .safetensors file.
-        image_size: side in pixels.
         minutes: how long to train.
-        batch_size: images in a step.
         learning_rate: peak rate of AdamW.
-        seed: of initial weights and data order.
-        device: where to train.
     """
     torch.manual_seed(seed)
     where = torch.device(device)

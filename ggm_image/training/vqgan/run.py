@@ -82,10 +82,7 @@ def train_tokenizer(
         config_path: YAML of a `TokenizerTrainConfig`.
         data: image folder or tar.
         out: folder of the run: config.yaml, checkpoints, log.csv, images, and the tokenizer in ``tokenizer/``.
-        overrides: ``key=value``.
         resume: continue from the last checkpoint in ``out``.
-        device: where to train.
-        workers: threads that decode images.
         force: start although the run seems to need more memory than is available.
 
     Returns:
@@ -153,12 +150,7 @@ class TokenizerRun(TokenizerTrainer):
     """A trainer with its images and its folder.
 
     Args:
-        config: complete.
-        device: where to train.
-        out: folder of the run.
-        source: images to train on.
         record: what defines the run, see `run_record`; stored with every checkpoint.
-        workers: threads that decode images.
     """
 
     COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
