@@ -45,11 +45,7 @@ _STRONG, _WEAK = {"fg": "white", "bg": "red"}, {"fg": "red"}
 
 
 def refuse_given(context: click.Context, names: dict[str, str]) -> None:
-    """Raise UserError for an option that was given and that text has not.
-
-    Args:
-        names: of each parameter, how to do without it.
-    """
+    """Raise UserError for an option that was given and that text has not."""
     for name, fix in names.items():
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = next(p.opts[-1] for p in context.command.params if p.name == name)
@@ -168,7 +164,6 @@ def marked(text: bytes, probability: list[float], *, in_colour: bool) -> str:
     """A text with its doubtful parts marked.
 
     Args:
-        text: bytes.
         probability: of each byte, that it is signal. A character of several bytes has that of the least.
         in_colour: by terminal colours, the stronger the less signal; otherwise in ``[[ ]]``.
     """

@@ -209,11 +209,7 @@ def check_is_text(cache: TokenCache) -> None:
 
 
 def documents(cache: TokenCache, tokenizer: TextTokenizer) -> Iterator[Document]:
-    """The documents of a cache of text in order, as they were read; to be read one after the other.
-
-    Raises:
-        UserError: it is not a cache of text of this tokenizer, or it is damaged.
-    """
+    """The documents of a cache of text in order, as they were read; to be read one after the other."""
     check_is_text(cache)
     manifest = cache.manifest
     if tokenizer.sha256 != manifest.tokenizer_sha256:
@@ -249,11 +245,7 @@ def _pieces(cache: TokenCache, tokenizer: TextTokenizer, start: int, end: int) -
 
 
 def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: TextTokenizer) -> int:
-    """Write all documents of a cache into one file, one after the other without a separator, whole or not at all.
-
-    Returns:
-        The number of documents.
-    """
+    """Write all documents of a cache into one file, one after the other without a separator, whole or not at all."""
     count = 0
     with atomic_path(out) as temporary, open(temporary, "wb") as file:
         for document in documents(cache, tokenizer):
@@ -290,9 +282,6 @@ def verify_text(folder: str | Path, tokenizer: TextTokenizer, source: TextSource
 
     Returns:
         What `ggm_image.data.token_cache.verify.verify` returns, and the number of ``documents`` and ``bytes``.
-
-    Raises:
-        UserError: at the first thing that is not so.
     """
     cache = TokenCache.open(folder)
     check_is_text(cache)

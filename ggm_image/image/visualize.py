@@ -22,7 +22,6 @@ def image_grid(
 
     Args:
         columns: images a row; as near to a square as possible by default.
-        gap: white pixels between neighbours.
     """
     n, _, h, w = images.shape
     sheet = images.new_full((3, *grid_size(n, h, w, columns, gap=gap)), 255)
@@ -45,7 +44,6 @@ def heat_map(image: Image.Image, probability: Float[Tensor, "rows columns"], cel
 
     Args:
         image: of any mode; what lies beyond the last whole cell at its right and lower edge is left out.
-        probability: of signal, in [0, 1].
         cell: pixels per side of a token's cell.
     """
     original = image.convert("RGB").crop((0, 0, probability.shape[1] * cell, probability.shape[0] * cell))

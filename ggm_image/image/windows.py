@@ -32,10 +32,6 @@ def extend(
 def place_under(size: tuple[int, int], mask: Bool[np.ndarray, "h w"]) -> Extension | None:
     """Where an image lies under a larger mask: over the mask's black part, or in the middle of an all-white mask.
 
-    Args:
-        size: width and height of the image.
-        mask: True where white.
-
     Returns:
         What is to be added around the image to give it the mask's size; None where the mask is not larger, or
         its black part does not fit under the image.
@@ -83,8 +79,6 @@ def spans(low: int, high: int, side: int, window: int, overlap: int, step: int =
     """Starts of the fewest windows that cover [low, high) of [0, side), evenly spread.
 
     Args:
-        low, high: what is to be covered.
-        side: where windows may lie.
         window: length of each.
         overlap: of neighbours, at least.
         step: starts are multiples of it, if ``low``, ``high`` and ``window`` are.

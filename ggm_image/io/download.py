@@ -86,7 +86,6 @@ def download(
         urls: http or https addresses of the same file; tried in turn.
         size: its bytes, where they are known.
         sha256: 64 hexadecimal digits, where they are known.
-        label: in front of the progress bar.
         or_else: what a user can do instead, for the error message.
     """
     if path.is_file():

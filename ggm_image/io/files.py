@@ -61,11 +61,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the disk said, where a library covers it up: torch raises an error of its own over it, safetensors words.
-
-    Raises:
-        OSError: with the file's name.
-    """
+    """What the disk said, where a library covers it up: torch raises an error of its own over it, safetensors words."""
     try:
         yield
     except OSError:

@@ -50,9 +50,6 @@ def snapshot(name: str) -> Snapshot:
     """The files of a repository in the user's cache, downloaded at the first use.
 
     A branch or tag is looked up once per process: all of a run sees the same commit.
-
-    Args:
-        name: ``owner/name``, with ``@`` and a branch, tag or commit hash for another revision than ``main``.
     """
     repository, _, revision = name.partition("@")
     revision = revision or "main"
@@ -86,9 +83,6 @@ def snapshot(name: str) -> Snapshot:
 
 def upload(folder: Path, name: str, *, message: str, private: bool = False) -> tuple[str, str]:
     """Upload a folder's files as one commit; the repository is created where there is none.
-
-    Args:
-        message: of the commit.
 
     Returns:
         The address of the repository and the commit hash.

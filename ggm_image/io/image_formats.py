@@ -29,7 +29,6 @@ class ImageFormat:
 
     Attributes:
         name: as users and Pillow call it; Pillow's in capitals.
-        suffixes: of its files, the usual one first.
         modes: Pillow's modes that it keeps bit for bit where it is lossless.
         compression: ``none`` lost, ``lossy``, or ``either``.
         most_side: pixels of the longest side.
@@ -72,7 +71,6 @@ class Encoding:
         """The encoding of a format at a quality, 95 by default where the format is usually lossy.
 
         Args:
-            form: of the file.
             quality: 1 to 100, or ``lossless``.
         """
         if quality == "lossless":
@@ -156,12 +154,7 @@ def encode(image: "Image", encoding: Encoding = LOSSLESS_PNG) -> bytes:
 def marked_image(
     image: "Image", command: str, settings: Mapping[str, Any] | None = None, encoding: Encoding = LOSSLESS_PNG
 ) -> bytes:
-    """The image as a file with our mark, see `ggm_image.io.marks.mark`; the same bytes for the same image and settings.
-
-    Args:
-        image, encoding: see `encode`.
-        settings: what the image was made with, for JSON.
-    """
+    """The image as a file with our mark, see `ggm_image.io.marks.mark`; the same bytes for the same input."""
     return mark(encode(image, encoding), command, settings)
 
 

@@ -35,9 +35,6 @@ def mark(data: bytes, command: str, settings: Mapping[str, Any] | None = None) -
         data: a whole PNG, JPEG, WebP or TIFF file without a mark.
         settings: what the image was made with, for JSON. They are left out where the mark would be larger than 65,000
             bytes.
-
-    Raises:
-        ValueError: another format.
     """
     if data.startswith(_PNG):
         return mark_png(data, command, settings)

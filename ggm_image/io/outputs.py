@@ -96,7 +96,6 @@ class Gate:
         """Raise UserError unless a file may be written at ``path``.
 
         Args:
-            path: of the file; its folder need not exist.
             content: what will be written, where that is known: a file that holds it already is no loss.
         """
         path = Path(path)

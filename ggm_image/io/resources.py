@@ -9,11 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def resource_dir(kind: Literal["configs", "tokenizers", "assets"]) -> Path:
-    """The folder of one kind of resource.
-
-    Args:
-        kind: ``configs``, ``tokenizers`` or ``assets``.
-    """
+    """The folder of one kind of resource: ``configs``, ``tokenizers`` or ``assets``."""
     installed = _PACKAGE / "_resources" / kind
     if installed.is_dir():
         return installed

@@ -20,7 +20,6 @@ class Metric:
         function: as ``module:name``; imported when it is first used. It is called as
             function(generated, reference, job) with two `feature_file.Features` and a `evaluate.MetricJob`, and returns
             some of its ``figures`` as a dict for JSON.
-        summary: half a sentence for ``--help``.
         figures: its entries in the report, None where the metric was not asked for.
     """
 

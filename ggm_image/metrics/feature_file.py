@@ -80,9 +80,7 @@ class Features:
 
     Attributes:
         rows: of `row_type`, mapped from a file.
-        record: what ``features.json`` says.
         folder: where they are saved; None for a temporary file.
-        reused: rows that were there before.
     """
 
     rows: np.ndarray

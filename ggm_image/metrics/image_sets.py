@@ -89,11 +89,7 @@ class ImageFileSet(ImageSet):
             self.labels = [index[str(asked[k])] for k in _numbers(source.names)]
 
     def leave_out_bad(self, workers: int | None = None) -> list[str]:
-        """Leave out the images that cannot be read, for which every image is decoded once.
-
-        Returns:
-            Why, a line for each of them.
-        """
+        """Leave out the images that cannot be read, for which every image is decoded once."""
 
         def why(index: int) -> str:
             try:
@@ -179,7 +175,6 @@ class SampledSet(_GeneratedSet):
 
     Args:
         classes: a class for all, or several that take turns; all of the model's by default.
-        settings: of the sampler; the preset "best" by default.
     """
 
     def __init__(

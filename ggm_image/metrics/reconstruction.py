@@ -141,7 +141,6 @@ class _Pairs:
     """Originals and their reconstructions: figures of each, the first pairs, and the worst ones.
 
     Attributes:
-        count: pairs seen so far.
         shown: images of the first `PAIRS_SHOWN` pairs, original and reconstruction in turn.
         worst: PSNR, item and pair of those with the lowest PSNR, worst first.
     """

@@ -31,7 +31,6 @@ def rows_per_call(device: torch.device, sites: int) -> int:
     `identity`, and small: a single image costs as much as a full call.
 
     Args:
-        device: of the network.
         sites: of the grid. A GPU is kept busy by few rows of a large grid.
     """
     if device.type != "cuda":

@@ -62,7 +62,6 @@ def encode_guide(model: Model, guide: ImageLike, strength: float = STRENGTH) -> 
     A site counts by the mean opacity of its cell: transparent parts guide nothing.
 
     Args:
-        guide: an image of any size, see `load_guide`.
         strength: > 0; the likelihood is exp(-strength |z_i - e_a|^2 / d), see `latent_log_likelihood`.
     """
     strength = check_strength(strength)

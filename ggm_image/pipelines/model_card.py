@@ -17,7 +17,6 @@ def write_card(model: Model, folder: Path, *, repository: str, licence: str) -> 
     """Write ``README.md`` and ``samples.png`` into a saved model's folder.
 
     Args:
-        model: loaded, for the samples on the card.
         folder: of `Model.save`; a README.md in it becomes the card's last part.
         licence: of the weights, as the Hub names it.
     """

@@ -24,7 +24,6 @@ def save_model(model: NetworkFolder, out: str | Path, *, tokenizer: str | Path |
     Args:
         out: a folder that does not exist or is empty.
         tokenizer: name or folder of its tokenizer, where that has moved.
-        sha256: of the weights, if they were loaded before.
     """
     model.check_weights()
     spec = find_tokenizer(tokenizer or model.tokenizer)

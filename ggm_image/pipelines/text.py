@@ -47,9 +47,7 @@ class TextModel:
     """A trained network with its tokenizer of text. Make one with `ggm_image.load_model`.
 
     Attributes:
-        name: of the folder.
         presets: settings by name; ``exact`` is the paper's chain without truncation.
-        sha256: of the network's weights file.
         length: L, tokens of the rows that it was trained on.
     """
 
@@ -85,11 +83,7 @@ class TextModel:
         }
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
-        """A preset with changes; None leaves the preset's value.
-
-        Raises:
-            UserError: for an unknown preset or a value out of range.
-        """
+        """A preset with changes; None leaves the preset's value. UserError if it is unknown or a value out of range."""
         return Settings.of_preset(self.presets, preset, changes)
 
     @isolate
@@ -323,12 +317,7 @@ class TextModel:
 
     @isolate
     def signal_of_rows(self, rows: Int[Tensor, "n t"], *, level: float = 0.9, block: int = 4) -> Float[Tensor, "n t"]:
-        """As `signal`, token by token, of several texts of one length, at most a row's.
-
-        Args:
-            rows: (n, t) tokens.
-            level, block: as in `signal`.
-        """
+        """As `signal`, token by token, of several texts of one length, at most a row's."""
         width, found = rows.shape[1], []
         for batch in rows.split(self.kernel_batch):
             with torch.inference_mode(), autocast(self.device, self.half):

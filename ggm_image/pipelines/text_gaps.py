@@ -21,12 +21,7 @@ LEAST_MASKS = 4
 
 @dataclass(frozen=True)
 class Gap:
-    """What is missing in a text.
-
-    Attributes:
-        characters: of its mark.
-        tokens: that it gets, where that is given; 0 where not.
-    """
+    """What is missing in a text; 0 tokens where their number is not given."""
 
     characters: int
     tokens: int = 0

@@ -44,11 +44,7 @@ def resolve_device(name: "str | torch.device | None" = None) -> str:
 
 
 def choose_device(name: "str | torch.device | None" = None) -> "torch.device":
-    """The device to run on, as `resolve_device` finds it; each of torchrun's processes gets a GPU of its own.
-
-    Args:
-        name: as for `resolve_device`. A GPU that is named by number is taken as it is.
-    """
+    """The device to run on, as `resolve_device` finds it; each of torchrun's processes gets a GPU of its own."""
     import torch
 
     found, number = resolve_device(name), os.environ.get("LOCAL_RANK", "")

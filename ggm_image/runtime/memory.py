@@ -20,7 +20,6 @@ def available_memory(device: torch.device, root: Path = Path("/")) -> int | None
     On a CPU the least of what the kernel calls available and of what the limit of a container leaves.
 
     Args:
-        device: the CPU, or a CUDA device.
         root: where the system's files are.
     """
     if device.type == "cuda":

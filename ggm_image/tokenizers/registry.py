@@ -80,7 +80,6 @@ def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None
     """The spec of a published tokenizer.
 
     Args:
-        path: a weights file or a folder.
         like: name of the known tokenizer that it is; empty to go by its config or by its shapes.
         unit_range: as in `detect.read_published`.
     """
@@ -225,11 +224,7 @@ def _checked_hash(spec: TokenizerSpec, weights: Path) -> str:
 
 
 def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
-    """The untrained module of a specification.
-
-    Raises:
-        UserError: for an architecture that its family cannot build.
-    """
+    """The untrained module of a specification."""
     what = f"the architecture of tokenizer {spec.name} must be one of family {spec.family}"
     with explained(what, f"correct {spec.folder / 'config.yaml'}"):
         return FAMILIES[spec.family].network(spec.sizes, name=spec.name, sha256=sha256)

@@ -222,9 +222,6 @@ def product_rate(device: torch.device, precision: str = "bf16-mixed", seconds: f
 
     The side is 2048, or the first power of two from 256 on whose product takes an eighth of the time limit: emulated
     bf16 is hundreds of times slower than what it emulates.
-
-    Args:
-        seconds: about how long to measure at most.
     """
     dtype, side, end = torch.bfloat16 if precision == "bf16-mixed" else torch.float32, 256, now(device) + seconds
     while True:

@@ -41,7 +41,7 @@ def val_nll(
     batch_size: int = 250,
     figures: Sequence[str] = FIGURES,
 ) -> dict[str, float]:
-    """Held-out negative log-likelihood of the heat bath, nats per token.
+    """Validation negative log-likelihood of the heat bath, nats per token.
 
     ``nll_level_a``: all sites at level a, a random quarter of them masked and asked for: the mean over x_t given
     x_0 of -log P(x_{t,i} | rest). ``nll``: the mean over the levels. ``nll_masked_r``: a share r of the sites masked,

@@ -19,11 +19,7 @@ _FREE = ("classes", "grid")  # positions are rotary, so no weight belongs to a s
 def initialize_network(
     network: Transformer, config: GeneratorConfig, manifest: Manifest, say: Callable[[str], None]
 ) -> None:
-    """Fill an untrained network as the config asks.
-
-    Args:
-        config: ``start`` and ``train.start_from_codes`` are followed.
-    """
+    """Fill an untrained network as the config asks."""
     if config.start:
         trained, names = trained_network(config.start, config.network, manifest)
         kept = _copy(network, trained, names, manifest.class_names)

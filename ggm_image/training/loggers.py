@@ -77,9 +77,6 @@ class WandB:
 
     Where the network is forbidden (see `ggm_image.io.download`) and ``WANDB_MODE`` is not set, the run is recorded
     offline. A resumed run continues the same run, whose id is in ``wandb/id.txt``.
-
-    Args:
-        config: shown with the run.
     """
 
     def __init__(self, wandb: Any, folder: Path, step: int, config: Mapping[str, Any]) -> None:

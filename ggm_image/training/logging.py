@@ -102,7 +102,6 @@ class Stopwatch:
     """Seconds of work, over all resumptions of a run.
 
     Args:
-        before: seconds of earlier processes.
         timer: a clock in seconds that never goes back, even if the system time is changed.
         running: whether it counts from now on, or from `start` on.
     """

@@ -97,7 +97,6 @@ class OptimizerSettings:
     Attributes:
         learning_rate: of the first step; the trainer sets that of each later one.
         weight_decay: on what `decays`; None for no decay and a single group.
-        betas: of Adam's two moments, in [0, 1).
         fused: use the fused kernel, on a CPU or on CUDA.
         bf16: compute the orthogonalisation of Muon in bfloat16, where the device has it in hardware.
     """

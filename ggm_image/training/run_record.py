@@ -58,12 +58,7 @@ SAMPLED_FILES = 256
 def generator_record(
     config: GeneratorConfig, *, class_names: Sequence[str], training: TokenSet, val_set: TokenSet, method: str
 ) -> dict[str, Any]:
-    """The record of a run of `train`.
-
-    Args:
-        config: complete, see `dataset.fit_to_cache`.
-        method: name of the trainer's class.
-    """
+    """The record of a run of `train`, whose config `dataset.fit_to_cache` has completed."""
     return config_record(asdict(config)) | {
         "method": method,
         "data.class_names": list(class_names),

@@ -29,7 +29,6 @@ class Pieces:
     """A tensor in a checkpoint, in runs of rows.
 
     Attributes:
-        shape: of the whole tensor.
         parts: first row, and rows, of each; in order.
     """
 

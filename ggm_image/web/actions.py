@@ -193,11 +193,7 @@ class Actions:
     def signal(
         self, key: str, name: str, image: Image.Image | None, level: float, class_name: str | None
     ) -> Iterator[Step | Finished]:
-        """The heat map of an image; arguments as in `inpaint` and `Model.signal`.
-
-        Yields:
-            Steps, and `Finished` with the image with its map beside it.
-        """
+        """The heat map of an image; arguments as in `inpaint` and `Model.signal`."""
         if image is None:
             raise UserError("there is no image to look at", "none was opened", "open one, or click a sample")
 

@@ -40,11 +40,7 @@ def system_theme() -> gr.themes.Base:
 
 
 def build_page(actions: Actions) -> gr.Blocks:
-    """The page.
-
-    Args:
-        actions: what its controls do.
-    """
+    """The page."""
     first = actions.names[0]
     page = gr.Blocks(title="ggm-image", analytics_enabled=False, delete_cache=(600, 3600))
     with page:

@@ -20,7 +20,6 @@ class Step:
     """How far a job is.
 
     Attributes:
-        done, total: in network calls, or another unit.
         seconds_left: None while nothing is done.
         preview: what to show, or None.
     """

@@ -76,11 +76,7 @@ def prepare_gradio(cache: Path) -> None:
 
 
 class LocalOnly:
-    """ASGI middleware: sends `CONTENT_POLICY` with every answer, and takes other hosts' addresses out of the HTML.
-
-    Args:
-        app: the application behind it.
-    """
+    """ASGI middleware: sends `CONTENT_POLICY` with every answer, and takes other hosts' addresses out of the HTML."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

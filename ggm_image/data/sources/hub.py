@@ -45,7 +45,6 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
     """Open a data set; its images are read later, part by part.
 
     Args:
-        class_names: in the order of the labels, where the data set does not name them.
         shard_size: images a part, where the data set can be divided at will.
     """
     datasets = _library(source)

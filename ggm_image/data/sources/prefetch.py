@@ -71,7 +71,6 @@ class Prefetch:
     """Preprocessed images of a source, decoded by threads some batches ahead.
 
     Args:
-        image_size: side in pixels of what is returned.
         copies: item ``c * N + i`` of N images is copy ``c`` of image ``i``.
     """
 

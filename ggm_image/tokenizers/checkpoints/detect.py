@@ -34,7 +34,6 @@ class Published:
 
     Attributes:
         architecture: entries of that family's config.
-        weights: the file to load.
         name: what it may be called: the file's or the folder's name.
     """
 
@@ -55,7 +54,6 @@ def read_published(path: Path, *, unit_range: bool | None = None) -> Published:
     """Family, sizes and weights file of a published tokenizer.
 
     Args:
-        path: a weights file, or a folder with one.
         unit_range: for diffusers' folders, whether the network's pixels lie in [0, 1]; None to guess.
     """
     if path.is_file():

@@ -79,7 +79,6 @@ class TokenizerTrainConfig:
         name, licence: of what is exported.
         start: known name, folder or checkpoint of a VQGAN whose weights the training starts from; its sizes take the
             place of ``architecture``. Empty for a new one.
-        architecture, loss, train: see there.
     """
 
     name: str = "my-tokenizer"

@@ -28,7 +28,6 @@ class SmallPerceptual(nn.Module):
     """A convolutional classifier whose hidden layers are the features.
 
     Args:
-        classes: how many.
         widths: channels of the layers; every layer after an even number of layers but the first halves the resolution.
     """
 

@@ -40,8 +40,6 @@ def train_classifier(
 
     Args:
         source: class folders of images, or a tar of them.
-        minutes: how long to train.
-        learning_rate: peak rate of AdamW.
     """
     torch.manual_seed(seed)
     where = torch.device(device)

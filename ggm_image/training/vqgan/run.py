@@ -122,11 +122,7 @@ def train_tokenizer(
 
 
 def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
-    """The config of a run, with the architecture of the tokenizer that it starts from.
-
-    Raises:
-        UserError: of `load_config`; or there is no such tokenizer, or it does not fit the config.
-    """
+    """The config of a run, with the architecture of the tokenizer that it starts from."""
     config = load_config(TokenizerTrainConfig, path, overrides)
     if config.start:
         start = starting_point(config.start)
@@ -175,11 +171,7 @@ class TokenizerRun(TokenizerTrainer):
         self.order = ResumableSampler(self.images.rows, config.train.batch_size, config.train.seed)
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Resume exactly where ``state`` was taken; `train_tokenizer` has compared its record.
-
-        Raises:
-            UserError: it is not the checkpoint of such a run.
-        """
+        """Resume exactly where ``state`` was taken; `train_tokenizer` has compared its record."""
         with kind_of_run("train-tokenizer"):
             self.load_state_dict(state["trainer"])
             self.order.load_state_dict(state["order"])

