@@ -16,7 +16,6 @@ from ggm_image.metrics import feature_extractors as features_module
 from ggm_image.pipelines.image import Model
 from tests.faults.harness import digests
 from tests.features import CHANNELS, Means, paint
-from tests.models import tiny_model_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 SIDES = ("generated", "reference")
@@ -27,11 +26,6 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("features") / "means.pt"
     torch.jit.script(Means()).save(str(path))
     return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
