@@ -81,7 +81,7 @@ def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, flo
             warm.train_step()
         del warm
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         trainer = make_trainer(config, Path(folder), device, context)
         trainer.block = config.network.grid[0] * config.network.grid[1]
         for _ in range(STEPS):

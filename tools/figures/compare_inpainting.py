@@ -113,7 +113,7 @@ def fill(
     calls: int,
     seed: int,
 ) -> Int64[Tensor, "n rows columns"]:
-    """Token grids of filled images; images whose unknown tokens agree are drawn together."""
+    """Token grids of filled images; images whose unknown tokens agree are sampled together."""
     height, width = model.grid
     unknown = [token_mask(mask, model.tokenizer.downscale) for mask in holes]
     tokens = model.encode(torch.stack([fill_unknown(p, mask) for p, mask in zip(pixels, holes, strict=True)]))
