@@ -164,7 +164,7 @@ def marked(text: bytes, probability: list[float], *, in_colour: bool) -> str:
     """A text with its doubtful parts marked.
 
     Args:
-        probability: of each byte, that it is signal. A character of several bytes has that of the least.
+        probability: of each byte, that it is signal. A character of several bytes has the lowest of theirs.
         in_colour: by terminal colours, the stronger the less signal; otherwise in ``[[ ]]``.
     """
     parts: list[tuple[int, str]] = []

@@ -146,7 +146,7 @@ def open_writer(out: Path, manifest: Manifest, share: tuple[int, int], *, overwr
 
 @dataclass(frozen=True)
 class _Encodable:
-    """One image on its way to the tokenizer: preprocessed, or why it cannot be read."""
+    """One image to be encoded: preprocessed, or why it cannot be read."""
 
     image: DecodedImage
     digest: bytes = NOTHING

@@ -1,4 +1,4 @@
-"""Images for people: grids and heat maps."""
+"""Images to look at: grids and heat maps."""
 
 import math
 

@@ -61,7 +61,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the disk said, where a library covers it up: torch raises an error of its own over it, safetensors words."""
+    """Raise the OSError behind an error of torch or safetensors, which hide what the disk reported."""
     try:
         yield
     except OSError:
@@ -104,12 +104,12 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
 def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Take an exclusive lock on a folder or file, so that two processes do not overwrite each other's files.
 
-    The system lets go of it however this process ends. Where there are no such locks (Windows, most network file
+    The system releases it however this process ends. Where there are no such locks (Windows, most network file
     systems), nothing is kept.
 
     Args:
         path: the folder, or a file that exists.
-        wait: until another process lets go of it.
+        wait: until another process releases it.
     """
     try:
         import fcntl
@@ -131,7 +131,7 @@ def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
 
 
 def write_together(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """As `atomic_path`, where other processes may write the same file at the same time, and tidy up behind themselves.
+    """As `atomic_path`, where other processes may write the same file at the same time, and remove leftovers.
 
     Args:
         path: the file. All processes write the same bytes, so it does not matter whose are left.

@@ -182,7 +182,7 @@ def _read(path: Path, rank: int, world: int) -> dict[str, Any]:
         files = [path / part_name(k, count) for k in range(count)]
         assert files, "no parts"
     for file in files[rank::world]:
-        # torch reads a flipped bit without a word, though the sums are in the file
+        # torch reads a flipped bit silently, although the checksums are in the file
         with zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")

@@ -225,7 +225,7 @@ class GeneratorConfig:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # a model whose presets cannot be read would be found out after hours, when it is loaded
+        # a model whose presets cannot be read would only fail after hours, when it is loaded
         for entries in self.presets.values():
             Settings.of(entries)
 
@@ -236,7 +236,7 @@ def digits(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A long time for people: minutes, hours, or days and hours."""
+    """A long time in words: minutes, hours, or days and hours."""
     days, rest = divmod(seconds, 86_400)
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"

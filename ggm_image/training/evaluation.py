@@ -48,7 +48,7 @@ def val_nll(
     the others clean: -log p0(x_{0,i}), which is MaskGIT's loss. Noise and sites come from ``seed`` alone.
 
     Args:
-        figures: which; ``nll`` comes along where all are asked for.
+        figures: which; ``nll`` is added if all are requested.
     """
     device, v = noise.device, network.config.codebook_size
     sites_total, noise_here = val_set.tokens.shape[1], noise.cpu()

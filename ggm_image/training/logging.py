@@ -17,7 +17,7 @@ from ggm_image.training.loggers import LOGGERS, Logger, logger_names
 
 
 def to_stderr(line: str) -> None:
-    """Print a line for people; nowhere where there is no stderr."""
+    """Print a line to stderr, if there is one."""
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
 

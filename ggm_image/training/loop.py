@@ -96,7 +96,7 @@ class TrainingLoop:
         raise NotImplementedError
 
     def report(self, numbers: Mapping[str, float], steps_per_second: float, left: str) -> tuple[dict[str, float], str]:
-        """A row of the log, and a line for people.
+        """A row of the log, and a line of progress.
 
         Args:
             numbers: what `advance` has returned, of all processes together, and ``minutes``.

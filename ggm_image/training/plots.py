@@ -88,7 +88,7 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
 
 
 def plot_at_the_end(folder: str | os.PathLike[str]) -> None:
-    """`plot_run`, where it can be had: a run does not fail for a missing image."""
+    """`plot_run`, where matplotlib works: a run does not fail for a missing image."""
     with contextlib.suppress(UserError, OSError):
         plot_run(folder)
 

@@ -22,7 +22,7 @@ KEY_BYTES = 16
 
 @dataclass
 class Sample:
-    """One image on its way.
+    """One image of a source.
 
     Attributes:
         name: of a stream, unlike that of every other sample.
@@ -59,7 +59,7 @@ class ImageStream:
         identity: what the names of the parts do not say of where they come from.
         state: of a part by its number: size in bytes and modification time in ns of its file; None where it has none.
         left_out: what has been left out of the parts read so far.
-        notes: what was found out about it, e.g. where its labels stand; empty until it is known.
+        notes: what was detected, e.g. where its labels stand; empty until it is known.
     """
 
     description: str

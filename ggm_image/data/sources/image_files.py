@@ -55,7 +55,7 @@ class ImageFiles:
         class_names: sorted names of the class folders; empty for a flat source.
         read: the bytes of one image's file by its number; safe to call from several threads.
         state: size in bytes and modification time in ns of one image's file, or of the archive it lies in, by its
-            number; None where it cannot be had.
+            number; None where unknown.
     """
 
     description: str
@@ -265,7 +265,7 @@ def _index_tar(
                     left_out.add(reason, name)
                 else:
                     index[name] = place
-            # tarfile takes a header that it cannot read for the end, and all behind it would be lost without a word
+            # tarfile takes a header that it cannot read for the end, and all behind it would be lost silently
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged at byte {archive.offset}")
@@ -338,6 +338,6 @@ def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
     Args:
         path: what to read.
         scratch: existing folder for the unpacked copy of a compressed archive; the system's temporary
-            folder by default. The copy has no name and goes with the process.
+            folder by default. It is a nameless temporary file, deleted when the process ends.
     """
     return ImageSource(**vars(find_images(path, scratch=scratch)))

@@ -158,7 +158,7 @@ def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tuple[PurePos
 
 
 def shown(place: str) -> str:
-    """``place`` for people to read: an address without passwords and signatures."""
+    """``place`` for messages: an address without passwords and signatures."""
     if place.startswith("pipe:") or "://" not in place:
         return place
     parts = urlsplit(place)

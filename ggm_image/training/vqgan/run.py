@@ -89,7 +89,7 @@ def train_tokenizer(
         The exported tokenizer folder.
 
     Raises:
-        UserError: for a wrong config or data, a run that exists, another process at work on it, or a loss that is not
+        UserError: for a wrong config or data, a run that exists, another process that uses it, or a loss that is not
             finite, or too little memory.
     """
     config, out = load_tokenizer_config(config_path, overrides), Path(out)
