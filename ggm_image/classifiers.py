@@ -26,11 +26,7 @@ def timm_network(model_name: str, weights: str | os.PathLike[str] | None) -> tup
     """A timm model with its published weights, without its head, for inference; and the file that they came from.
 
     Args:
-        model_name: timm's name.
         weights: a local file; the weights are downloaded once by default.
-
-    Raises:
-        UserError: timm has no such model, its weights cannot be downloaded, or the file does not fit.
     """
     import timm
 
@@ -100,9 +96,6 @@ def lite0_network(path: Path) -> Any:
 
     Args:
         path: the package's file, whose tensors are in the order of timm's layers; or weights with timm's names.
-
-    Raises:
-        UserError: the file is missing, damaged, of another architecture, or holds values that are not finite.
     """
     import timm
 

@@ -40,8 +40,6 @@ def suggest(name: object, known: Iterable[str], otherwise: str, *, n: int = 1, c
     """How to fix an unknown name: "did you mean cat or car?", or ``otherwise`` where nothing known is like it.
 
     Args:
-        name: what was given.
-        known: what there is.
         otherwise: the fix where none is near.
         n, cutoff: how many at most, and how near, as of `difflib.get_close_matches`.
     """
@@ -62,11 +60,7 @@ def explained(what: str, fix: str, *, got: object = "") -> Iterator[None]:
 
 
 class PeerFailure(Exception):
-    """Another process of the same run has failed or was stopped, and says why: this one ends without a word.
-
-    Args:
-        code: exit code.
-    """
+    """Another process of the same run has failed or was stopped, and says why: this one ends with its code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"another process has ended the run with code {code}")

@@ -32,9 +32,7 @@ def uniform_noise(codebook_size: int) -> Float[Tensor, " v"]:
 
 
 def heat_bath(
-    clean_logits: Float[Tensor, "*b v"],
-    level: Float[Tensor, "*#b"] | float,
-    noise: Float[Tensor, " v"],
+    clean_logits: Float[Tensor, "*b v"], level: Float[Tensor, "*#b"] | float, noise: Float[Tensor, " v"]
 ) -> Float[Tensor, "*b v"]:
     """Log-probabilities of a site's token at its level, given its context.
 
@@ -256,9 +254,7 @@ def _probability(name: str, value: Tensor | float, clean_logits: Tensor) -> Tens
 def _check_range(name: str, value: Tensor) -> None:
     if not bool(((value >= 0) & (value <= 1)).all()):  # written so that NaN fails too
         raise UserError(
-            f"{name} must lie in [0, 1]",
-            f"got {float(value.min()):g} to {float(value.max()):g}",
-            "pass probabilities",
+            f"{name} must lie in [0, 1]", f"got {float(value.min()):g} to {float(value.max()):g}", "pass probabilities"
         )
 
 

@@ -236,10 +236,7 @@ def _binary_sampled(
 
 
 def _cross_entropy_noisy(
-    logits: Float[Tensor, "*n v"],
-    x_0: Int[Tensor, "*n"],
-    level: Float[Tensor, "*n"],
-    noise: Float[Tensor, " v"],
+    logits: Float[Tensor, "*n v"], x_0: Int[Tensor, "*n"], level: Float[Tensor, "*n"], noise: Float[Tensor, " v"]
 ) -> Float[Tensor, "*n"]:
     log_ratio = _log_ratio(logits, level, noise)
     log_noise = _log_noise(noise)

@@ -118,11 +118,7 @@ def renamed_fields(schema: Any) -> dict[str, str]:
 
 
 def with_new_names(schema: Any, values: Any) -> Any:
-    """Nested plain values with the old names of fields replaced; anything but a table is returned as it is.
-
-    Raises:
-        UserError: a field is given by its old and its new name.
-    """
+    """Nested plain values with the old names of fields replaced; anything but a table is returned as it is."""
     if not isinstance(values, Mapping):
         return values
     names: Mapping[Any, str] = getattr(schema, "renamed", {})

@@ -20,6 +20,7 @@ if os.environ.get("SHAPES", "") not in ("", "0"):  # before the package is impor
     shapes.install()
 
 from ggm_image.tokenizers.base import Tokenizer
+from tests.models import tiny_model_folder
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,6 +45,11 @@ class MeanTokenizer(Tokenizer):
     def decode_indices(self, tokens: Int[Tensor, "n gh gw"]) -> Float[Tensor, "n 3 h w"]:
         cells = tokens.float() / 127.5 - 1
         return cells.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand(-1, 3, -1, -1)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.server import QuietHandler, serving
 
 
 class Hub(ThreadingHTTPServer):
@@ -40,12 +40,9 @@ class Hub(ThreadingHTTPServer):
         return (revision, commits[found[0]]) if found else None
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
     def answer(self, body: Any = b"", status: int = 200, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -128,14 +125,5 @@ class Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
 
-@contextmanager
-def running() -> Iterator[Hub]:
-    made = Hub()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield made
-    finally:
-        made.shutdown()
-        made.server_close()
-        thread.join()
+def running() -> AbstractContextManager[Hub]:
+    return serving(Hub())

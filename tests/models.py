@@ -56,11 +56,7 @@ def tiny_model_folder(root: Path, *, seed: int = 0, spoil: Callable[[dict[str, T
         root / "model",
         state,
         network=asdict(config),
-        tokenizer={
-            "name": "tiny",
-            "sha256": sha256_file(tokenizer / "model.safetensors"),
-            "source": str(tokenizer),
-        },
+        tokenizer={"name": "tiny", "sha256": sha256_file(tokenizer / "model.safetensors"), "source": str(tokenizer)},
         class_names=["cat", "dog", "ship"],
         training={},
     )

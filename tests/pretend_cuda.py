@@ -161,7 +161,7 @@ def pretend_cuda() -> Iterator[Log]:
 
 
 def _line() -> str:
-    """The innermost line of the package that asked, or of whoever did."""
+    """The innermost line of the package that asked, or of its caller."""
     frames = [frame for frame in traceback.extract_stack() if "pretend_cuda" not in frame.filename]
     own = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in _PACKAGES)]
     frame = (own or frames)[-1]

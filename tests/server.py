@@ -3,12 +3,15 @@
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 DATA = bytes(range(256)) * 5000  # 1.28 MB: more than a chunk
 SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+S = TypeVar("S", bound=ThreadingHTTPServer)
 
 
 class Server(ThreadingHTTPServer):
@@ -27,11 +30,13 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{path}"
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
+class QuietHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+class Handler(QuietHandler):
+    server: Server
 
     def do_GET(self) -> None:
         fault = self.server.faults.get(self.path, {})
@@ -68,9 +73,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[start:end])
 
 
+def running() -> AbstractContextManager[Server]:
+    return serving(Server())
+
+
 @contextmanager
-def running() -> Iterator[Server]:
-    made = Server()
+def serving(made: S) -> Iterator[S]:
+    """A server in a thread of its own."""
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

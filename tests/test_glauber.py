@@ -174,10 +174,7 @@ def test_draw_codes_reaches_rare_codes():
     [
         (lambda: heat_bath(torch.zeros(2, 3), 0.5, uniform_noise(4)), "one probability a code"),
         (lambda: heat_bath(torch.zeros(2, 3), 0.5, torch.ones(3)), "probability distribution"),
-        (
-            lambda: heat_bath(torch.zeros(2, 3), 0.5, torch.tensor([1.5, -0.5, 0.0])),
-            "probability distribution",
-        ),
+        (lambda: heat_bath(torch.zeros(2, 3), 0.5, torch.tensor([1.5, -0.5, 0.0])), "probability distribution"),
         (lambda: heat_bath(torch.zeros(2, 3), 1.5, uniform_noise(3)), r"level must lie in \[0, 1\]"),
         (lambda: heat_bath(torch.zeros(2, 3), float("nan"), uniform_noise(3)), "level must lie"),
         (lambda: heat_bath(torch.zeros(2, 3), torch.ones(3), uniform_noise(3)), "level does not fit"),

@@ -111,7 +111,7 @@ def test_own_order_is_cut_as_it_is():
 
 @pytest.mark.parametrize("block", [1, 3, 8])
 def test_restricted_touches_the_unknown_sites_only(block):
-    # seen to fail when blocks were filtered instead of cut anew (too many steps)
+    # seen to fail when blocks were filtered instead of cut again (too many steps)
     unknown = torch.rand(64, generator=torch.Generator().manual_seed(3)) < 0.3
     schedule = Schedule.round_robin(8, 8, sweeps=2, block=block, final_level=0.2).restricted(unknown)
     assert len(schedule.steps) == 2 * math.ceil(int(unknown.sum()) / block)

@@ -40,10 +40,7 @@ class Plain:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"paint": {"litres": 0}},
-            "paint.litres must be greater than 0 (0); change it in the config",
-        ),
+        ({"paint": {"litres": 0}}, "paint.litres must be greater than 0 (0); change it in the config"),
         ({"paint": {"litres": True}}, "paint.litres must be a number (True)"),
         ({"paint": {"litres": "many"}}, "paint.litres must be a valid integer"),
         ({"paint": {"share": float("nan")}}, "paint.share must be a finite number (nan)"),

@@ -11,10 +11,8 @@ from ggm_image.web.server import PORT, check_address, serve
 @what(shipped_model_option("robots64"))
 @how(device_option)
 @where(
-    click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free port."),
-    click.option(
-        "--listen", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="IP address to listen on."
-    ),
+    click.option("--port", type=click.IntRange(0, 65535), default=PORT, help="0 takes a free port."),
+    click.option("--listen", metavar="ADDRESS", default="127.0.0.1", help="IP address to listen on."),
     click.option(
         "--auth",
         metavar="USER:PASSWORD",

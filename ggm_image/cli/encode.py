@@ -1,8 +1,8 @@
 """``encode`` and ``decode``."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,7 +60,6 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
         "--shifts",
         type=click.IntRange(0),
         default=0,
-        show_default=True,
         metavar="N",
         help="Add N copies of every image, each shifted by a few pixels: more data for many epochs.",
     ),
@@ -84,7 +83,6 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
         "--precision",
         type=click.Choice(["fp32", "bf16"]),
         default="fp32",
-        show_default=True,
         help="bf16 is faster, but changes about one token in fifty; noted in OUT.",
     ),
     click.option("--workers", type=click.IntRange(1), help="Threads that read images; one per core by default."),
@@ -93,9 +91,7 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
     shard_option,
 )
 @where(
-    click.option(
-        "--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images in one file of OUT."
-    ),
+    click.option("--shard-size", type=click.IntRange(1), default=10_000, help="Images in one file of OUT."),
     click.option(
         "--overwrite",
         is_flag=True,
@@ -108,11 +104,7 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
         help="Measure PSNR, SSIM, chequered patches, codebook use; write image pairs.",
     ),
     click.option(
-        "--report-images",
-        type=click.IntRange(1),
-        default=5000,
-        show_default=True,
-        help="Number of images that the report decodes.",
+        "--report-images", type=click.IntRange(1), default=5000, help="Number of images that the report decodes."
     ),
     click.option("--features", metavar="NAME", help="Also report the rFID or rFD: the names of `fid --features`."),
     click.option(
@@ -122,15 +114,7 @@ def tokenizer_option(help: str) -> Callable[[F], F]:
     ),
     json_option,
 )
-def encode(
-    src: str,
-    out: Path | None,
-    tokenizer_name: str | None,
-    length: int | None,
-    text_key: str | None,
-    wants_proof: bool,
-    **options: Any,
-) -> None:
+def encode(src: str, out: Path | None, tokenizer_name: str | None, wants_proof: bool, **options: Any) -> None:
     """Encode the images or the text of SRC into a token cache at OUT.
 
     With `--tokenizer bytes` or a tokenizer.json SRC is text: a file, a folder of .txt or .jsonl files, a tar of one,
@@ -151,13 +135,13 @@ def encode(
 
     --seed chooses the images of the report; encoding itself is deterministic.
     """
-    context, given = click.get_current_context(), _Options(**options)
+    context, given = click.get_current_context(), SimpleNamespace(**options)
     if wants_proof:
         # SRC may be left out: then the only argument is the cache.
         source, cache = (None, Path(src)) if out is None else (src, out)
         if is_text_cache(cache):
             refuse_image_options(context)
-            verify_text(source, cache, text_key, given.as_json)
+            verify_text(source, cache, given)
         else:
             refuse_text_options(context)
             _prove(source, cache, given)
@@ -170,48 +154,13 @@ def encode(
 
     if is_text_tokenizer(tokenizer_name):
         refuse_image_options(context)
-        encode_text(
-            src,
-            out,
-            tokenizer_name,
-            length=length,
-            text_key=text_key,
-            shard_size=given.shard_size,
-            shard=given.shard,
-            overwrite=given.overwrite,
-            as_json=given.as_json,
-        )
+        encode_text(src, out, tokenizer_name, given)
     else:
         refuse_text_options(context)
         _encode_images(src, out, tokenizer_name, given)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    """The options of `encode` for images, by the names of its parameters."""
-
-    image_size: int | None
-    flip: bool
-    shifts: int
-    classes: str | None
-    label_key: str
-    skip_bad: bool
-    batch_size: int | None
-    precision: str
-    workers: int | None
-    seed: int
-    device: str | None
-    shard: str | None
-    shard_size: int
-    overwrite: bool
-    wants_report: bool
-    report_images: int
-    features: str | None
-    reference: str | None
-    as_json: bool
-
-
-def _encode_images(src: str, out: Path, tokenizer_name: str, given: _Options) -> None:
+def _encode_images(src: str, out: Path, tokenizer_name: str, given: SimpleNamespace) -> None:
     """Encode images, with a report if it is asked for, and print what there is."""
     from ggm_image.data.encode import encode as encode_source
     from ggm_image.data.encode import nearest_folder
@@ -279,7 +228,9 @@ def _class_names(classes: str | None) -> Sequence[str]:
     return read_classes(classes) if classes else ()
 
 
-def _open_source(src: str, scratch: Path, class_names: Sequence[str], given: _Options) -> "ImageSource | ImageStream":
+def _open_source(
+    src: str, scratch: Path, class_names: Sequence[str], given: SimpleNamespace
+) -> "ImageSource | ImageStream":
     from ggm_image.data.sources.open import open_images
 
     return open_images(
@@ -287,7 +238,9 @@ def _open_source(src: str, scratch: Path, class_names: Sequence[str], given: _Op
     )
 
 
-def _distance_of_report(given: _Options, scratch: Path, device: str) -> "tuple[Extractor | None, ImageSource | None]":
+def _distance_of_report(
+    given: SimpleNamespace, scratch: Path, device: str
+) -> "tuple[Extractor | None, ImageSource | None]":
     """What the report's Fréchet distances are computed with and compared to; opened before hours of encoding."""
     features, reference = given.features, given.reference
     if features is None:
@@ -304,7 +257,7 @@ def _distance_of_report(given: _Options, scratch: Path, device: str) -> "tuple[E
     return load_extractor(features, device=device), others
 
 
-def _prove(src: str | None, out: Path, given: _Options) -> None:
+def _prove(src: str | None, out: Path, given: SimpleNamespace) -> None:
     """Check a cache, and with ``src`` that its images are those that were encoded."""
     from ggm_image.data.encode import nearest_folder
     from ggm_image.data.token_cache.reader import TokenCache

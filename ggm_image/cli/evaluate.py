@@ -1,8 +1,9 @@
 """``ggm-image fid``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +28,7 @@ from ggm_image.cli.sampling import (
     COMPILE,
     asked_labels,
     class_option,
+    sampler_changes,
     sampler_options,
     sampler_parameters,
     tokenizer_option,
@@ -55,7 +57,6 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
     click.option(
         "--metrics",
         default=",".join(DEFAULT_METRICS),
-        show_default=True,
         help=f"Which to compute: {'; '.join(f'{name}: {entry.summary}' for name, entry in METRICS.items())}.",
     ),
 )
@@ -63,7 +64,6 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
     click.option(
         "--features",
         default="inception",
-        show_default=True,
         metavar="NAME",
         help="inception, clip, efficientnet-lite0, timm:NAME, or a TorchScript FILE.pt.",
     ),
@@ -73,11 +73,7 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
         help="Local weights of inception, efficientnet-lite0 or timm:NAME, in place of a download.",
     ),
     click.option(
-        "--bootstrap",
-        type=click.IntRange(0),
-        default=100,
-        show_default=True,
-        help="Bootstrap replicates for the interval; 0 disables it.",
+        "--bootstrap", type=click.IntRange(0), default=100, help="Bootstrap replicates for the interval; 0 disables it."
     ),
     batch_size_option("Images in one forward pass.", 64),
     sampler_options,
@@ -93,28 +89,7 @@ _OF_A_MODEL = ("count", "classes", *sampler_parameters(), "compiled")
     json_option,
 )
 @click.pass_context
-def fid(
-    context: click.Context,
-    sides: tuple[str, ...],
-    model_name: str | None,
-    count: int,
-    classes: tuple[str, ...],
-    skip_bad: bool,
-    preset: str,
-    features: str,
-    weights: Path | None,
-    metrics: str,
-    bootstrap: int,
-    statistics: Path | None,
-    tokenizer: str | None,
-    batch_size: int,
-    compiled: bool,
-    shard: str | None,
-    seed: int,
-    device: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def fid(context: click.Context, sides: tuple[str, ...], model_name: str | None, **options: Any) -> None:
     """Compare GENERATED with REFERENCE: FID, KID, precision and recall, in all and class by class.
 
     Each is a folder or tar of images, a token cache, a model (its folder, or model:NAME) or a folder of saved
@@ -124,47 +99,50 @@ def fid(
     Several processes share the work in a folder of --statistics: those of torchrun, or one command with --shard 0/4,
     one with 1/4 ... Process 0 prints the figures; it also does what the others leave undone.
     """
+    given, changes = SimpleNamespace(**options), sampler_changes(options)
     if model_name is not None:
         sides = (f"model:{model_name}", *sides)
     _check_sides(sides, model_name)
-    chosen = [name.strip() for name in metrics.split(",") if name.strip()]
-    _check_early(sides, features, weights, chosen, lambda folder: _check_model(folder, classes, preset, options))
+    chosen = [name.strip() for name in given.metrics.split(",") if name.strip()]
+    _check_early(sides, given, chosen, changes)
 
     from ggm_image.metrics.image_sets import ImageFileSet, SamplingRequest, kind_of, open_image_set
 
-    _check_kinds(context, [kind_of(side) for side in sides], skip_bad)
+    _check_kinds(context, [kind_of(side) for side in sides], given.skip_bad)
 
     from ggm_image.metrics.evaluate import evaluate
     from ggm_image.runtime.ranks import rank_and_world_size
 
-    rank, processes = rank_and_world_size(shard)
-    device = own_device(device)
-    request = SamplingRequest(n=count, seed=seed, preset=preset, changes=options, compiled=compiled)
+    rank, processes = rank_and_world_size(given.shard)
+    device = own_device(given.device)
+    request = SamplingRequest(
+        n=given.count, seed=given.seed, preset=given.preset, changes=changes, compiled=given.compiled
+    )
     # Paths first: a typing error should not wait for a network to load.
     generated, reference = (
-        open_image_set(s, tokenizer=tokenizer, device=device, request=_with_classes(request, s, classes)) for s in sides
+        open_image_set(
+            side, tokenizer=given.tokenizer, device=device, request=_with_classes(request, side, given.classes)
+        )
+        for side in sides
     )
     for side in (generated, reference):
-        if skip_bad and isinstance(side, ImageFileSet):
+        if given.skip_bad and isinstance(side, ImageFileSet):
             for why in side.leave_out_bad():
                 click.echo(f"skipped: {why}", err=True)
     report = evaluate(
         generated,
         reference,
-        _extractor(features, weights, device),
+        _extractor(given.features, given.weights, device),
         metrics=chosen,
-        statistics=statistics,
-        bootstrap=bootstrap,
-        seed=seed,
-        batch_size=batch_size,
         share=(rank, processes),
+        **{name: options[name] for name in ("statistics", "bootstrap", "seed", "batch_size")},
     )
     if rank:
         click.echo(f"share {rank}/{processes} is done; process 0 prints the figures", err=True)
         return
     for warning in report["warnings"]:
         click.echo(f"warning: {warning}", err=True)
-    if as_json:
+    if given.as_json:
         print_json(report)
     else:
         click.echo(summary(report))
@@ -207,30 +185,20 @@ def _with_classes(request: "SamplingRequest", side: str, classes: Sequence[str])
     return request if folder is None else replace(request, classes=asked_labels(folder, classes))
 
 
-def _check_early(
-    sides: Sequence[str],
-    features: str,
-    weights: Path | None,
-    metrics: Sequence[str],
-    check_model: Callable[["NetworkFolder"], object],
-) -> None:
+def _check_early(sides: Sequence[str], given: SimpleNamespace, metrics: Sequence[str], changes: dict[str, Any]) -> None:
     """Refuse what can be refused before torch is imported."""
     for side in sides:
         if (folder := _described_model(side)) is not None:
             folder.check_weights()
-            check_model(folder)
+            asked_labels(folder, given.classes)
+            folder.settings(given.preset, **changes)
         elif not Path(side).exists():
             raise UserError("source of images does not exist", side, "check the path")
-    if weights is not None and not weights.is_file():
-        raise UserError("file of weights not found", weights, "check the path")
-    if Path(features).suffix == ".pt" and not Path(features).is_file():
-        raise UserError("file of features not found", features, f"give {FEATURE_FILE}")
+    if given.weights is not None and not given.weights.is_file():
+        raise UserError("file of weights not found", given.weights, "check the path")
+    if Path(given.features).suffix == ".pt" and not Path(given.features).is_file():
+        raise UserError("file of features not found", given.features, f"give {FEATURE_FILE}")
     find_metrics(metrics)
-
-
-def _check_model(folder: "NetworkFolder", classes: Sequence[str], preset: str, options: dict[str, Any]) -> None:
-    asked_labels(folder, classes)
-    folder.settings(preset, **options)
 
 
 def _extractor(features: str, weights: Path | None, device: str) -> "Extractor":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from ggm_image.cli.options import (
     where,
 )
 from ggm_image.cli.sampling import (
+    NumberOrWord,
     asked_labels,
     check_input,
     find_described_model,
@@ -28,26 +30,13 @@ from ggm_image.cli.sampling import (
     load,
     model_options,
     output_encoding,
+    sampler_changes,
     sampler_options,
 )
 from ggm_image.io.image_formats import Encoding, losses
 from ggm_image.io.outputs import Gate, check_inputs_kept, numbered
 from ggm_image.pipelines.classes import turns
 from ggm_image.runtime.streams import say
-
-
-class ScalesType(click.ParamType):
-    """``auto``, or a whole number from 1 on."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "auto":
-            return "auto"
-        if str(value).isdecimal() and 1 <= int(value) <= 64:
-            return int(value)
-        return self.fail(f"{value!r} is neither auto nor a whole number from 1 to 64", param, ctx)
-
 
 SHEET_SIDE = 128
 """Pixels to which the shorter side of an image is enlarged on a contact sheet."""
@@ -64,22 +53,20 @@ GAP = 4
     click.option("--extend", metavar="SIDE=PX,...", help="Extend the image, e.g. left=32,top=16."),
     click.option("--fit", is_flag=True, help="Resize a MASK of another size to the image."),
     click.option("--mask-index", type=click.IntRange(0, 65535), help="Palette index or grey value of MASK to inpaint."),
-    click.option(
-        "--dilate", type=click.IntRange(min=0), default=0, show_default=True, help="Pixels to grow the mask by."
-    ),
+    click.option("--dilate", type=click.IntRange(min=0), default=0, help="Pixels to grow the mask by."),
 )
 @how(
     sampler_options,
-    click.option("--scales", type=ScalesType(), default="auto", show_default=True, help="Resolutions for a wide mask."),
+    click.option(
+        "--scales", type=NumberOrWord("auto", 64, "auto|N"), default="auto", help="Resolutions for a wide mask."
+    ),
     click.option(
         "--tau",
         type=click.FloatRange(min=0, min_open=True),
         help="How far each scale may depart from the coarser one.  [default: 1]",
     ),
     click.option("--context", type=click.IntRange(min=0), help="Known pixels around the mask that the model sees."),
-    click.option(
-        "--feather", type=click.IntRange(min=0), default=0, show_default=True, help="Pixels to blend over in the mask."
-    ),
+    click.option("--feather", type=click.IntRange(min=0), default=0, help="Pixels to blend over in the mask."),
     seed_option,
     device_option,
 )
@@ -89,31 +76,7 @@ GAP = 4
     overwrite_option,
     json_option,
 )
-def inpaint(
-    image: Path,
-    mask: Path | None,
-    out: Path,
-    image_format: str | None,
-    quality: int | str | None,
-    overwrite: bool,
-    model_name: str,
-    tokenizer: str | None,
-    classes: tuple[str, ...],
-    count: int,
-    dilate: int,
-    feather: int,
-    extend: str | None,
-    context: int | None,
-    fit: bool,
-    mask_index: int | None,
-    scales: Any,
-    tau: float | None,
-    preset: str,
-    seed: int,
-    device: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def inpaint(image: Path, mask: Path | None, out: Path, **options: Any) -> None:
     """Inpaint the white part of MASK; every other pixel of IMAGE stays as it is, bit for bit.
 
     An IMAGE with transparent parts needs no MASK; a MASK larger than IMAGE, or --extend, paints beyond it. With -n the
@@ -129,72 +92,55 @@ def inpaint(
     """
     from ggm_image.image.extension import Extension
 
-    single, encoding = output_encoding(out, image_format, quality)
-    gate = Gate("inpaint", overwrite, encoding=encoding)
-    files = _Files.of(out, count, single=single, suffix=encoding.suffix)
+    given, changes = SimpleNamespace(**options), sampler_changes(options)
+    single, encoding = output_encoding(out, given.image_format, given.quality)
+    gate = Gate("inpaint", given.overwrite, encoding=encoding)
+    files = _Files.of(out, given.count, single=single, suffix=encoding.suffix)
     for path in files.all:
         check_inputs_kept(path, image, mask)
-    for given in (image, mask):
-        if given is not None:
-            check_input(given, "image")
-    extend_by = None if extend is None else Extension.parse(extend)
-    found = find_described_model(model_name)
-    asked = asked_labels(found, classes)
-    if asked is None:
-        options["guidance"] = 1.0  # guidance needs a class
-    settings = found.settings(preset, **options)
-    files.check(gate, count)
+    for path in filter(None, (image, mask)):
+        check_input(path, "image")
+    extend_by = None if given.extend is None else Extension.parse(given.extend)
+    found = find_described_model(given.model_name)
+    asked = asked_labels(found, given.classes)
+    settings = found.settings(given.preset, **changes | ({"guidance": 1.0} if asked is None else {}))
+    files.check(gate, given.count)
 
     from ggm_image.image.masks import load_mask
-    from ggm_image.image.metadata import DROPPED
     from ggm_image.pipelines.inpaint import TAU
 
     # Open the image first: an unreadable one should not wait for the model to load.
-    original, hole = load_mask(image, mask, extend_by=extend_by, fit=fit, mask_index=mask_index)
-    _check_sizes(original, count, encoding, files)
-    if dropped := original.info.get(DROPPED):
-        say(f"results do not keep {', '.join(dropped)} of {image}")
-    model = load(model_name, tokenizer, device)
-    labels = None if asked is None else turns(asked, range(count))
-    tau = TAU if tau is None else tau
-    how_filled = {"dilate": dilate, "feather": feather, "context": context}
-    samples = model.inpaint(
-        original, hole, n=count, classes=labels, seed=seed, settings=settings, scales=scales, tau=tau, **how_filled
-    )
-    plan = model.plan_inpainting(hole, context=context, scales=scales) if hole.any() else None
+    original, hole = load_mask(image, mask, extend_by=extend_by, fit=given.fit, mask_index=given.mask_index)
+    _check_sizes(original, given.count, encoding, files)
+    _say_dropped(original, image)
+    model = load(given)
+    classes = None if asked is None else turns(asked, range(given.count))
+    run: dict[str, Any] = {"classes": classes, "seed": given.seed, "settings": settings}
+    how_filled = {name: options[name] for name in ("dilate", "feather", "context")}
+    tau = TAU if given.tau is None else given.tau
+    samples = model.inpaint(original, hole, n=given.count, scales=given.scales, tau=tau, **run, **how_filled)
+    plan = model.plan_inpainting(hole, context=given.context, scales=given.scales) if hole.any() else None
     names = [model.class_names[label] for label in asked or ()]
-    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings) | {
+    manifest = model.manifest(given.count, **run) | {
         "classes": names if len(names) > 1 else next(iter(names), None),  # in turn
         "kernel_batch": model.paint_batch,
         **_described_inputs(image, mask),
-        "extend": extend,
-        "fit": fit,
-        "mask_index": mask_index,
-        **how_filled,
+        **{name: options[name] for name in ("extend", "fit", "mask_index", "dilate", "feather", "context")},
         **_described_plan(plan, tau),
-        "size": list(original.size),
-        "hole_pixels": int(hole.sum()),
-        **encoding.described,
+        **{"size": list(original.size), "hole_pixels": int(hole.sum()), **encoding.described},
     }
     _say_losses(samples[0], encoding)
     files.save(gate, samples, manifest, lambda: _contact_sheet(original, hole, samples))
-    if as_json:
+    if given.as_json:
         print_json({**files.described, **manifest})
-        return
-    click.echo("\n".join(map(str, files.printed)))
-    click.echo(_what_was_done(original, hole, plan), err=True)
+    else:
+        click.echo("\n".join(map(str, files.printed)))
+        click.echo(_what_was_done(original, hole, plan), err=True)
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What ``--out`` stands for.
-
-    Attributes:
-        out: as given: a file or a folder.
-        samples: a file for each sample.
-        sheet: the contact sheet, where several samples go beside one file.
-        folder: whether ``out`` is a folder.
-    """
+    """What ``--out`` stands for."""
 
     out: Path
     samples: list[Path]
@@ -272,6 +218,14 @@ def _described_plan(plan: Any, tau: float) -> dict[str, Any]:
         "scales": [{"factor": scale.factor, "windows": len(scale.windows)} for scale in scales],
         "windows": [asdict(window) for window in plan.windows] if plan else [],
     }
+
+
+def _say_dropped(original: Any, path: Path) -> None:
+    """Say which metadata of the input the results do not keep."""
+    from ggm_image.image.metadata import DROPPED
+
+    if dropped := original.info.get(DROPPED):
+        say(f"results do not keep {', '.join(dropped)} of {path}")
 
 
 def _say_losses(sample: Any, encoding: Encoding) -> None:

@@ -142,11 +142,7 @@ PLUGINS = "GGM_IMAGE_PLUGINS"
 
 
 def _import_plugins() -> None:
-    """Import the modules of `PLUGINS`, which add entries to the registries.
-
-    Raises:
-        UserError: one cannot be imported.
-    """
+    """Import the modules of `PLUGINS`, which add entries to the registries."""
     for name in filter(None, map(str.strip, os.environ.get(PLUGINS, "").split(","))):
         try:
             import_module(name)
@@ -195,11 +191,6 @@ def run(command: click.Command, argv: Sequence[str] | None = None, *, name: str 
     """Run a command and return its exit code: 0, 2 for an error of the user, 130 for Ctrl-C, 143 for SIGTERM.
 
     Training turns both signals into a checkpoint and ends with 130.
-
-    Args:
-        command: of ``ggm-image``, or of a script in ``tools/``.
-        argv: the arguments after the program's name; those of the process by default.
-        name: the program's name in its help.
     """
     with standard_streams():
         return _run(command, argv, name)

@@ -29,7 +29,11 @@ GROUPS = ("What", "How", "Where")
 
 
 class GroupedCommand(click.Command):
-    """A command whose ``--help`` lists its options by the groups that `what`, `how` and `where` put them in."""
+    """A command whose ``--help`` lists its options, with their defaults, by the groups of `what`, `how` and `where`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.context_settings = {"show_default": True, **self.context_settings}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS, "Other")}
@@ -93,7 +97,7 @@ class _Seed(click.ParamType):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        with contextlib.suppress(ValueError):  # which is said below
+        with contextlib.suppress(ValueError):  # reported below
             value = int(value) if isinstance(value, str) and len(value) < 20 else value
         seed = check_seed(value)
         if seed < 0:
@@ -121,7 +125,7 @@ def own_device(device: str | None) -> str:
 
 def seed_option(function: F) -> F:
     """``--seed``, passed as ``seed: int``."""
-    return click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of all random numbers.")(function)
+    return click.option("--seed", type=SEED, default=0, help="Seed of all random numbers.")(function)
 
 
 def shard_option(function: F) -> F:
@@ -136,25 +140,24 @@ def overwrite_option(function: F) -> F:
 
 def ignored_seed_option(function: F) -> F:
     """``--seed`` of a command without random numbers, passed as ``seed: int``: scripts give every command one."""
-    return click.option("--seed", type=SEED, default=0, help="Ignored: this command is deterministic.")(function)
+    return click.option(
+        "--seed", type=SEED, default=0, show_default=False, help="Ignored: this command is deterministic."
+    )(function)
 
 
 def out_option(default: str | None = None, help: str = "") -> Callable[[F], F]:
     """``--out``, passed as ``out: Path``."""
-    return click.option(
-        "--out", type=click.Path(path_type=Path), default=default, show_default=default is not None, help=help
-    )
+    return click.option("--out", type=click.Path(path_type=Path), default=default, help=help)
 
 
 def count_option(default: int, help: str, *, least: int = 1, most: int | None = None) -> Callable[[F], F]:
     """``-n``, passed as ``count: int``."""
-    return click.option("-n", "count", type=click.IntRange(least, most), default=default, show_default=True, help=help)
+    return click.option("-n", "count", type=click.IntRange(least, most), default=default, help=help)
 
 
 def batch_size_option(help: str, default: int | None = None) -> Callable[[F], F]:
     """``--batch-size``, passed as ``batch_size: int``, or None where it has no default and is not given."""
-    shown = default is not None
-    return click.option("--batch-size", type=click.IntRange(1, 1 << 16), default=default, show_default=shown, help=help)
+    return click.option("--batch-size", type=click.IntRange(1, 1 << 16), default=default, help=help)
 
 
 def skip_bad_option(function: F) -> F:

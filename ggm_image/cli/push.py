@@ -23,7 +23,7 @@ from ggm_image.io.hub import is_repository
 @how(device_option)
 @where(
     click.option("--private", is_flag=True, help="Make a new repository private."),
-    click.option("--message", default="Upload a model of ggm-image", show_default=True, help="Commit message."),
+    click.option("--message", default="Upload a model of ggm-image", help="Commit message."),
     json_option,
 )
 def push(

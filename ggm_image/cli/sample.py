@@ -1,8 +1,10 @@
 """The `sample` command."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -29,6 +31,7 @@ from ggm_image.cli.sampling import (
     load,
     model_options,
     output_encoding,
+    sampler_changes,
     sampler_options,
 )
 from ggm_image.cli.text import refuse_given, sample_texts
@@ -72,27 +75,7 @@ from ggm_image.runtime.streams import say
     overwrite_option,
     json_option,
 )
-def sample(
-    model_name: str,
-    tokenizer: str | None,
-    classes: tuple[str, ...],
-    count: int,
-    guide: Path | None,
-    strength: float | None,
-    out: Path,
-    image_format: str | None,
-    quality: int | str | None,
-    length: int | None,
-    overwrite: bool,
-    preset: str,
-    trajectory: Path | None,
-    compiled: bool,
-    shard: str | None,
-    seed: int,
-    device: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def sample(out: Path, **options: Any) -> None:
     """Sample images. --out X.png is one image or a grid, --out DIR single files with a manifest.
 
     --class may be given several times, or as a list with commas: with K classes, image k gets class k mod K. Without
@@ -109,97 +92,80 @@ def sample(
 
     A file or folder that `sample` did not write, or that holds other samples, is only replaced with --overwrite.
     """
-    import time
-
     from ggm_image.runtime.ranks import rank_and_world_size
 
-    found = find_described_model(model_name, None)
+    given, changes = SimpleNamespace(**options), sampler_changes(options)
+    found = find_described_model(given.model_name, None)
     if found.modality == "text":
-        sample_texts(
-            found,
-            model_name,
-            tokenizer,
-            count=count,
-            length=length,
-            out=_folder_of_texts(click.get_current_context(), out),
-            overwrite=overwrite,
-            preset=preset,
-            options=options,
-            seed=seed,
-            device=device,
-            as_json=as_json,
-        )
+        sample_texts(found, _folder_of_texts(click.get_current_context(), out), given, changes)
         return
-    if length is not None:
-        raise UserError("--length belongs to models of text", length, "leave it out: the model is one of images")
+    if given.length is not None:
+        fix = "leave it out: the model is one of images"
+        raise UserError("--length belongs to models of text", given.length, fix)
     # Refuse what can be refused before torch is imported and the model is loaded.
-    share = rank_and_world_size(shard)
-    single, encoding = output_encoding(out, image_format, quality)
-    gate = Gate("sample", overwrite, encoding=encoding)
-    _check_processes(share[1], out, single, overwrite)
-    _check_trajectory(trajectory, gate)
-    asked = asked_labels(found, classes)
-    _check_guide(guide, strength, out, single)
-    if guide is not None and asked is None:
-        if options["guidance"] is not None:
+    share = rank_and_world_size(given.shard)
+    single, encoding = output_encoding(out, given.image_format, given.quality)
+    gate = Gate("sample", given.overwrite, encoding=encoding)
+    _check_processes(share[1], out, single, given.overwrite)
+    _check_trajectory(given.trajectory, gate)
+    asked = asked_labels(found, given.classes)
+    _check_guide(given.guide, given.strength, out, single)
+    if given.guide is not None and asked is None:
+        if changes["guidance"] is not None:
             say("--guidance has no effect without --class")
-        options["guidance"] = 1.0
-    settings = found.settings(preset, **options)
+        changes["guidance"] = 1.0
+    settings = found.settings(given.preset, **changes)
     if single:
         gate.check_file(out)
     else:
-        gate.check_images(out, count)
+        gate.check_images(out, given.count)
+    _sample_images(out, given, asked, settings, share, gate, single=single)
 
-    model = load(model_name, tokenizer, device, compiled=compiled)
-    followed = None
-    if guide is not None:
-        followed = model.encode_guide(guide) if strength is None else model.encode_guide(guide, strength)
-    recording = None
-    if trajectory is not None and share[0] == 0:
+
+def _sample_images(
+    out: Path,
+    given: SimpleNamespace,
+    asked: list[int] | None,
+    settings: Any,
+    share: tuple[int, int],
+    gate: Gate,
+    *,
+    single: bool,
+) -> None:
+    """Load the model, sample into a file or a folder, and say what was done."""
+    model, n, guide, recording = load(given), given.count, None, None
+    if given.guide is not None:
+        guide = model.encode_guide(given.guide, **({} if given.strength is None else {"strength": given.strength}))
+    if given.trajectory is not None and share[0] == 0:
         from ggm_image.pipelines.trajectory import Trajectory
 
         recording = Trajectory(model)
+    request: dict[str, Any] = {"seed": given.seed, "settings": settings, "guide": guide}
     callback = None if recording is None else recording.record
     start = time.perf_counter()
     if single:
-        _sample_grid(model, out, count, asked, seed, settings, callback, gate, followed)
-        sampled, missing = count, 0
+        _sample_grid(model, out, n, asked, gate, callback, request)
+        sampled, missing = n, 0
     else:
         from ggm_image.pipelines.sample_folder import sample_to_folder
 
-        done = sample_to_folder(
-            model,
-            out,
-            count,
-            classes=asked,
-            seed=seed,
-            settings=settings,
-            share=share,
-            callback=callback,
-            overwrite=overwrite,
-            encoding=encoding,
-            guide=followed,
-        )
+        files: dict[str, Any] = {"share": share, "overwrite": given.overwrite, "encoding": gate.encoding}
+        done = sample_to_folder(model, out, n, classes=asked, callback=callback, **files, **request)
         sampled, missing = done.sampled, done.missing
     seconds = time.perf_counter() - start
-    if recording is not None and trajectory is not None:
-        recording.save(trajectory)
-    if as_json:
-        labels = None if asked is None else turns(asked, range(count))
-        manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=followed)
-        manifest |= encoding.described
+    if recording is not None:
+        recording.save(given.trajectory)
+    if given.as_json:
+        labels = None if asked is None else turns(asked, range(n))
+        manifest = model.manifest(n, classes=labels, **request) | gate.encoding.described
         told = {"out": str(out), "seconds": round(seconds, 3), "drawn": sampled, "missing": missing}
         click.echo(json.dumps({**told, "share": f"{share[0]}/{share[1]}", **manifest}))
     else:
-        _say_done(out, count, sampled, missing, share, settings.calls(model.grid[0] * model.grid[1]), seconds)
+        _say_done(out, n, sampled, missing, share, settings.calls(model.grid[0] * model.grid[1]), seconds)
 
 
 def _folder_of_texts(context: click.Context, out: Path) -> Path | None:
-    """``--out`` of a model of text: a folder, or None where texts are printed.
-
-    Raises:
-        UserError: an option that only models of images have.
-    """
+    """``--out`` of a model of text: a folder, or None where texts are printed."""
     given = context.get_parameter_source("out") is click.core.ParameterSource.COMMANDLINE
     if given and format_of(out) is not None:
         raise UserError("--out of a model of text must be a folder", f"got {out}", "name it without a suffix")
@@ -244,15 +210,7 @@ def _say_done(
 
 
 def _sample_grid(
-    model: Any,
-    out: Path,
-    count: int,
-    asked: list[int] | None,
-    seed: int,
-    settings: Any,
-    callback: Any,
-    gate: Gate,
-    guide: Any,
+    model: Any, out: Path, n: int, asked: list[int] | None, gate: Gate, callback: Any, request: dict[str, Any]
 ) -> None:
     """One image, or a grid of them."""
     from ggm_image.image.io import to_pil
@@ -260,20 +218,12 @@ def _sample_grid(
     from ggm_image.pipelines.sample_folder import sample_rows
     from ggm_image.runtime.progress import progress_bar
 
-    height, width = grid_size(count, *model.image_size)
+    height, width = grid_size(n, *model.image_size)
     gate.encoding.check_size(width, height)
-    with progress_bar(total=count, unit="img", label="sample") as advance:
-        tokens = sample_rows(
-            model,
-            range(count),
-            asked,
-            guide=guide,
-            seed=seed,
-            settings=settings,
-            callback=callback,
-            on_batch=lambda done: advance(len(done)),
-        )
-    labels = None if asked is None else turns(asked, range(count))
-    manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=guide)
+    with progress_bar(total=n, unit="img", label="sample") as advance:
+        options = {"callback": callback, "on_batch": lambda done: advance(len(done)), **request}
+        tokens = sample_rows(model, range(n), asked, **options)
+    labels = None if asked is None else turns(asked, range(n))
+    manifest = model.manifest(n, classes=labels, **request)
     manifest["classes"] = None if asked is None else [model.class_names[label] for label in asked]  # in turn
     gate.save(out, to_pil(image_grid(model.decode(tokens))), manifest)

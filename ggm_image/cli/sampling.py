@@ -1,7 +1,8 @@
 """Options and helpers that the commands which sample share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,17 +19,18 @@ if TYPE_CHECKING:
     from ggm_image.pipelines.model_folder import NetworkFolder
 
 
-class QualityType(click.ParamType):
-    """``lossless``, or a whole number from 1 to 100."""
+class NumberOrWord(click.ParamType):
+    """One word, or a whole number from 1 to ``most``."""
 
-    name = "1-100|lossless"
+    def __init__(self, word: str, most: int, name: str) -> None:
+        self.word, self.most, self.name = word, most, name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "lossless":
-            return "lossless"
-        if str(value).isdecimal() and 1 <= int(value) <= 100:
+        if value == self.word:
+            return self.word
+        if str(value).isdecimal() and 1 <= int(value) <= self.most:
             return int(value)
-        return self.fail(f"{value!r} is neither lossless nor a whole number from 1 to 100", param, ctx)
+        return self.fail(f"{value!r} is neither {self.word} nor a whole number from 1 to {self.most}", param, ctx)
 
 
 def format_options(command: Any) -> Any:
@@ -42,7 +44,7 @@ def format_options(command: Any) -> Any:
     )
     quality = click.option(
         "--quality",
-        type=QualityType(),
+        type=NumberOrWord("lossless", 100, "1-100|lossless"),
         help=f"Of JPEG and WebP, {DEFAULT_QUALITY} by default; lossless is for WebP.",
     )
     return form(quality(command))
@@ -60,11 +62,7 @@ def is_image_path(path: Path) -> bool:
 
 
 def output_encoding(out: Path, image_format: str | None, quality: int | str | None) -> tuple[bool, Encoding]:
-    """Whether ``--out`` names one image rather than a folder, and how images are written there.
-
-    Raises:
-        UserError: a suffix of no format, ``--format`` for a file of another one, or a quality that the format has not.
-    """
+    """Whether ``--out`` names one image rather than a folder, and how images are written there."""
     single = is_image_path(out)
     asked = format_of(f"x.{image_format}") if image_format else None
     form = (format_of(out) if single else asked) or PNG
@@ -86,7 +84,7 @@ def check_input(path: Path, what: str) -> None:
 def shipped_model_option(default: str) -> Callable[[Any], Any]:
     """``--model``, with the shipped model that is meant where none is named."""
     described = "Shipped name, folder, or OWNER/NAME on the Hub."
-    return click.option("--model", "model_name", default=default, show_default=True, help=described)
+    return click.option("--model", "model_name", default=default, help=described)
 
 
 def tokenizer_option(text: str) -> Callable[[Any], Any]:
@@ -106,12 +104,7 @@ def _orders() -> str:
 def sampler_options(command: Any) -> Any:
     """The sampler's settings; what is left out is the preset's."""
     options = (
-        click.option(
-            "--preset",
-            default="best",
-            show_default=True,
-            help="fast, best or exact (the paper's chain, no truncation).",
-        ),
+        click.option("--preset", default="best", help="fast, best or exact (the paper's chain, no truncation)."),
         click.option("--order", type=NameOf(SAMPLERS), help=_orders()),
         click.option("--sweeps", type=click.IntRange(min=1), help="Number of passes over all sites."),
         click.option("--block", type=click.IntRange(min=1), help="Sites resampled in one network call."),
@@ -138,6 +131,11 @@ def sampler_parameters() -> tuple[str, ...]:
     return tuple(parameter.name for parameter in reversed(parameters))
 
 
+def sampler_changes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's settings among the options of a command; None where the preset's are kept."""
+    return {name: options[name] for name in sampler_parameters() if name != "preset"}
+
+
 def model_options(text: str) -> tuple[Callable[[Any], Any], ...]:
     """``--model``, ``--tokenizer`` and ``--class``, of the commands that take a model of images."""
     return MODEL, TOKENIZER, class_option(text)
@@ -149,24 +147,12 @@ def class_option(text: str) -> Any:
 
 
 def asked_labels(folder: "NetworkFolder", classes: Sequence[str]) -> list[int] | None:
-    """The labels of ``--class``, which take turns; None where it was not given. Needs no weights.
-
-    Raises:
-        UserError: there is no such class.
-    """
+    """The labels of ``--class``, which take turns; None where it was not given. Needs no weights."""
     return class_labels(folder.class_names, classes) if classes else None
 
 
 def find_described_model(model_name: str, modality: str | None = "image") -> "NetworkFolder":
-    """The model's description, before torch is imported: what is wrong with a request shows at once.
-
-    Args:
-        model_name: shipped name or folder.
-        modality: what it must make, "image" or "text"; None for either.
-
-    Raises:
-        UserError: there is no such model, or it makes something else.
-    """
+    """The model's description, before torch is imported: what is wrong with a request shows at once."""
     from ggm_image.pipelines.model_folder import find_model
 
     folder = find_model(model_name)
@@ -176,7 +162,9 @@ def find_described_model(model_name: str, modality: str | None = "image") -> "Ne
     return folder
 
 
-def load(model_name: str, tokenizer: str | None, device: str | None, *, compiled: bool = False) -> Any:
+def load(given: SimpleNamespace) -> Any:
+    """The model that the options of a command name."""
     from ggm_image.pipelines.load import load_model
 
-    return load_model(model_name, tokenizer=tokenizer, device=own_device(device), compiled=compiled)
+    compiled = getattr(given, "compiled", False)
+    return load_model(given.model_name, tokenizer=given.tokenizer, device=own_device(given.device), compiled=compiled)

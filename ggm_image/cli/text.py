@@ -4,12 +4,14 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggm_image.cli.options import (
     GroupedCommand,
+    count_option,
     device_option,
     how,
     json_option,
@@ -25,6 +27,7 @@ from ggm_image.cli.sampling import (
     check_input,
     find_described_model,
     load,
+    sampler_changes,
     sampler_options,
     shipped_model_option,
 )
@@ -42,12 +45,7 @@ _STRONG, _WEAK = {"fg": "white", "bg": "red"}, {"fg": "red"}
 
 
 def refuse_given(context: click.Context, names: dict[str, str]) -> None:
-    """Raise UserError for an option that was given and that text has not.
-
-    Args:
-        context: of the command.
-        names: of each parameter, how to do without it.
-    """
+    """Raise UserError for an option that was given and that text has not."""
     for name, fix in names.items():
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = next(p.opts[-1] for p in context.command.params if p.name == name)
@@ -68,80 +66,51 @@ def check_no_guidance(options: dict[str, Any]) -> None:
     click.option("--file", type=click.Path(path_type=Path), help="File with the text, in place of TEXT."),
     shipped_model_option("books"),
     TOKENIZER,
-    click.option("-n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Number of samples."),
+    count_option(1, "Number of samples."),
     click.option("--mask", metavar="CHAR", help="Every run of CHAR is a gap; four or more '_' by default."),
     click.option("--length", type=click.IntRange(min=1), help="Tokens of every gap; as its mark is long by default."),
 )
 @how(sampler_options, seed_option, device_option)
 @where(out_option(help="Folder for the samples; they are printed by default."), overwrite_option, json_option)
-def infill(
-    text: str | None,
-    file: Path | None,
-    model_name: str,
-    tokenizer: str | None,
-    count: int,
-    length: int | None,
-    mask: str | None,
-    out: Path | None,
-    overwrite: bool,
-    preset: str,
-    seed: int,
-    device: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def infill(text: str | None, file: Path | None, out: Path | None, **options: Any) -> None:
     """Fill the gaps of TEXT, which are marked as ____; every other byte stays.
 
     A text that is longer than the rows of the model is filled in windows from left to right.
     """
     if (text is None) == (file is None):
         raise UserError("infill needs a text or a file", "both" if text else "neither", 'give "a ____ text" or --file')
-    found = find_described_model(model_name, "text")
-    check_no_guidance(options)
-    settings = found.settings(preset, **options)
-    gate = Gate("infill", overwrite)
+    given, changes = SimpleNamespace(**options), sampler_changes(options)
+    found = find_described_model(given.model_name, "text")
+    check_no_guidance(changes)
+    settings = found.settings(given.preset, **changes)
+    gate = Gate("infill", given.overwrite)
     if out is not None:
         check_texts(gate, out)
     if file is not None:
         check_input(file, "text")
     template = file.read_bytes() if file is not None else (text or "").encode("utf-8", "surrogateescape")
 
-    from ggm_image.pipelines.text import split_gaps
+    from ggm_image.pipelines.text_gaps import split_gaps
 
-    parts = split_gaps(template, length=length, mask=mask)
-    model = load(model_name, tokenizer, device)
+    parts = split_gaps(template, length=given.length, mask=given.mask)
+    model = load(given)
     known, after_space = model.template(parts)
-    keep_block = options["block"] is not None
-    texts = model.fill(known, n=count, seed=seed, settings=settings, after_space=after_space, keep_block=keep_block)
-    manifest = model.manifest(count, length=len(known), seed=seed, settings=settings)
-    _give(texts, out, manifest, gate, as_json)
+    run: dict[str, Any] = {"seed": given.seed, "settings": settings}
+    keep_block = changes["block"] is not None
+    texts = model.fill(known, n=given.count, after_space=after_space, keep_block=keep_block, **run)
+    _give(texts, out, model.manifest(given.count, length=len(known), **run), gate, given.as_json)
 
 
-def sample_texts(
-    found: "NetworkFolder",
-    model_name: str,
-    tokenizer: str | None,
-    *,
-    count: int,
-    length: int | None,
-    out: Path | None,
-    overwrite: bool,
-    preset: str,
-    options: dict[str, Any],
-    seed: int,
-    device: str | None,
-    as_json: bool,
-) -> None:
+def sample_texts(found: "NetworkFolder", out: Path | None, given: SimpleNamespace, changes: dict[str, Any]) -> None:
     """Sample texts, and print them or write them into a folder."""
-    check_no_guidance(options)
-    settings, gate = found.settings(preset, **options), Gate("sample", overwrite)
+    check_no_guidance(changes)
+    run: dict[str, Any] = {"seed": given.seed, "settings": found.settings(given.preset, **changes)}
+    gate = Gate("sample", given.overwrite)
     if out is not None:
         check_texts(gate, out)
-    model = load(model_name, tokenizer, device)
-    keep_block = options["block"] is not None
-    texts = model.sample(count, length=length, seed=seed, settings=settings, keep_block=keep_block)
-    manifest = model.manifest(count, length=length or model.length, seed=seed, settings=settings)
-    _give(texts, out, manifest, gate, as_json)
+    model = load(given)
+    texts = model.sample(given.count, length=given.length, keep_block=changes["block"] is not None, **run)
+    _give(texts, out, model.manifest(given.count, length=given.length or model.length, **run), gate, given.as_json)
 
 
 def _give(texts: list[bytes], out: Path | None, manifest: dict[str, Any], gate: Gate, as_json: bool) -> None:
@@ -166,32 +135,24 @@ def _readable(text: bytes) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
-def signal_of_text(
-    given: str, model_name: str, tokenizer: str | None, *, level: float, block: int, device: str | None, as_json: bool
-) -> None:
+def signal_of_text(text_or_file: str, given: SimpleNamespace) -> None:
     """Print a text with what looks like noise marked: in colour on a terminal, in ``[[ ]]`` elsewhere.
 
     Args:
-        given: a file, or the text itself: something of several words, or a word without a dot or slash, that is no
-            file's name.
-        model_name, tokenizer, level, block, device, as_json: of the command.
+        text_or_file: a file, or the text itself: something of several words, or a word without a dot or slash, that is
+            no file's name.
     """
-    path = Path(given)
-    is_file = os.path.lexists(given) or (not re.search(r"\s", given.strip()) and re.search(r"[./\\]\w", given))
+    path = Path(text_or_file)
+    looks_like_path = not re.search(r"\s", text_or_file.strip()) and re.search(r"[./\\]\w", text_or_file)
+    is_file = os.path.lexists(text_or_file) or looks_like_path
     if is_file:
         check_input(path, "text")
-    model = load(model_name, tokenizer, device)
-    text = path.read_bytes() if is_file else given.encode("utf-8", "surrogateescape")
-    probability = model.signal(text, level=level, block=block)
-    if as_json:
-        print_json(
-            {
-                "text": given,
-                "model": model.name,
-                "level": level,
-                "signal": [round(p, 4) for p in probability.tolist()],
-            }
-        )
+    model = load(given)
+    text = path.read_bytes() if is_file else text_or_file.encode("utf-8", "surrogateescape")
+    probability = model.signal(text, level=given.level, block=given.block)
+    if given.as_json:
+        signal = [round(p, 4) for p in probability.tolist()]
+        print_json({"text": text_or_file, "model": model.name, "level": given.level, "signal": signal})
         return
     click.echo(marked(text, probability.tolist(), in_colour=is_terminal(sys.stdout)))
     least = probability.argsort()[:3].tolist()
@@ -203,8 +164,7 @@ def marked(text: bytes, probability: list[float], *, in_colour: bool) -> str:
     """A text with its doubtful parts marked.
 
     Args:
-        text: bytes.
-        probability: of each byte, that it is signal. A character of several bytes has that of the least.
+        probability: of each byte, that it is signal. A character of several bytes has the lowest of theirs.
         in_colour: by terminal colours, the stronger the less signal; otherwise in ``[[ ]]``.
     """
     parts: list[tuple[int, str]] = []

@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
+from ggm_image.cli.encode_summary import say_share_done
 from ggm_image.cli.options import print_json
 from ggm_image.errors import UserError
 from ggm_image.io.files import read_json_table
@@ -44,44 +46,28 @@ def _refuse(context: click.Context, allowed: set[str], what: str, fix: str) -> N
             raise UserError(f"{name} {what}", f"{name} {context.params[parameter.name or '']}", fix)
 
 
-def encode_text(
-    src: str,
-    out: Path,
-    tokenizer_name: str,
-    *,
-    length: int | None,
-    text_key: str | None,
-    shard_size: int,
-    shard: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def encode_text(src: str, out: Path, tokenizer_name: str, given: SimpleNamespace) -> None:
     """Encode text into a token cache, and say what there is."""
     from ggm_image.data.text import encode_text as encode
-    from ggm_image.data.token_cache.manifest import shards_left
     from ggm_image.runtime.ranks import rank_and_world_size
     from ggm_image.tokenizers.registry import load_text_tokenizer
 
-    part = rank_and_world_size(shard)
+    part = rank_and_world_size(given.shard)
     cache = encode(
         src,
         out,
         load_text_tokenizer(tokenizer_name),
-        length=length or LENGTH,
-        text_key=text_key or "text",
-        shard_size=shard_size,
+        length=given.length or LENGTH,
+        text_key=given.text_key or "text",
+        shard_size=given.shard_size,
         share=part,
-        overwrite=overwrite,
+        overwrite=given.overwrite,
     )
     if cache is None:
-        left = shards_left(out)
-        if as_json:
-            print_json({"out": str(out), "left": left})
-        else:
-            click.echo(f"share {part[0]}/{part[1]} is done, {left} shards are left to other processes: {out}")
+        say_share_done(out, part, given.as_json)
         return
     summary = _summary(cache, out)
-    if as_json:
+    if given.as_json:
         print_json(summary)
     else:
         documents, rows = _counted(summary["documents"], "document"), _counted(summary["count"], "row")
@@ -146,7 +132,7 @@ def train_text_tokenizer(codes: int, data: Path, out: Path, *, text_key: str | N
     click.echo(f"tokenizer: {file.parent} ({tokenizer.name})")
 
 
-def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool) -> None:
+def verify_text(src: str | None, out: Path, given: SimpleNamespace) -> None:
     """Prove that a cache of text is whole and decodes to what was encoded, and that SRC still is that."""
     from ggm_image.data.sources.text import open_text
     from ggm_image.data.text import verify_text as verify
@@ -154,9 +140,9 @@ def verify_text(src: str | None, out: Path, text_key: str | None, as_json: bool)
     from ggm_image.tokenizers.registry import load_text_tokenizer
 
     tokenizer = load_text_tokenizer(Manifest.read(out).tokenizer_source)
-    source = None if src is None else open_text(src, text_key=text_key or "text")
+    source = None if src is None else open_text(src, text_key=given.text_key or "text")
     proof = verify(out, tokenizer, source)
-    if as_json:
+    if given.as_json:
         print_json({"out": str(out), **proof})
         return
     held = f"{_counted(proof['documents'], 'document')}, {proof['bytes']:,} bytes in {proof['shards']} shards"

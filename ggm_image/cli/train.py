@@ -233,27 +233,11 @@ def _forecast_tokenizer(config: Path, data: Path, overrides: tuple[str, ...], de
 @click.command("train-perceptual", cls=GroupedCommand)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@what(
-    click.option(
-        "--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Side of an image in pixels."
-    ),
-)
+@what(click.option("--image-size", type=click.IntRange(8, 1024), default=32, help="Side of an image in pixels."))
 @how(
-    click.option(
-        "--minutes",
-        type=click.FloatRange(0, min_open=True),
-        default=4.0,
-        show_default=True,
-        help="Minutes of training.",
-    ),
+    click.option("--minutes", type=click.FloatRange(0, min_open=True), default=4.0, help="Minutes of training."),
     batch_size_option("Images in one step.", 128),
-    click.option(
-        "--learning-rate",
-        type=click.FloatRange(0, min_open=True),
-        default=2e-3,
-        show_default=True,
-        help="Peak learning rate.",
-    ),
+    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, help="Peak learning rate."),
     seed_option,
     device_option,
 )

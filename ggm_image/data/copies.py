@@ -16,13 +16,7 @@ MOST_SHIFTS = 1 << 16  # a damaged manifest must not ask for a list that does no
 
 @dataclass(frozen=True)
 class Copy:
-    """One copy of an image: mirrored first, then shifted.
-
-    Attributes:
-        mirrored: left and right are swapped.
-        dy: whole pixels by which the content moves down.
-        dx: whole pixels by which the content moves to the right.
-    """
+    """One copy of an image: mirrored first, then shifted."""
 
     mirrored: bool = False
     dy: int = 0

@@ -68,14 +68,9 @@ def decode(
     The folder is whole or not there: it is filled under a temporary name.
 
     Args:
-        cache: the tokens.
         out: a folder that does not exist or is empty.
         tokenizer: the one that made the tokens, on ``device`` already.
         batch_size: grids a forward pass; `fitting_batch` by default.
-        device: where the tokenizer is.
-
-    Returns:
-        The number of images.
 
     Raises:
         UserError: another tokenizer, a folder that is not empty, or a class name that is no folder name.

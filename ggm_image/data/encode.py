@@ -85,38 +85,29 @@ def encode(
 ) -> TokenCache | None:
     """Encode every image of ``source`` into a token cache at ``out``, or this process's share of them.
 
-    Run again after an interruption, the same call resumes after the finished shards. First it checks that the images
-    of these are still what was encoded: by size and modification time, and where these differ by content.
-
-    Rows are in the source's order; with ``flip`` all originals come first, then all mirrored copies, and with
-    ``shifts`` the same follows for each shift. The files do not depend on the number of processes.
+    Run again after an interruption, the same call resumes after the finished shards, once it has checked that their
+    images are still what was encoded. Rows are in the source's order: all originals, with ``flip`` all mirrored copies,
+    and the same again for each shift. The files do not depend on the number of processes.
 
     Args:
         source: anything that `open_images` reads.
-        out: folder of the cache.
-        tokenizer: on ``device`` already.
+        out, tokenizer: folder of the cache, and the tokenizer, on ``device`` already.
         image_size: side in pixels of the square that is encoded; the tokenizer's own by default.
-        flip: add the mirrored copy of every image.
-        shifts: shifted copies to add of every image, and of every mirrored one; see `ggm_image.data.copies`.
+        flip, shifts: add the mirrored copy, and so many shifted ones, of every image; see `ggm_image.data.copies`.
         skip_bad: leave out images that cannot be read; they are named in the manifest.
         batch_size: images a forward pass; `fitting_batch` by default.
-        device: where the tokenizer is.
-        workers: decoding threads; one a core by default.
+        device, workers: where the tokenizer is, and decoding threads, one a core by default.
         shard_size: source items a shard; the shards of a stream are its parts.
         tokenizer_source: the name or path the tokenizer was loaded by, for decoding later.
         share: number of this process, and how many there are.
-        precision: of the tokenizer's products, "fp32" or "bf16". The second is faster, finds other codes for some
-            cells, and is noted in the manifest.
-        overwrite: replace a token cache at ``out`` that was made from other images or with other settings; of images
-            that have changed under the same names, only their shards are encoded again.
+        precision: of the tokenizer's products, "fp32" or "bf16", which is faster and finds other codes for some cells.
+        overwrite: replace a token cache of other images or settings; encode again the shards of changed images.
 
     Returns:
         The cache; None if other processes still have shards to write.
 
     Raises:
-        UserError: no images, an image that cannot be read, an image size that the tokenizer cannot
-            encode, more shifts than there are offsets, images that have changed since they were encoded, or a folder
-            that holds something else. Nothing that was there before is changed.
+        UserError: nothing that was there before has been changed.
     """
     size = check_image_size(tokenizer, image_size)
     check_shifts(shifts, size)
@@ -125,40 +116,37 @@ def encode(
         raise UserError("batch size must be at least 1", batch_size, "use 64")
     if precision not in PRECISIONS:
         raise UserError("precision must be fp32 or bf16", precision, "leave it out for fp32")
-    out = Path(out)
+    opened = _opened(source, Path(out), shard_size)
+    manifest = _request(opened, tokenizer, size, flip, shifts, shard_size, tokenizer_source)
+    if precision != "fp32":
+        manifest.preprocessing["precision"] = precision
+        tokenizer = deepcopy(tokenizer).to(memory_format=torch.channels_last)  # the caller's stays as it is
+    writer = open_writer(Path(out), manifest, share, overwrite=overwrite)
+    check_unchanged(writer, opened, overwrite=overwrite)
+    encoder = _ShardEncoder(writer, tokenizer, batch_size, device, workers or default_workers(), skip_bad)
+    return None if encoder.encode_pending(opened) else TokenCache.open(writer.folder)
+
+
+def _opened(
+    source: str | os.PathLike[str] | ImageSource | ImageStream, out: Path, shard_size: int
+) -> ImageSource | ImageStream:
     if not isinstance(source, ImageSource | ImageStream):
         source = open_images(str(source), scratch=nearest_folder(out), shard_size=shard_size)
     if isinstance(source, ImageSource) and (out / "manifest.json").is_file():
         source.order_classes(Manifest.read(out).class_names)  # earlier versions put "10" before "2"
-    manifest = _request(source, tokenizer, size, flip, shifts, shard_size, tokenizer_source)
-    if precision != "fp32":
-        manifest.preprocessing["precision"] = precision
-        tokenizer = deepcopy(tokenizer).to(memory_format=torch.channels_last)  # the caller's stays as it is
+    return source
+
+
+def open_writer(out: Path, manifest: Manifest, share: tuple[int, int], *, overwrite: bool) -> TokenCacheWriter:
+    """The writer of a request; with ``overwrite`` a cache of another request is removed first."""
     if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
         discard_cache(out)
-    writer = TokenCacheWriter(out, manifest, share)
-    check_unchanged(writer, source, overwrite=overwrite)
-    encoder = _ShardEncoder(writer, tokenizer, batch_size, device, workers or default_workers(), skip_bad)
-    try:
-        units = list(writer.pending_units())
-        if units and isinstance(source, ImageSource):
-            say_reduction(some_sizes(source), tokenizer, size)
-        for unit in units:
-            encoder.encode(unit, source)
-            if unit == units[0] and not isinstance(source, ImageSource):
-                say_reduction(encoder.sizes, tokenizer, size)
-                for note in source.notes:
-                    say(f"note: {source.description}: {note}")
-        left = writer.finish()
-    except BaseException:
-        writer.discard_if_empty()
-        raise
-    return None if left else TokenCache.open(out)
+    return TokenCacheWriter(out, manifest, share)
 
 
 @dataclass(frozen=True)
 class _Encodable:
-    """One image on its way to the tokenizer: preprocessed, or why it cannot be read."""
+    """One image to be encoded: preprocessed, or why it cannot be read."""
 
     image: DecodedImage
     digest: bytes = NOTHING
@@ -182,6 +170,24 @@ class _ShardEncoder:
         self.half = writer.manifest.preprocessing.get("precision") == "bf16"
         self.sizes: list[tuple[int, int]] = []
         self.ahead = 0 if torch.device(device).type == "cpu" else 2
+
+    def encode_pending(self, source: ImageSource | ImageStream) -> int:
+        """Write this process's shards that are not there yet; how many others still have to write."""
+        manifest = self.writer.manifest
+        try:
+            units = list(self.writer.pending_units())
+            if units and isinstance(source, ImageSource):
+                say_reduction(some_sizes(source), self.tokenizer, manifest.image_size)
+            for unit in units:
+                self.encode(unit, source)
+                if unit == units[0] and not isinstance(source, ImageSource):
+                    say_reduction(self.sizes, self.tokenizer, manifest.image_size)
+                    for note in source.notes:
+                        say(f"note: {source.description}: {note}")
+            return self.writer.finish()
+        except BaseException:
+            self.writer.discard_if_empty()
+            raise
 
     def encode(self, unit: int, source: ImageSource | ImageStream) -> None:
         """Write the shard ``unit`` of a set of images, or what comes of part ``unit`` of a stream."""

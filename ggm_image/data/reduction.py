@@ -27,13 +27,7 @@ def some_sizes(source: ImageSource) -> list[tuple[int, int]]:
 
 
 def say_reduction(sizes: Sequence[tuple[int, int]], tokenizer: Tokenizer, size: int) -> None:
-    """Say on stderr that images lose most of their pixels, and what would keep more.
-
-    Args:
-        sizes: width and height of some of the images.
-        tokenizer: that encodes them.
-        size: side in pixels of the square that is encoded.
-    """
+    """Say on stderr that images lose most of their pixels, and what would keep more."""
     if not sizes:
         return
     width, height = (round(statistics.median(side)) for side in zip(*sizes, strict=True))

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ggm_image.data.encode import open_writer
 from ggm_image.data.sources.text import Document, Fingerprint, TextSource, open_text
 from ggm_image.data.token_cache.manifest import SHARD_SIZE, Manifest
-from ggm_image.data.token_cache.reader import TokenCache, discard_cache
+from ggm_image.data.token_cache.reader import TokenCache
 from ggm_image.data.token_cache.verify import verify
 from ggm_image.data.token_cache.writer import TokenCacheWriter
 from ggm_image.errors import UserError
@@ -52,7 +53,6 @@ def encode_text(
     Args:
         source: of `open_text`.
         out: folder of the cache.
-        tokenizer: of text.
         length: L, tokens of a row.
         text_key: the field of each JSON line that holds its text.
         shard_size: rows a shard.
@@ -74,29 +74,8 @@ def encode_text(
     found, tokens = count_tokens(opened, tokenizer)
     if not found.bytes:
         raise UserError("source must hold text", f"{opened.description}: {found.documents} empty documents", "add some")
-    manifest = Manifest(
-        tokenizer_name=tokenizer.name,
-        tokenizer_sha256=tokenizer.sha256,
-        tokenizer_source=tokenizer.source,
-        codebook_size=tokenizer.codebook_size,
-        grid=(1, length),
-        image_size=0,
-        class_names=[],
-        preprocessing={"order": "as read, documents joined", "padding": PADDING.decode()},
-        source={
-            "path": opened.description,
-            "documents": found.documents,
-            "bytes": found.bytes,
-            "sha256": found.hexdigest(),
-            **({"tokens": tokens} if tokens != found.bytes else {}),
-        },
-        items=-(-tokens // length),
-        shard_size=shard_size,
-        modality="text",
-    )
-    if overwrite and (out / "manifest.json").is_file() and manifest.difference(Manifest.read(out)):
-        discard_cache(out)
-    writer = TokenCacheWriter(out, manifest, share)
+    manifest = _request(opened, tokenizer, found, tokens, length, shard_size)
+    writer = open_writer(out, manifest, share, overwrite=overwrite)
     try:
         pending = set(writer.pending_units())
         if pending:
@@ -113,6 +92,31 @@ def encode_text(
         writer.discard_if_empty()
         raise
     return None if left else TokenCache.open(out)
+
+
+def _request(
+    source: TextSource, tokenizer: TextTokenizer, found: Fingerprint, tokens: int, length: int, shard_size: int
+) -> Manifest:
+    return Manifest(
+        tokenizer_name=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_source=tokenizer.source,
+        codebook_size=tokenizer.codebook_size,
+        grid=(1, length),
+        image_size=0,
+        class_names=[],
+        preprocessing={"order": "as read, documents joined", "padding": PADDING.decode()},
+        source={
+            "path": source.description,
+            "documents": found.documents,
+            "bytes": found.bytes,
+            "sha256": found.hexdigest(),
+            **({"tokens": tokens} if tokens != found.bytes else {}),
+        },
+        items=-(-tokens // length),
+        shard_size=shard_size,
+        modality="text",
+    )
 
 
 def fingerprint(source: TextSource) -> Fingerprint:
@@ -205,11 +209,7 @@ def check_is_text(cache: TokenCache) -> None:
 
 
 def documents(cache: TokenCache, tokenizer: TextTokenizer) -> Iterator[Document]:
-    """The documents of a cache of text in order, as they were read; to be read one after the other.
-
-    Raises:
-        UserError: it is not a cache of text of this tokenizer, or it is damaged.
-    """
+    """The documents of a cache of text in order, as they were read; to be read one after the other."""
     check_is_text(cache)
     manifest = cache.manifest
     if tokenizer.sha256 != manifest.tokenizer_sha256:
@@ -245,11 +245,7 @@ def _pieces(cache: TokenCache, tokenizer: TextTokenizer, start: int, end: int) -
 
 
 def decode_to_file(cache: TokenCache, out: str | os.PathLike[str], tokenizer: TextTokenizer) -> int:
-    """Write all documents of a cache into one file, one after the other without a separator, whole or not at all.
-
-    Returns:
-        The number of documents.
-    """
+    """Write all documents of a cache into one file, one after the other without a separator, whole or not at all."""
     count = 0
     with atomic_path(out) as temporary, open(temporary, "wb") as file:
         for document in documents(cache, tokenizer):
@@ -262,9 +258,6 @@ def decode_to_folder(cache: TokenCache, out: str | os.PathLike[str], tokenizer: 
     """Write every document of a cache into a file of its own, called as it was; the folder is whole or not there.
 
     Where two documents have one name, the later one gets a number behind it.
-
-    Returns:
-        The number of documents.
     """
     count, taken = 0, set()
     with atomic_folder(out) as folder:
@@ -289,9 +282,6 @@ def verify_text(folder: str | Path, tokenizer: TextTokenizer, source: TextSource
 
     Returns:
         What `ggm_image.data.token_cache.verify.verify` returns, and the number of ``documents`` and ``bytes``.
-
-    Raises:
-        UserError: at the first thing that is not so.
     """
     cache = TokenCache.open(folder)
     check_is_text(cache)

@@ -89,9 +89,6 @@ def composite(
 
     Returns:
         An image of the input's mode (see `to_storable_mode`), opaque inside the hole, with its own alpha outside.
-
-    Raises:
-        UserError: sizes differ, or ``feather`` is negative.
     """
     image = to_storable_mode(image)
     sizes = image.size, sampled.size if origin is None else image.size, (mask.shape[1], mask.shape[0])

@@ -19,11 +19,7 @@ class Extension:
 
     @staticmethod
     def parse(text: str) -> "Extension":
-        """From ``left=32,top=16``.
-
-        Raises:
-            UserError: an unknown side, or no whole number of pixels >= 0.
-        """
+        """From ``left=32,top=16``."""
         sides: dict[str, int] = {}
         for part in text.split(","):
             side, _, pixels = (word.strip() for word in part.partition("="))

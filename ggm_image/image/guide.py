@@ -23,7 +23,7 @@ def load_guide(guide: ImageLike, size: tuple[int, int]) -> tuple[UInt8[Tensor, "
 
     The centre of the model's aspect ratio is kept, and resized with antialiased bicubic: a smaller guide is enlarged, a
     larger one reduced. Pixels that are transparent altogether take the colour of the nearest opaque one, so that no
-    edge is made up for the tokenizer.
+    artificial edge is encoded.
 
     Args:
         guide: see `open_single_image`. Transparent parts guide nothing.
@@ -31,9 +31,6 @@ def load_guide(guide: ImageLike, size: tuple[int, int]) -> tuple[UInt8[Tensor, "
 
     Returns:
         Pixels in [0, 255], and the opacity of each in [0, 1].
-
-    Raises:
-        UserError: the file is missing or no image, or the guide is transparent everywhere.
     """
     image, (height, width) = open_single_image(guide, "guide"), size
     box = _centre(image.size, Fraction(width, height))

@@ -23,9 +23,6 @@ def open_single_image(source: ImageLike, what: str = "image") -> Image.Image:
         source: a path, the bytes of a file, a file opened for reading in binary, a Pillow image, or pixels: an array
             (h, w), (h, w, c) or (c, h, w) or a tensor (h, w), (c, h, w) or (h, w, c) of uint8 with c = 1 to 4 channels
             (grey, grey and alpha, RGB, RGBA), or of uint16 (h, w).
-
-    Raises:
-        UserError: the file is missing, no image, cut off or too large to be one, or the pixels are of another type.
     """
     if isinstance(source, np.ndarray | Tensor):
         return image_of_array(source, what)
@@ -33,11 +30,7 @@ def open_single_image(source: ImageLike, what: str = "image") -> Image.Image:
 
 
 def image_of_array(pixels: np.ndarray | Tensor, what: str = "image") -> Image.Image:
-    """Pixels as a Pillow image, see `open_single_image`.
-
-    Raises:
-        UserError: another shape or type.
-    """
+    """Pixels as a Pillow image, see `open_single_image`."""
     channels_first = isinstance(pixels, Tensor)
     values = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
     got = f"{values.dtype} {tuple(values.shape)}"
@@ -69,9 +62,6 @@ def pixel_batch(images: ImageLike | Iterable[ImageLike]) -> UInt8[Tensor, "n 3 h
 
     Args:
         images: see `open_single_image`; an array or tensor of four dimensions holds several.
-
-    Raises:
-        UserError: one cannot be read, they differ in size, or there is none.
     """
     several = isinstance(images, np.ndarray | Tensor) and images.ndim == 4
     one = isinstance(images, Image.Image | str | os.PathLike | bytes | bytearray | np.ndarray | Tensor)

@@ -72,9 +72,6 @@ def open_image(source: Source, *, name: str = "", what: str = "image") -> UInt8[
 
     Returns:
         The pixels, in [0, 255], on the CPU.
-
-    Raises:
-        UserError: the file is missing, is no image, is truncated, is too large to be one, or holds floats.
     """
     if isinstance(source, Image.Image):
         with _readable(name or _name_of(source), what):
@@ -93,9 +90,6 @@ def open_pil(source: Source, *, name: str = "", what: str = "image", single: boo
     Args:
         source, name, what: as for `open_image`.
         single: refuse animations.
-
-    Raises:
-        UserError: as `open_image`, or an animation where a ``single`` image is wanted.
     """
     if isinstance(source, Image.Image):
         with _readable(name or _name_of(source), what):
@@ -224,11 +218,7 @@ def _decode(data: bytearray) -> Tensor:
 
 
 def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """A Pillow image of any mode as 8-bit RGB, upright, by the rules above.
-
-    Raises:
-        UserError: floating-point pixels, or integers beyond 16 bits.
-    """
+    """A Pillow image of any mode as 8-bit RGB, upright, by the rules above."""
     image = apply_exif_orientation(image)
     if image.mode == "F":
         raise UserError("pixels must be integers", "floating-point image", "convert it to 8 bits a channel first")
@@ -236,9 +226,7 @@ def rgb_pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(
-                "pixels must lie in [0, 65535]",
-                f"{values.min()} to {values.max()}",
-                "convert it to 8 bits first",
+                "pixels must lie in [0, 65535]", f"{values.min()} to {values.max()}", "convert it to 8 bits first"
             )
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:

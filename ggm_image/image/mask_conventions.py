@@ -46,9 +46,6 @@ def read_mask(mask: MaskLike, *, index: int | None = None) -> tuple[Bool[np.ndar
 
     Returns:
         True where to paint, and how the mask was read, in words; empty for a plain mask of black and white or grey.
-
-    Raises:
-        UserError: it cannot be read, or is ambiguous.
     """
     if isinstance(mask, np.ndarray | Tensor):
         values = _as_array(mask)
@@ -221,12 +218,7 @@ def _distinct(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _two_colours(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The two colours that are most frequent and not shades of each other, the darker one first; None if there is one.
-
-    Args:
-        values: (m, 3), distinct.
-        counts: (m,) how often each occurs.
-    """
+    """The two most frequent colours that are not shades of each other, the darker one first; None if there is one."""
     first = values[counts.argmax()]
     other = np.abs(values - first).max(axis=1) > (8 if len(values) == 2 else 2 * _SHADE)
     if not other.any():

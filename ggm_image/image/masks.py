@@ -48,10 +48,6 @@ def load_mask(
     Returns:
         The image in one of the modes L, LA, RGB, RGBA, I;16, as `composite` will give it back, and the
         hole (h, w), True where it is to be inpainted. The hole is empty where the mask is black everywhere.
-
-    Raises:
-        UserError: a file is missing, no image or animated, sizes differ, there is no mask at all, the mask is
-            ambiguous, or the mode holds floats.
     """
     opened = to_storable_mode(open_single_image(image))
     if mask is None:
@@ -113,9 +109,6 @@ def token_mask(mask: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> 
 
     Returns:
         (h / cell, w / cell), True where the token is to be sampled.
-
-    Raises:
-        UserError: the sides are no multiples of ``cell``, or ``dilate`` is negative.
     """
     h, w = mask.shape
     if h % cell or w % cell or not h or not w:
@@ -136,15 +129,7 @@ def token_mask(mask: Bool[np.ndarray, "h w"], cell: int, *, dilate: int = 0) -> 
 
 
 def known_tokens(tokens: Int[Tensor, "*grid"], unknown: Bool[Tensor, "rows columns"]) -> Int64[Tensor, " l"]:
-    """Tokens in row-major order, -1 where they are to be sampled: what the sampler takes as ``known``.
-
-    Args:
-        tokens: (rows, columns) or (l,), the encoded image.
-        unknown: True where the token is to be sampled.
-
-    Raises:
-        UserError: sizes differ.
-    """
+    """Tokens in row-major order, -1 where they are to be sampled: what the sampler takes as ``known``."""
     if tokens.numel() != unknown.numel() or (tokens.ndim == 2 and tokens.shape != unknown.shape):
         raise UserError(
             "tokens and their mask must be of one grid",

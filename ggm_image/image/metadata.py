@@ -75,13 +75,7 @@ def _has_text(image: Image.Image) -> bool:
 
 
 def _kept_exif(exif: Image.Exif, quarter: bool, dropped: list[str]) -> bytes:
-    """EXIF as bytes; empty where there is nothing to keep.
-
-    Args:
-        exif: of the image.
-        quarter: whether the image is turned by a quarter.
-        dropped: gets the names of what is not kept.
-    """
+    """EXIF as bytes; empty where there is nothing to keep."""
     kept = Image.Exif()
     damaged = False
     turned = {_TAG.XResolution: _TAG.YResolution, _TAG.YResolution: _TAG.XResolution} if quarter else {}

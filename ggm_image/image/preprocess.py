@@ -24,10 +24,6 @@ def preprocess(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 siz
     Cropping first equals resizing the shorter side and cropping then, but for the filter's reach over
     the crop's edge, and a 1 x 10,000 image costs nothing. Pillow's fixed-point arithmetic gives the
     same bytes on every machine.
-
-    Args:
-        image: pixels in [0, 255].
-        size: side of the result in pixels.
     """
     height, width = image.shape[-2:]
     if height == width == size:

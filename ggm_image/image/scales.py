@@ -49,7 +49,6 @@ class InpaintingPlan:
         crop: the part of the image that is looked at, in its own pixels.
         width: of the hole where it is widest, in pixels; twice the largest distance to a known pixel.
         factor: reduction at which hole and context fit into one window; at most 1 for a hole that needs none.
-        scales: from coarse to fine; the last has factor 1.
     """
 
     crop: Window
@@ -98,9 +97,6 @@ def plan_inpainting(
         cell: pixels per side of a token's cell.
         context: known pixels that a window should see on each side of the hole; a quarter of the window by default.
         scales: how many at most; "auto" for as many as needed.
-
-    Raises:
-        UserError: see `plan_windows` and `check_scales`.
     """
     check_scales(scales)
     windows = plan_windows(mask, native, cell, context)  # of the last scale; checks the context

@@ -1,4 +1,4 @@
-"""Images for people: grids and heat maps."""
+"""Images to look at: grids and heat maps."""
 
 import math
 
@@ -21,9 +21,7 @@ def image_grid(
     """Images side by side, row by row; empty cells and gaps are white.
 
     Args:
-        images: at least one image.
         columns: images a row; as near to a square as possible by default.
-        gap: white pixels between neighbours.
     """
     n, _, h, w = images.shape
     sheet = images.new_full((3, *grid_size(n, h, w, columns, gap=gap)), 255)
@@ -46,7 +44,6 @@ def heat_map(image: Image.Image, probability: Float[Tensor, "rows columns"], cel
 
     Args:
         image: of any mode; what lies beyond the last whole cell at its right and lower edge is left out.
-        probability: of signal, in [0, 1].
         cell: pixels per side of a token's cell.
     """
     original = image.convert("RGB").crop((0, 0, probability.shape[1] * cell, probability.shape[0] * cell))

@@ -32,10 +32,6 @@ def extend(
 def place_under(size: tuple[int, int], mask: Bool[np.ndarray, "h w"]) -> Extension | None:
     """Where an image lies under a larger mask: over the mask's black part, or in the middle of an all-white mask.
 
-    Args:
-        size: width and height of the image.
-        mask: True where white.
-
     Returns:
         What is to be added around the image to give it the mask's size; None where the mask is not larger, or
         its black part does not fit under the image.
@@ -73,11 +69,7 @@ class Window:
 
 
 def window_side(side: int, native: int, cell: int) -> int:
-    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller image.
-
-    Raises:
-        UserError: the image is smaller than one cell.
-    """
+    """Pixels of a window along one axis: the model's, or the largest multiple of the cell in a smaller image."""
     if side < cell:
         raise UserError(f"an image needs at least {cell} pixels a side", f"got {side}", "enlarge it")
     return min(native, side // cell * cell)
@@ -87,8 +79,6 @@ def spans(low: int, high: int, side: int, window: int, overlap: int, step: int =
     """Starts of the fewest windows that cover [low, high) of [0, side), evenly spread.
 
     Args:
-        low, high: what is to be covered.
-        side: where windows may lie.
         window: length of each.
         overlap: of neighbours, at least.
         step: starts are multiples of it, if ``low``, ``high`` and ``window`` are.
@@ -114,9 +104,6 @@ def plan_windows(
         cell: pixels per side of a token's cell.
         context: known pixels that a window should see on each side of the hole; a quarter of the window by default.
         step: windows start at multiples of it.
-
-    Raises:
-        UserError: the image is smaller than a cell, or ``context`` leaves no room for the hole.
     """
     if context is not None and not 0 <= 2 * context < min(native):
         fix = f"choose at most {(min(native) - 1) // 2}"

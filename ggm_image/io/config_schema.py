@@ -30,9 +30,6 @@ def load_config(schema: type[C], path: str | Path, overrides: Sequence[str] = ()
 
     Returns:
         An instance of ``schema``.
-
-    Raises:
-        UserError: the file cannot be read, or as of `ggm_image.validation.build`.
     """
     path = find_config(path)
     written = read_yaml(path, "must be YAML", "compare it with those in configs/", plain=False)

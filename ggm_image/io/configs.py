@@ -61,9 +61,6 @@ def find_config(name_or_path: str | Path) -> Path:
     """The config file of a path, or of a shipped name: ``cifar10``, ``cifar10.yaml`` or ``configs/cifar10.yaml``.
 
     A file that exists comes first.
-
-    Raises:
-        UserError: there is none; names the nearest shipped ones.
     """
     path = Path(name_or_path)
     if path.is_file():

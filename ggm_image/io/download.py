@@ -63,16 +63,10 @@ def fetch(
     """The path of a published file, downloaded into the cache at its first use.
 
     Args:
-        name: of the file.
-        urls: as in `download`.
         folder: of the cache, for example ``features``.
-        sha256: as in `download`.
         elsewhere: where other libraries keep the same file. The first copy that is there is used, unless its SHA-256
             is known to be another.
         or_else: what a user can do instead, for the error message.
-
-    Raises:
-        UserError: as `download`.
     """
     path = cache_dir() / folder / name
     for copy in () if path.is_file() else map(Path, elsewhere):
@@ -83,13 +77,7 @@ def fetch(
 
 
 def download(
-    path: Path,
-    urls: Sequence[str],
-    *,
-    size: int | None = None,
-    sha256: str = "",
-    label: str = "",
-    or_else: str = "",
+    path: Path, urls: Sequence[str], *, size: int | None = None, sha256: str = "", label: str = "", or_else: str = ""
 ) -> None:
     """Fetch a file, unless it is there.
 
@@ -98,11 +86,7 @@ def download(
         urls: http or https addresses of the same file; tried in turn.
         size: its bytes, where they are known.
         sha256: 64 hexadecimal digits, where they are known.
-        label: in front of the progress bar.
         or_else: what a user can do instead, for the error message.
-
-    Raises:
-        UserError: offline, no address, no room on the disk, or no address gives the right file.
     """
     if path.is_file():
         return

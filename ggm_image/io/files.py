@@ -21,12 +21,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary sibling of ``path``: renamed to it on success, removed on any error.
 
     The temporary name keeps the suffix, because image writers choose their format by it.
-
-    Args:
-        path: the file to be written; its folder is made if it is missing.
-
-    Yields:
-        The temporary path to write to.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,12 +45,6 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the folder to be made; it must not exist yet, or be empty.
-
-    Yields:
-        The temporary folder to write into.
-
-    Raises:
-        UserError: there is something at ``path`` already.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -73,11 +61,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the disk said, where a library covers it up: torch raises an error of its own over it, safetensors words.
-
-    Raises:
-        OSError: with the file's name.
-    """
+    """Raise the OSError behind an error of torch or safetensors, which hide what the disk reported."""
     try:
         yield
     except OSError:
@@ -120,15 +104,12 @@ def remove_temporaries(*folders: str | os.PathLike[str]) -> None:
 def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Take an exclusive lock on a folder or file, so that two processes do not overwrite each other's files.
 
-    The system lets go of it however this process ends. Where there are no such locks (Windows, most network file
+    The system releases it however this process ends. Where there are no such locks (Windows, most network file
     systems), nothing is kept.
 
     Args:
         path: the folder, or a file that exists.
-        wait: until another process lets go of it.
-
-    Raises:
-        UserError: another process has it, without ``wait``.
+        wait: until another process releases it.
     """
     try:
         import fcntl
@@ -150,7 +131,7 @@ def held(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
 
 
 def write_together(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """As `atomic_path`, where other processes may write the same file at the same time, and tidy up behind themselves.
+    """As `atomic_path`, where other processes may write the same file at the same time, and remove leftovers.
 
     Args:
         path: the file. All processes write the same bytes, so it does not matter whose are left.

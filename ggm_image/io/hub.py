@@ -34,13 +34,7 @@ _commits: dict[tuple[str, ...], str] = {}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository's files on this machine.
-
-    Attributes:
-        folder: with the files.
-        repository: ``owner/name``.
-        revision: the commit hash.
-    """
+    """A repository's files on this machine."""
 
     folder: Path
     repository: str
@@ -56,13 +50,6 @@ def snapshot(name: str) -> Snapshot:
     """The files of a repository in the user's cache, downloaded at the first use.
 
     A branch or tag is looked up once per process: all of a run sees the same commit.
-
-    Args:
-        name: ``owner/name``, with ``@`` and a branch, tag or commit hash for another revision than ``main``.
-
-    Raises:
-        UserError: there is no such repository or revision, it is no model or tokenizer, the network fails, or it is
-            forbidden and the files are not in the cache.
     """
     repository, _, revision = name.partition("@")
     revision = revision or "main"
@@ -97,17 +84,8 @@ def snapshot(name: str) -> Snapshot:
 def upload(folder: Path, name: str, *, message: str, private: bool = False) -> tuple[str, str]:
     """Upload a folder's files as one commit; the repository is created where there is none.
 
-    Args:
-        folder: all of its files are uploaded.
-        name: ``owner/name``.
-        message: of the commit.
-        private: of a new repository.
-
     Returns:
         The address of the repository and the commit hash.
-
-    Raises:
-        UserError: offline, no account, no permission, or the network fails.
     """
     if variable := offline_variable():
         raise UserError(f"{variable} forbids the network", f"asked to upload to {name}", f"unset {variable}")

@@ -29,7 +29,6 @@ class ImageFormat:
 
     Attributes:
         name: as users and Pillow call it; Pillow's in capitals.
-        suffixes: of its files, the usual one first.
         modes: Pillow's modes that it keeps bit for bit where it is lossless.
         compression: ``none`` lost, ``lossy``, or ``either``.
         most_side: pixels of the longest side.
@@ -61,7 +60,6 @@ class Encoding:
     """How images are written.
 
     Attributes:
-        format: of the file.
         quality: of the lossy compression, 1 to 100; None for a lossless file.
     """
 
@@ -73,11 +71,7 @@ class Encoding:
         """The encoding of a format at a quality, 95 by default where the format is usually lossy.
 
         Args:
-            form: of the file.
             quality: 1 to 100, or ``lossless``.
-
-        Raises:
-            UserError: the format has no such quality.
         """
         if quality == "lossless":
             if form.compression == "lossy":
@@ -132,7 +126,6 @@ def encode(image: "Image", encoding: Encoding = LOSSLESS_PNG) -> bytes:
 
     Args:
         image: in mode L, LA, RGB, RGBA or I;16. What the format cannot hold is left out as `losses` says.
-        encoding: format and quality.
     """
     form, options = encoding.format, {}  # type: ImageFormat, dict[str, Any]
     fitted = _fitted(image, form)
@@ -159,18 +152,9 @@ def encode(image: "Image", encoding: Encoding = LOSSLESS_PNG) -> bytes:
 
 
 def marked_image(
-    image: "Image",
-    command: str,
-    settings: Mapping[str, Any] | None = None,
-    encoding: Encoding = LOSSLESS_PNG,
+    image: "Image", command: str, settings: Mapping[str, Any] | None = None, encoding: Encoding = LOSSLESS_PNG
 ) -> bytes:
-    """The image as a file with our mark, see `ggm_image.io.marks.mark`; the same bytes for the same image and settings.
-
-    Args:
-        image, encoding: see `encode`.
-        command: that made it, e.g. ``sample``.
-        settings: what the image was made with, for JSON.
-    """
+    """The image as a file with our mark, see `ggm_image.io.marks.mark`; the same bytes for the same input."""
     return mark(encode(image, encoding), command, settings)
 
 

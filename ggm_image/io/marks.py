@@ -33,12 +33,8 @@ def mark(data: bytes, command: str, settings: Mapping[str, Any] | None = None) -
 
     Args:
         data: a whole PNG, JPEG, WebP or TIFF file without a mark.
-        command: that made it, e.g. ``sample``.
         settings: what the image was made with, for JSON. They are left out where the mark would be larger than 65,000
             bytes.
-
-    Raises:
-        ValueError: another format.
     """
     if data.startswith(_PNG):
         return mark_png(data, command, settings)
@@ -90,7 +86,7 @@ def read_mark(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         without = _tiff_without_mark
     else:
         return None
-    # Anything unreadable, in a damaged or foreign file, counts as no mark: the file is then treated as somebody else's.
+    # Anything unreadable, in a damaged or foreign file, counts as no mark, as in a file of another program.
     try:
         rest, text = without(data)
         found = json.loads(text)

@@ -76,7 +76,6 @@ class Gate:
         command: whose outputs may be replaced, e.g. ``sample``.
         overwrite: replace anything; None for a command without ``--overwrite``.
         option: that names the output, for errors.
-        encoding: of the images.
     """
 
     command: str
@@ -97,7 +96,6 @@ class Gate:
         """Raise UserError unless a file may be written at ``path``.
 
         Args:
-            path: of the file; its folder need not exist.
             content: what will be written, where that is known: a file that holds it already is no loss.
         """
         path = Path(path)
@@ -170,10 +168,6 @@ class Gate:
         """Raise UserError unless numbered images and a manifest may be written into ``folder``.
 
         Files of other names stay as they are. Our own images may be replaced, in a folder whose manifest is ours.
-
-        Args:
-            folder: where to.
-            count: how many images will be written.
         """
         folder = self._folder(folder)
         maker = maker_of(folder)
@@ -203,8 +197,6 @@ class Gate:
         are not touched.
 
         Args:
-            images: in their order.
-            folder: where to.
             manifest: what to say of them; ``command`` is added.
 
         Returns:

@@ -9,18 +9,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def resource_dir(kind: Literal["configs", "tokenizers", "assets"]) -> Path:
-    """The folder of one kind of resource.
-
-    Args:
-        kind: ``configs``, ``tokenizers`` or ``assets``.
-
-    Raises:
-        UserError: if the installation lacks it.
-    """
+    """The folder of one kind of resource: ``configs``, ``tokenizers`` or ``assets``."""
     installed = _PACKAGE / "_resources" / kind
     if installed.is_dir():
         return installed
-    # Only a checkout has pyproject.toml here. In site-packages, `tokenizers` is somebody else's package.
+    # Only a checkout has pyproject.toml here. In site-packages, `tokenizers` is another project's package.
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / kind).is_dir():
         return checkout / kind

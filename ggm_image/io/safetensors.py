@@ -26,11 +26,7 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; those in float8 as bfloat16, which holds all of their values.
-
-    Raises:
-        UserError: if the file is missing or damaged.
-    """
+    """All tensors of a safetensors file; those in float8 as bfloat16, which holds all of their values."""
     if not path.is_file():
         raise UserError("file of weights not found", path, "check the path")
     try:
@@ -42,11 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a module of exactly its shapes; half precision and float8 are widened.
-
-    Raises:
-        UserError: if the file is damaged, does not fit, or holds values that are not finite.
-    """
+    """Load a safetensors file into a module of exactly its shapes; half precision and float8 are widened."""
     state = read_weights(path)
     check_shapes(module, {name: tuple(value.shape) for name, value in state.items()}, path)
     load_state(module, state, path)
@@ -68,9 +60,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path, *, as
     """Load tensors that came from ``path``; UserError if a value is not finite.
 
     Args:
-        module: of the same names and shapes.
-        state: by name.
-        path: for messages.
         assign: put the tensors themselves in place of the module's, which may be on the meta device.
     """
     for name, value in state.items():

@@ -38,9 +38,6 @@ def save_texts(gate: Gate, folder: str | os.PathLike[str], texts: Sequence[bytes
     Texts of ours that are no longer part of it are removed; other files stay.
 
     Args:
-        gate: of the command.
-        folder: where to.
-        texts: in their order.
         manifest: what to say of them; ``command`` and ``sha256``, one of each text, are added.
     """
     check_texts(gate, folder)

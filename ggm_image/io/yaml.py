@@ -14,13 +14,8 @@ def read_yaml(path: Path, what: str, fix: str, *, plain: bool = True) -> Any:
     """The content of a YAML file.
 
     Args:
-        path: of the file.
         what: it must be, for the error.
-        fix: for the error.
         plain: resolve references, and return plain values; else what OmegaConf loads.
-
-    Raises:
-        UserError: it cannot be read, is far too large, is no YAML, or holds what no config can hold.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -20,7 +20,6 @@ class Metric:
         function: as ``module:name``; imported when it is first used. It is called as
             function(generated, reference, job) with two `feature_file.Features` and a `evaluate.MetricJob`, and returns
             some of its ``figures`` as a dict for JSON.
-        summary: half a sentence for ``--help``.
         figures: its entries in the report, None where the metric was not asked for.
     """
 
@@ -48,11 +47,7 @@ DEFAULT_METRICS = ("fid", "kid", "prdc")
 
 
 def find_metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """The metrics of these names, in the order of the registry.
-
-    Raises:
-        UserError: there is no such metric, or no name at all.
-    """
+    """The metrics of these names, in the order of the registry."""
     asked = list(names)
     if not asked:
         raise UserError("no metrics were asked for", "none", f"choose from {', '.join(METRICS)}")

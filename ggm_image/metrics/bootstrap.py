@@ -40,7 +40,6 @@ def bootstrap(
         reference: statistics of the other side.
         value: the distance of ``generated`` and ``reference``.
         replicates: how many resampled sets, at least 2. Each is one more pass over the features.
-        seed: of the resampling.
         device: where moments are computed, in float64.
 
     Returns:

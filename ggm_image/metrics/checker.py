@@ -22,12 +22,6 @@ def checker_energy(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n rows co
     """Mean energy of each cell of CELL x CELL pixels, in [0, 1].
 
     Pixels beyond the last whole cell are left out; the last row and column of an image have no energy of their own.
-
-    Args:
-        images: pixels in [0, 255].
-
-    Raises:
-        UserError: the pixels are not uint8, or an image is smaller than a cell.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or min(images.shape[2:]) < CELL:
         got = f"got {images.dtype} {tuple(images.shape)}"

@@ -26,10 +26,6 @@ def load_extractor(weights: str | os.PathLike[str] | None, device: torch.device)
 
     Args:
         weights: the file of the package, or timm's own weights; that of the installed package by default.
-        device: where to run it.
-
-    Raises:
-        UserError: the package is not installed, or the file is damaged or of another network.
     """
     path = installed_lite0() if weights is None else Path(weights)
     network = lite0_network(path).to(device)

@@ -28,13 +28,7 @@ _SHOWN_LIST = 32
 
 @dataclass(frozen=True)
 class MetricJob:
-    """What a metric of the registry is computed with, beside the features.
-
-    Attributes:
-        bootstrap: replicates for an interval; 0 for none.
-        seed: of all random numbers.
-        device: to compute on.
-    """
+    """What a metric of the registry is computed with, beside the features."""
 
     bootstrap: int
     seed: int
@@ -59,80 +53,84 @@ def evaluate(
 ) -> dict[str, Any]:
     """Distances between two sides, with the whole protocol.
 
-    Features lie in a file and are read piece by piece: memory does not grow with the number of images.
+    Memory does not grow with the number of images.
 
     Args:
-        generated: anything that `open_image_set` reads, at least 2 images.
-        reference: the same.
+        generated, reference: anything that `open_image_set` reads, at least 2 images.
         extractor: see `load_extractor`.
-        metrics: names of `METRICS`: ``fid`` (Fréchet distance), ``kid`` and ``prdc`` (precision, recall, density,
-            coverage).
-        statistics: folder where features are kept for reuse; see `extract_features`.
+        metrics: names of `METRICS`.
+        statistics: folder where features are kept for reuse; see `FeatureExtraction`.
         bootstrap: replicates for the interval of the Fréchet distance; 0 for none.
         seed: of the bootstrap and of the subsets of KID.
-        batch_size: images a forward pass.
-        workers: decoding threads; one a core by default.
+        batch_size, workers: images a forward pass, and decoding threads, one a core by default.
         share: rank of this process and number of processes, which extract the features together in ``statistics``. Rank
             0 continues until all features exist, even if other processes fail, and computes the figures.
 
     Returns:
-        {} for all ranks but 0. Else a dict for JSON: ``metric`` and ``value`` (the Fréchet distance),
-        ``bootstrap``, ``kid``, ``precision``, ``recall``, ``density``, ``coverage``, ``prdc``, ``class_accuracy``
-        (share of generated images in which the feature network, where it is a classifier, sees the class that was
-        asked for; else None), ``per_class``, ``features``, ``generated``, ``reference``, ``covariance``,
-        ``batch_size``, ``device``, ``statistics``, ``versions``, ``warnings``. What was not asked for or cannot be
-        computed is None.
-
-    Raises:
-        UserError: a side has fewer than 2 images, or one that cannot be read, or saved features of another network.
+        {} for all ranks but 0. Else a dict for JSON with the figures of `METRICS`, ``class_accuracy`` (share of
+        generated images in which a feature network that is a classifier sees the class that was asked for),
+        ``per_class`` and the protocol. What was not asked for or cannot be computed is None.
     """
     _check(metrics, bootstrap, batch_size)
     sides = {"generated": _opened(generated, extractor), "reference": _opened(reference, extractor)}
     for name, side in sides.items():
         _check_side(name, side, extractor)
     if share[1] > 1 and statistics is None and not all(isinstance(side, Features) for side in sides.values()):
-        raise UserError(
-            "several processes need a folder to share features in", f"{share[1]} processes", "add --statistics DIR"
-        )
-
+        what = "several processes need a folder to share features in"
+        raise UserError(what, f"{share[1]} processes", "add --statistics DIR")
+    options = {"statistics": statistics, "batch_size": batch_size, "workers": workers}
     with warnings.catch_warnings(record=True) as caught, ExitStack() as stack:
         warnings.simplefilter("always")
         # The reference first: an error in it should not appear after hours of sampling.
-        measured: dict[str, Features | FeatureExtraction] = {}
-        for name in ("reference", "generated"):
-            side = sides[name]
-            if isinstance(side, Features):
-                measured[name] = side
-                continue
-            extraction = FeatureExtraction(
-                side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=name
-            )
-            # The files behind the features are needed until every figure is computed.
-            measured[name] = stack.enter_context(extraction)
-            extraction.make(share)
+        real = _extraction("reference", sides["reference"], extractor, share, stack, options)
+        sampled = _extraction("generated", sides["generated"], extractor, share, stack, options)
         if share[0] == 0:
-            real, sampled = (_finished(measured[name]) for name in ("reference", "generated"))
-            figures = _figures(sampled, real, metrics, MetricJob(bootstrap, seed, extractor.device))
+            job = MetricJob(bootstrap, seed, extractor.device)
+            report = _report(extractor, sides, _finished(sampled), _finished(real), metrics, job)
     _pass_on(caught)
     if share[0] != 0:
         return {}
-    return {
-        "metric": extractor.title,
-        **figures,
-        "features": {
-            "name": extractor.name,
-            "sha256": extractor.sha256,
-            "dimension": extractor.dimension,
-            "resize": extractor.resize,
-        },
-        "generated": _described(sampled, sides["generated"]),
-        "reference": {**_described(real, sides["reference"]), "class_accuracy": class_accuracy(real, sampled)},
-        "covariance": "unbiased (n - 1), float64",
+    return report | {
         "batch_size": batch_size,
         "device": str(extractor.device),
         "statistics": None if statistics is None else str(statistics),
         "versions": versions(),
         "warnings": list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)),
+    }
+
+
+def _extraction(
+    label: str,
+    side: ImageSet | Features,
+    extractor: Extractor,
+    share: tuple[int, int],
+    stack: ExitStack,
+    options: dict[str, Any],
+) -> Features | FeatureExtraction:
+    """Extract this process's share of a side's features; their files are needed until ``stack`` is closed."""
+    if isinstance(side, Features):
+        return side
+    extraction = stack.enter_context(FeatureExtraction(side, extractor, label=label, **options))
+    extraction.make(share)
+    return extraction
+
+
+def _report(
+    extractor: Extractor,
+    sides: dict[str, ImageSet | Features],
+    sampled: Features,
+    real: Features,
+    metrics: Collection[str],
+    job: MetricJob,
+) -> dict[str, Any]:
+    """The figures, and what is known of the features and of the two sides."""
+    return {
+        "metric": extractor.title,
+        **_figures(sampled, real, metrics, job),
+        "features": {name: getattr(extractor, name) for name in ("name", "sha256", "dimension", "resize")},
+        "generated": _described(sampled, sides["generated"]),
+        "reference": {**_described(real, sides["reference"]), "class_accuracy": class_accuracy(real, sampled)},
+        "covariance": "unbiased (n - 1), float64",
     }
 
 

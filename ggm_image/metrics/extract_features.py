@@ -27,24 +27,11 @@ CHUNK = 512
 _PACKAGES = ("ggm-image", "torch", "torchvision", "numpy", "scipy", "pillow", "clean-fid", "timm")
 
 
-def extract_features(
-    side: ImageSet,
-    extractor: Extractor,
-    *,
-    statistics: str | os.PathLike[str] | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    label: str = "features",
-) -> Features:
-    """Features, sizes and predicted classes of all images of a side, in a file: the whole of a
-    `FeatureExtraction`.
-    """
-    measurement = FeatureExtraction(
-        side, extractor, statistics=statistics, batch_size=batch_size, workers=workers, label=label
-    )
-    with measurement:
-        measurement.make()
-        return measurement.finish()
+def extract_features(side: ImageSet, extractor: Extractor, **options: Any) -> Features:
+    """The whole of a `FeatureExtraction`, whose options these are."""
+    with FeatureExtraction(side, extractor, **options) as extraction:
+        extraction.make()
+        return extraction.finish()
 
 
 class FeatureExtraction:
@@ -55,19 +42,13 @@ class FeatureExtraction:
     images there are, or on who makes it.
 
     Args:
-        side: see `open_side`.
+        side: see `open_image_set`.
         extractor: see `load_extractor`.
         statistics: folder under which the features are saved, in a folder named by the hash of their protocol. That of
             an earlier run is reused, and extended if it has fewer images. A temporary file by default.
-        batch_size: images a forward pass.
-        workers: decoding threads; one a core by default.
-        label: of the progress bar.
-
-    Raises:
-        UserError: an image that cannot be read or has features that are not finite, or a folder that cannot be used.
 
     Warns:
-        UserWarning: saved features are damaged, and are made again.
+        UserWarning: saved features are damaged, and are extracted again.
     """
 
     def __init__(

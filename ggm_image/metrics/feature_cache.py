@@ -51,7 +51,6 @@ class FeatureCache:
         notes: what else is to be told of them, e.g. the versions of the libraries.
         n: how many rows there shall be.
         step: rows of a part.
-        folder: where to; None for a temporary file.
         kept: rows that are joined already, as far as they are wanted and whole.
         reused: rows that were there when the store was made, joined or in parts.
     """
@@ -84,10 +83,10 @@ class FeatureCache:
         try:
             before = read_record(self.folder)
         except UserError as error:
-            warnings.warn(f"{error.what} ({error.got}): the features are made again", stacklevel=2)
+            warnings.warn(f"{error.what} ({error.got}): the features are extracted again", stacklevel=2)
             return
         if before["protocol"] != self.protocol:
-            warnings.warn(f"{self.folder} holds features of another protocol: they are made again", stacklevel=2)
+            warnings.warn(f"{self.folder} holds features of another protocol: they are extracted again", stacklevel=2)
             return
         # Rows up to the first damaged chunk are reused; the rest is extracted again.
         path, rows = self.folder / ROWS, 0
@@ -96,7 +95,7 @@ class FeatureCache:
             rows = chunks[-1]["rows"] if chunks else 0
         if rows < min(self.n, before["rows"]):
             got = f"{path} from row {rows} on"
-            warnings.warn(f"saved features are damaged ({got}): these rows are made again", stacklevel=2)
+            warnings.warn(f"saved features are damaged ({got}): these rows are extracted again", stacklevel=2)
         self._sound = path.is_file() and rows_of_file(path, self.type) is not None
         if rows and not self._sound:
             warnings.warn(f"saved features are damaged ({path}: its head): it is written again", stacklevel=2)
@@ -120,7 +119,7 @@ class FeatureCache:
         if not self._path(rows).is_file():
             return False
         if self._read(rows) is None:
-            warnings.warn(f"saved features are damaged ({self._path(rows)}): the part is made again", stacklevel=2)
+            warnings.warn(f"saved features are damaged ({self._path(rows)}): the part is extracted again", stacklevel=2)
             return False
         return True
 

@@ -50,7 +50,6 @@ class Extractor:
         sha256: of the file with the weights.
         dimension: length of a feature vector.
         resize: how images come to the network's size, in words.
-        device: where the network is.
         prepare: one image, uint8 (3, h, w), to the network's input, on the CPU; safe to call from threads.
         network: a batch of such inputs to features (n, d).
         logits: the same inputs to class scores, where the network is a classifier that offers them.
@@ -112,10 +111,6 @@ def load_extractor(
         weights: local file with the weights of ``inception``, ``efficientnet-lite0`` or ``timm:NAME``, instead of a
             download or the package's.
             For Inception the environment variable ``GGM_IMAGE_INCEPTION`` does the same.
-        device: where to run it.
-
-    Raises:
-        UserError: no such network, or its weights or its package are not available.
     """
     device = torch.device(device)
     if weights is not None and not Path(weights).is_file():
@@ -208,9 +203,7 @@ def _inception(weights: str | os.PathLike[str] | None, device: torch.device) -> 
             network = InceptionV3W(str(path.parent), download=False).eval().to(device)
     except (RuntimeError, AttributeError, ValueError) as error:
         raise UserError(
-            "weights of inception cannot be read",
-            f"{path}: {last_line(error)}",
-            "remove the file and fetch it again",
+            "weights of inception cannot be read", f"{path}: {last_line(error)}", "remove the file and fetch it again"
         ) from error
     resizer = build_resizer("clean")
 

@@ -80,9 +80,7 @@ class Features:
 
     Attributes:
         rows: of `row_type`, mapped from a file.
-        record: what ``features.json`` says.
         folder: where they are saved; None for a temporary file.
-        reused: rows that were there before.
     """
 
     rows: np.ndarray
@@ -131,11 +129,7 @@ class Features:
 
 
 def open_features(folder: str | os.PathLike[str]) -> Features:
-    """The saved features in ``folder``.
-
-    Raises:
-        UserError: there are none, or they are unfinished or damaged.
-    """
+    """The saved features in ``folder``."""
     folder = Path(folder)
     fix = "rerun the command that extracts them; it resumes where it stopped"
     if not (folder / RECORD).is_file() and (parts := len(list(folder.glob(PARTS)))):

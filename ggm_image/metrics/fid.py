@@ -26,11 +26,6 @@ class FeatureStatistics:
 
     Chunks are merged by the pairwise update of Chan, Golub and LeVeque (1979): every scatter is taken
     about its own chunk's mean, so features far from zero lose no digits.
-
-    Attributes:
-        count: feature vectors seen so far.
-        mean: their mean.
-        scatter: sum of outer products of the deviations from the mean.
     """
 
     count: int
@@ -90,16 +85,11 @@ class FeatureStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Squared Fréchet distance between the Gaussians with the moments of ``a`` and ``b``: what FID reports.
 
-    Args:
-        a: statistics of one side, of at least 2 samples.
-        b: statistics of the other side, of the same dimension.
+    Each side has at least 2 samples.
 
     Returns:
         The distance, in squared units of the features, at least 0. It is biased upwards by about
         1 / samples, so compare only figures of equal counts.
-
-    Raises:
-        UserError: dimensions differ or a side has fewer than 2 samples.
 
     Warns:
         UserWarning: a side has no more samples than dimensions, so that its covariance is singular.
@@ -145,7 +135,5 @@ def frechet_distance_of_few(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m
 def _check_dimensions(a: FeatureStatistics, b: FeatureStatistics) -> None:
     if a.dimension != b.dimension:
         raise UserError(
-            "both sides need features of one size",
-            f"{a.dimension} and {b.dimension}",
-            "use one feature network",
+            "both sides need features of one size", f"{a.dimension} and {b.dimension}", "use one feature network"
         )

@@ -45,9 +45,7 @@ class ImageSet(ABC):
     """Images in a fixed order.
 
     Attributes:
-        description: where they come from.
         labels: class of every image, an index into ``class_names``; -1 where none is known.
-        class_names: names of the classes.
         block: images that are best asked for together.
     """
 
@@ -91,14 +89,7 @@ class ImageFileSet(ImageSet):
             self.labels = [index[str(asked[k])] for k in _numbers(source.names)]
 
     def leave_out_bad(self, workers: int | None = None) -> list[str]:
-        """Leave out the images that cannot be read, for which every image is decoded once.
-
-        Args:
-            workers: decoding threads; one per core by default.
-
-        Returns:
-            Why, a line for each of them.
-        """
+        """Leave out the images that cannot be read, for which every image is decoded once."""
 
         def why(index: int) -> str:
             try:
@@ -183,11 +174,7 @@ class SampledSet(_GeneratedSet):
     """Images ``0 ... n - 1`` of a seed, sampled in blocks of the model's own batch.
 
     Args:
-        model: on its device.
-        n: how many images.
         classes: a class for all, or several that take turns; all of the model's by default.
-        seed: any integer.
-        settings: of the sampler; the preset "best" by default.
     """
 
     def __init__(
@@ -241,12 +228,8 @@ class SamplingRequest:
     """What to sample if a side is a model.
 
     Attributes:
-        n: how many images.
-        seed: any integer.
         classes: a class for all images, or several that take turns; all of the model's by default.
-        preset: of the model.
         changes: sampler settings that differ from the preset's; None leaves the preset's.
-        compiled: whether the network is compiled.
     """
 
     n: int = 50_000
@@ -282,11 +265,7 @@ def open_image_set(
         path: images as `open_source` reads them; a finished token cache; a model's folder, or ``model:`` and its name
             or folder; a folder of saved features.
         tokenizer: name or folder of the tokenizer of a token cache or a model, where that has moved.
-        device: where tokenizer and model shall live.
         request: what a model samples; 50,000 images by its best preset by default.
-
-    Raises:
-        UserError: there is nothing of the kind, it is unfinished or damaged, or the tokenizer is another.
     """
     kind = kind_of(path)
     if kind == "features":

@@ -22,8 +22,6 @@ def kernel_distance(generated: FeatureMatrix, reference: FeatureMatrix, *, seed:
 
     Args:
         generated: at least 2 rows.
-        reference: the same.
-        seed: of the subsets.
 
     Returns:
         ``value``; ``standard_error`` of that mean, as far as it comes from the choice of the subsets (None where a

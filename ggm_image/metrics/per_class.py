@@ -38,7 +38,6 @@ def per_class(
     Args:
         generated, reference: the sides; classes are the same where their names are.
         frechet, kernel: which distances to take.
-        seed: of the subsets of the kernel distance.
 
     Returns:
         For every class ``n``, ``n_reference``, and the Fréchet distance ``value`` and the ``kid`` that were asked for,

@@ -31,13 +31,7 @@ _ALIKE = 1e-6
 def prdc(
     generated: FeatureMatrix | Tensor, reference: FeatureMatrix | Tensor, *, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """``precision``, ``recall`` and ``coverage`` in [0, 1], and ``density``, which is about 1 for real images.
-
-    Args:
-        generated: more than 5 rows.
-        reference: the same.
-        device: where distances are computed.
-    """
+    """``precision``, ``recall``, ``coverage`` in [0, 1]; ``density``, about 1 for real images. At least 6 rows each."""
     return RealNeighbours(reference, device=device).figures(generated)
 
 
@@ -46,7 +40,6 @@ class RealNeighbours:
 
     Args:
         reference: more than 5 rows; a tensor stays on its device, which should be ``device``.
-        device: where distances are computed.
     """
 
     def __init__(self, reference: FeatureMatrix | Tensor, *, device: str | torch.device = "cpu") -> None:
@@ -59,7 +52,7 @@ class RealNeighbours:
 
     def figures(self, generated: FeatureMatrix | Tensor) -> dict[str, float]:
         """What `prdc` returns for these generated rows (n, d), n > 5."""
-        (drawn_closed,) = self._radii(generated, [PRECISION_K], "generated")
+        (generated_closed,) = self._radii(generated, [PRECISION_K], "generated")
         recalled = torch.zeros(len(self.reference), dtype=torch.bool, device=self.device)
         covered = recalled.clone()
         precise = inside = 0
@@ -69,7 +62,7 @@ class RealNeighbours:
             for theirs in _parts(self.reference):
                 squared = _squared_distances(rows, self._load(self.reference, theirs))
                 near |= (squared <= self._closed[theirs]).any(dim=1)
-                recalled[theirs] |= (squared <= drawn_closed[mine, None]).any(dim=0)
+                recalled[theirs] |= (squared <= generated_closed[mine, None]).any(dim=0)
                 within = squared < self._open[theirs]
                 covered[theirs] |= within.any(dim=0)
                 inside += int(within.sum())

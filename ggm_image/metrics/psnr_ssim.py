@@ -24,11 +24,7 @@ def _check(a: Tensor, b: Tensor) -> None:
 
 
 def psnr_each(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    """Peak signal-to-noise ratio of each pair in dB, ``10 log10(255^2 / MSE)``; infinite if they are equal.
-
-    Args:
-        a: pixels in [0, 255].
-        b: pixels in [0, 255].
+    """PSNR of each pair in dB, ``10 log10(255^2 / MSE)``; infinite if they are equal. Pixels lie in [0, 255].
 
     Raises:
         UserError: if the shapes differ or the pixels are not uint8.
@@ -44,16 +40,12 @@ def psnr(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float[Tens
 
 
 def ssim_each(a: UInt8[Tensor, "n c h w"], b: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    """Structural similarity of each pair, in [-1, 1].
+    """Structural similarity of each pair, in [-1, 1]; pixels lie in [0, 255].
 
     Wang, Bovik, Sheikh, Simoncelli 2004 with their constants: a Gaussian window of 11 x 11 pixels, sigma 1.5,
     K1 = 0.01, K2 = 0.03, population variances, only where the window lies wholly inside, nothing downsampled.
     Taken on each colour channel and averaged (the paper has grey images only). Where a side is shorter than
     11, the window has the longest odd length that fits.
-
-    Args:
-        a: pixels in [0, 255].
-        b: pixels in [0, 255].
 
     Raises:
         UserError: if the shapes differ or the pixels are not uint8.

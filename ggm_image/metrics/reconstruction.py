@@ -4,7 +4,7 @@ No image sampled with these codes can be better, so look at this before training
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,65 +67,37 @@ def report(
         source: the images that were encoded.
         cache: their tokens.
         tokenizer: the one that made them, on ``device``.
-        device: where the tokenizer is.
-        batch_size: images a forward pass; `fitting_batch` by default.
-        images: at most so many rows, chosen at random without replacement, are decoded; codebook use is over all rows.
-        seed: of that choice.
-        workers: decoding threads; one a core by default.
-        extractor: features whose Fréchet distance between the images and their reconstructions is measured, at
-            the size at which they are encoded.
-        reference: other images, e.g. of the validation set. Of originals and of reconstructions, equally many, the
-            Fréchet distance to them is measured too: the difference is what the tokenizer costs, free of the bias that
-            the number of images gives both.
+        device, batch_size, workers: as in `ggm_image.data.encode.encode`.
+        images, seed: at most so many rows, chosen by the seed, are decoded; codebook use is over all rows.
+        extractor: features for the Fréchet distance of the images, at the size that is encoded, to reconstructions.
+        reference: other images, e.g. of the validation set. The Fréchet distances of originals and of reconstructions
+            to them are measured too: the difference is what the tokenizer costs, free of the bias of the sample size.
 
     Returns:
         What ``report.json`` holds.
-
-    Raises:
-        UserError: an image cannot be read, or there is a reference and no extractor.
     """
     if reference is not None and extractor is None:
         raise UserError("a reference needs features", reference.description, "pass an extractor")
     manifest = cache.manifest
     batch_size = fitting_batch(device, manifest.image_size) if batch_size is None else batch_size
-    generator = torch.Generator().manual_seed(seed)
-    # The first rows of a permutation, so that report.png shows a part of what is measured.
-    rows = torch.randperm(len(cache), generator=generator)[:images]
-    distance = None if extractor is None else _Distance(extractor)
     workers = workers or default_workers()
+    # The first rows of a permutation, so that report.png shows a part of what is measured.
+    rows = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed))[:images]
+    distance = None if extractor is None else _Distance(extractor)
     if distance is not None and reference is not None:
         others = Prefetch(reference, manifest.image_size, workers=workers)
-        total = -(-len(reference) // batch_size)
-        batches = others.batches(range(len(reference)), batch_size)
-        for _, batch in progress(batches, total=total, unit="batch", label="reference"):
-            distance.update_reference(_stack(batch))
+        for _, batch in _batches(others, range(len(reference)), batch_size, "reference"):
+            distance.update_reference(batch)
     prefetch = Prefetch(source, manifest.image_size, workers=workers, copies=manifest.copies)
     items = manifest.item_of_row()[rows.numpy()].tolist()
-    batches = prefetch.batches(items, batch_size)
     pairs = _Pairs()
-    for group, batch in progress(batches, total=-(-len(rows) // batch_size), unit="batch", label="report"):
-        original = _stack(batch)
+    for group, original in _batches(prefetch, items, batch_size, "report"):
         tokens = cache.tokens(rows[pairs.count : pairs.count + len(group)])
         decoded = decode_batch(tokenizer, tokens, batch_size, device)
         pairs.add(group, original, decoded)
         if distance is not None:
             distance.update(original, decoded)
-    use = codebook_use(cache.load()[0], manifest.codebook_size)
-    total = len(cache) * manifest.grid[0] * manifest.grid[1]
-    result: dict[str, Any] = {
-        "images": pairs.count,
-        "seed": seed,
-        **pairs.figures(),
-        "codebook": {"size": manifest.codebook_size, "tokens": total, **use},
-        "protocol": "8-bit RGB; PSNR and SSIM per image, then averaged; "
-        "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged; "
-        f"chequered: share of cells of {CELL} x {CELL} pixels with an energy above {THRESHOLD}, and of images with any",
-        "tokenizer": {
-            "name": manifest.tokenizer_name,
-            "sha256": manifest.tokenizer_sha256,
-            "decoder_sha256": tokenizer.decoder_sha256,
-        },
-    }
+    result: dict[str, Any] = {"images": pairs.count, "seed": seed, **pairs.figures(), **_protocol(cache, tokenizer)}
     if distance is not None:
         result["frechet"] = distance.result(None if reference is None else reference.description)
     result["worst"] = [{"name": source.names[item % len(source)], "psnr_db": psnr} for psnr, item, _ in pairs.worst]
@@ -135,11 +107,40 @@ def report(
     return result
 
 
+def _batches(
+    prefetch: Prefetch, items: Sequence[int], batch_size: int, label: str
+) -> Iterator[tuple[list[int], UInt8[Tensor, "n 3 h w"]]]:
+    """Items and their images, batch by batch, with a progress bar; raises UserError for one that cannot be read."""
+    batches = prefetch.batches(items, batch_size)
+    for group, images in progress(batches, total=-(-len(items) // batch_size), unit="batch", label=label):
+        for image in images:
+            if isinstance(image, UserError):  # it could be read when it was encoded
+                raise image
+        yield group, torch.stack([image for image in images if isinstance(image, Tensor)])
+
+
+def _protocol(cache: TokenCache, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How the codes are used, how pairs were measured, and by which tokenizer."""
+    manifest = cache.manifest
+    tokens = len(cache) * manifest.grid[0] * manifest.grid[1]
+    use = codebook_use(cache.load()[0], manifest.codebook_size)
+    return {
+        "codebook": {"size": manifest.codebook_size, "tokens": tokens, **use},
+        "protocol": "8-bit RGB; PSNR and SSIM per image, then averaged; "
+        "SSIM: Gaussian 11 x 11, sigma 1.5, channels averaged; "
+        f"chequered: share of cells of {CELL} x {CELL} pixels with an energy above {THRESHOLD}, and of images with any",
+        "tokenizer": {
+            "name": manifest.tokenizer_name,
+            "sha256": manifest.tokenizer_sha256,
+            "decoder_sha256": tokenizer.decoder_sha256,
+        },
+    }
+
+
 class _Pairs:
     """Originals and their reconstructions: figures of each, the first pairs, and the worst ones.
 
     Attributes:
-        count: pairs seen so far.
         shown: images of the first `PAIRS_SHOWN` pairs, original and reconstruction in turn.
         worst: PSNR, item and pair of those with the lowest PSNR, worst first.
     """
@@ -217,13 +218,6 @@ class _Distance:
                 }
         found["warnings"] = list(dict.fromkeys(str(warning.message) for warning in caught))
         return found
-
-
-def _stack(images: Sequence[Tensor | UserError]) -> UInt8[Tensor, "n 3 h w"]:
-    for image in images:
-        if isinstance(image, UserError):  # it could be read when it was encoded
-            raise image
-    return torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
 def _side_by_side(images: Sequence[Tensor]) -> UInt8[Tensor, "3 h w"]:

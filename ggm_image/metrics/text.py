@@ -75,11 +75,7 @@ def _entropy(sample: bytes) -> float:
 
 
 def word_entropy(samples: Sequence[bytes]) -> float:
-    """The entropy of the words of all samples together, in bits per word.
-
-    Raises:
-        UserError: the samples have no words.
-    """
+    """The entropy of the words of all samples together, in bits per word."""
     counts = Counter(word for sample in samples for word in words(sample))
     total = counts.total()
     if not total:

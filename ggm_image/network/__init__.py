@@ -8,10 +8,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NetworkConfig", "Transformer"]
 
-_HOMES = {
-    "NetworkConfig": "ggm_image.network.config",
-    "Transformer": "ggm_image.network.transformer",
-}
+_HOMES = {"NetworkConfig": "ggm_image.network.config", "Transformer": "ggm_image.network.transformer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,6 @@ def rows_per_call(device: torch.device, sites: int) -> int:
     `identity`, and small: a single image costs as much as a full call.
 
     Args:
-        device: of the network.
         sites: of the grid. A GPU is kept busy by few rows of a large grid.
     """
     if device.type != "cuda":
@@ -67,10 +66,7 @@ def sample_batch(
     """One token grid for each generator, by the sampler, guidance and truncation of the settings.
 
     Args:
-        denoiser: the network.
-        settings: how.
         generators: one a row.
-        device: of the network.
         half: see `autocast`.
         null_label: the label of no class, for guidance; None for a network without classes.
         **arguments: further ones of `ggm_image.sampler.registry`'s ``sample_by_settings``.

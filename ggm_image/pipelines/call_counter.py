@@ -15,7 +15,6 @@ class CallCounter:
 
     Args:
         on_progress: told the count, first with 0 and at the end with ``total``.
-        total: network calls of the whole job.
     """
 
     def __init__(self, on_progress: OnProgress, total: int) -> None:

@@ -13,11 +13,7 @@ def class_label(names: Sequence[str], name_or_index: Any) -> int:
     Of names that are numbers themselves, text is a name before it is an index; an integer is always an index.
 
     Args:
-        names: the model's classes, in the order of the labels.
         name_or_index: a ``str``, or an integer, NumPy's included.
-
-    Raises:
-        UserError: there is none; names the nearest ones.
     """
     lower = [name.lower() for name in names]
     if isinstance(name_or_index, str):
@@ -47,11 +43,7 @@ def class_labels(names: Sequence[str], given: Sequence[str]) -> list[int]:
     A class whose own name has commas is found before the text is split: the longest name that fits is taken.
 
     Args:
-        names: the model's classes, in the order of the labels.
         given: at least one text.
-
-    Raises:
-        UserError: a name is empty or unknown.
     """
     labels = []
     for text in given:

@@ -49,11 +49,7 @@ class Guide:
 
 
 def check_strength(strength: float) -> float:
-    """A strength as a number.
-
-    Raises:
-        UserError: it is not positive.
-    """
+    """A strength as a number."""
     if isinstance(strength, bool) or not (strength > 0 and math.isfinite(strength) and math.isfinite(1 / strength)):
         fix = "use for example 1; larger values follow the guide more closely"
         raise UserError("the strength of a guide must be positive", strength, fix)
@@ -66,12 +62,7 @@ def encode_guide(model: Model, guide: ImageLike, strength: float = STRENGTH) -> 
     A site counts by the mean opacity of its cell: transparent parts guide nothing.
 
     Args:
-        model: whose tokenizer encodes the guide.
-        guide: an image of any size, see `load_guide`.
         strength: > 0; the likelihood is exp(-strength |z_i - e_a|^2 / d), see `latent_log_likelihood`.
-
-    Raises:
-        UserError: the guide cannot be opened or is transparent everywhere, or the strength is not positive.
     """
     strength = check_strength(strength)
     pixels, opacity = load_guide(guide, model.image_size)

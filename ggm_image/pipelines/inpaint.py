@@ -39,9 +39,7 @@ class Inpainter:
     """One inpainting run.
 
     Attributes:
-        model: samples, encodes and decodes.
         labels: (n,) the class of each sample; used at the coarsest scale only.
-        seed: of the run.
         settings: of the sampler; guidance is used at the coarsest scale only.
         dilate: pixels by which the resampled tokens reach beyond the hole.
         tau: see `latent_log_likelihood`.
@@ -124,9 +122,7 @@ class Inpainter:
         Args:
             pixels: known outside the hole; inside it the enlarged coarse result if ``observed``, else ignored.
             missing: True inside the hole.
-            seed: of this window.
             observed: whether the pixels in the hole are an observation for the sampler.
-            callback: of the sampler.
         """
         model, cell = self.model, self.model.tokenizer.downscale
         unknown = token_mask(missing, cell, dilate=self.dilate)
@@ -161,13 +157,7 @@ class Inpainter:
 
 
 def warn_of_detail(plan: InpaintingPlan, name: str, size: tuple[int, int]) -> str:
-    """What to expect of a hole that is larger than what the model was trained for; "" for any other.
-
-    Args:
-        plan: of the hole.
-        name: of the model.
-        size: height and width in pixels of the model's own images.
-    """
+    """What to expect of a hole that is larger than what the model was trained for; "" for any other."""
     if len(plan.scales) == 1 and plan.factor <= ONE_SCALE:
         return ""
     height, width = size

@@ -17,13 +17,8 @@ def write_card(model: Model, folder: Path, *, repository: str, licence: str) -> 
     """Write ``README.md`` and ``samples.png`` into a saved model's folder.
 
     Args:
-        model: loaded, for the samples on the card.
         folder: of `Model.save`; a README.md in it becomes the card's last part.
-        repository: ``owner/name``, for the commands on the card.
         licence: of the weights, as the Hub names it.
-
-    Raises:
-        UserError: the licence has another form.
     """
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.+-]{0,63}", licence):
         raise UserError("a licence is named by its identifier", f"got {licence!r}", "for example apache-2.0")

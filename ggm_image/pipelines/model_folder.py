@@ -26,7 +26,6 @@ class NetworkFolder:
 
     Attributes:
         folder: where it lies.
-        network: sizes of the transformer.
         tokenizer_name, tokenizer_sha256: the only tokenizer that it can be used with.
         tokenizer_source: folder of that tokenizer when the model was trained; empty for a shipped one.
         class_names: in the order of the labels.
@@ -83,11 +82,7 @@ class NetworkFolder:
             raise UserError("the model has no weights", f"no {self.weights}", "copy the file there, or train it")
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
-        """A preset with changes; None leaves the preset's value.
-
-        Raises:
-            UserError: for an unknown preset or a value out of range.
-        """
+        """A preset with changes; None leaves the preset's value."""
         if preset not in self.presets:
             raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(self.presets)}")
         entries = asdict(Settings.of(dict(self.presets[preset])))
@@ -95,11 +90,7 @@ class NetworkFolder:
 
     @staticmethod
     def read(folder: Path) -> "NetworkFolder":
-        """Read ``config.yaml``.
-
-        Raises:
-            UserError: if it is missing or is not a model's.
-        """
+        """Read ``config.yaml``."""
         path = folder / CONFIG
         if not path.is_file():
             raise UserError(f"a model is a folder with {CONFIG} and {WEIGHTS}", f"no {path}", "give a model folder")
@@ -133,11 +124,7 @@ class NetworkFolder:
 
 
 def find_model(name_or_path: str | Path) -> NetworkFolder:
-    """The model folder of a shipped name, of a path, or of ``owner/name`` on the Hub, ``owner/name@revision`` for one.
-
-    Raises:
-        UserError: if there is none; names the shipped ones. For one on the Hub also as `ggm_image.io.hub.snapshot`.
-    """
+    """The model folder of a shipped name, of a path, or of ``owner/name`` or ``owner/name@revision`` on the Hub."""
     path = Path(name_or_path)
     shipped = {folder.name: folder for folder in shipped_models()}
     # A folder of images called cifar10 must not hide the model of that name.

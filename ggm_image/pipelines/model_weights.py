@@ -50,7 +50,6 @@ def export_model(
     """Write a model folder, each of its two files whole or not at all.
 
     Args:
-        folder: where to.
         state: the network's state, usually the moving average of its weights.
         network: the fields of its `NetworkConfig`.
         tokenizer: ``name``, ``sha256`` and, for one that is not shipped, ``source``; of text, ``modality`` "text". A
@@ -58,7 +57,6 @@ def export_model(
         class_names: in the order of the labels.
         training: the resolved training config and what is known of the run.
         presets: sampler settings by name; `PRESETS` by default.
-        dtype: of the stored weights.
     """
     folder = Path(folder)
     config = {
@@ -77,11 +75,7 @@ def export_model(
 
 
 def load_network(folder: NetworkFolder) -> tuple[Transformer, str]:
-    """The network of a model folder, in float32 on the CPU, and the SHA-256 of its weights.
-
-    Raises:
-        UserError: if the weights are missing, damaged, of other shapes, or not finite.
-    """
+    """The network of a model folder, in float32 on the CPU, and the SHA-256 of its weights."""
     folder.check_weights()
     network = Transformer(folder.network)
     load_weights(network, folder.weights)

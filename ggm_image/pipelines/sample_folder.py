@@ -40,7 +40,6 @@ class Sampled:
     """What a process has done for a folder.
 
     Attributes:
-        sampled: images that it sampled.
         missing: images that other processes have still to sample; 0 for a complete folder.
     """
 
@@ -68,21 +67,14 @@ def sample_to_folder(
     kernels, at the same place in its batch, for any number of processes.
 
     Args:
-        model: on its device.
         out: the folder; it may hold images of the same request, or of the same with a smaller ``n``.
         n: how many images the folder will hold.
         classes: a class for all, or several that take turns: class k mod their number for image k. All of the model's
             by default; with a guide, no class.
-        seed: any integer.
-        settings: of the sampler.
         share: number of this process, and how many there are.
         callback: see `Model.sample_tokens`; where it is given, the first batch is sampled even if it is there.
         overwrite: replace other images; for one process.
-        encoding: of the files.
         guide: what the images follow, see `Model.encode_guide`.
-
-    Raises:
-        UserError: the folder holds other images.
     """
     rank, processes = share
     asked = [classes] if isinstance(classes, str | int) else classes
@@ -108,20 +100,12 @@ def sample_to_folder(
 
 
 def sample_rows(
-    model: Model,
-    rows: range,
-    asked: Sequence[str | int] | None,
-    *,
-    guide: Guide | None = None,
-    **options: Any,
+    model: Model, rows: range, asked: Sequence[str | int] | None, *, guide: Guide | None = None, **options: Any
 ) -> Int[Tensor, "n h w"]:
     """Token grids of images ``rows``, whose classes take turns.
 
     Args:
-        model: that samples.
-        rows: indices of the images, without gaps.
         asked: the classes; None for all of the model's, or for no class where there is a guide.
-        guide: what the images follow.
         **options: of `Model.sample_tokens`.
     """
     if guide is not None and asked is None:
@@ -137,9 +121,7 @@ class SampleFolder:
     """The files of such a folder.
 
     Attributes:
-        path: where it is.
         manifest: all that its images depend on, with their number ``count`` and ``classes``, a name each or None.
-        encoding: of the files.
     """
 
     path: Path
@@ -150,9 +132,6 @@ class SampleFolder:
         """Make room for this request, unless the folder is of it already; files that it does not need stay.
 
         What goes: the manifest, the images that will be replaced, and further images that `sample` wrote.
-
-        Returns:
-            The number of images that were removed.
         """
         if not self.path.is_dir():
             return 0
@@ -176,11 +155,7 @@ class SampleFolder:
         return removed
 
     def claim(self) -> bool:
-        """Reserve the folder for this request; True if it is complete already.
-
-        Raises:
-            UserError: it holds other images.
-        """
+        """Reserve the folder for this request; True if it is complete already."""
         self.path.mkdir(parents=True, exist_ok=True)
         # Look for images first: another process may start meanwhile, and it writes its manifest before any image.
         images = any(number_of(name, (self.encoding.suffix,)) is not None for name in os.listdir(self.path))
@@ -223,11 +198,7 @@ class SampleFolder:
         return self.path / numbered(k, self.encoding.suffix)
 
     def finish(self) -> int:
-        """How many images are missing; if none, the manifest is completed.
-
-        Raises:
-            UserError: another request was started in the same folder.
-        """
+        """How many images are missing; if none, the manifest is completed."""
         if missing := self._missing():
             return missing
         if self._read(PARTIAL) == self.manifest:

@@ -22,16 +22,8 @@ def save_model(model: NetworkFolder, out: str | Path, *, tokenizer: str | Path |
     name.
 
     Args:
-        model: where it is now.
         out: a folder that does not exist or is empty.
         tokenizer: name or folder of its tokenizer, where that has moved.
-        sha256: of the weights, if they were loaded before.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        UserError: ``out`` holds files, or the model is incomplete, damaged or has changed.
     """
     model.check_weights()
     spec = find_tokenizer(tokenizer or model.tokenizer)

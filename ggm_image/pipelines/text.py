@@ -2,7 +2,7 @@
 
     model = load_model("runs/books/model")
     texts = model.sample(4, seed=0)                                   # four bytes objects
-    answers = model.infill("It was the ____ of times", n=4)           # every known byte stays
+    samples = model.infill("It was the ____ of times", n=4)           # every known byte stays
 
 A text depends on (seed, its index, the settings, what is known) alone: every text has a random generator of its own,
 and the network always sees batches of one fixed size, padded, because kernels are not batch-invariant. The network
@@ -11,12 +11,11 @@ around it are masked, as training shows them; where there is more, it is filled 
 
 Known text between gaps is tokenized piece by piece, so its bytes never change. With a tokenizer whose words
 begin with their space (BPE), a single space before a gap is given to the gap: its first token is sampled among the
-codes that begin with a space and go on. A gap inside a word starts a new token.
+codes that begin with a space and continue. A gap inside a word starts a new token.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +30,7 @@ from ggm_image.network import Transformer
 from ggm_image.pipelines.base import autocast, image_generator, pad_batch, sample_batch, seed_of_window
 from ggm_image.pipelines.model_folder import NetworkFolder
 from ggm_image.pipelines.network_calls import NetworkCalls
+from ggm_image.pipelines.text_gaps import LONGEST_TEXT, Gap, plan_windows, split_gaps
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
@@ -39,37 +39,15 @@ from ggm_image.sampler.token_signal import signal_probability
 from ggm_image.tokenizers.text import TextTokenizer
 
 MAX_TEXTS = 1_000_000
-LONGEST_TEXT = 1 << 20
-"""Tokens of one text at most: each of its windows takes tens of network calls."""
 TEXT_BATCH = {"cpu": 8, "cuda": 128}
 """Rows of one network call, padded where there are fewer texts."""
-
-MASK = "_"
-LEAST_MASKS = 4
-"""How many of the default mask character in a row are a gap; fewer are text, as in ``snake_case``."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """What is missing in a text.
-
-    Attributes:
-        characters: of its mark.
-        tokens: that it gets, where that is given; 0 where not.
-    """
-
-    characters: int
-    tokens: int = 0
 
 
 class TextModel:
     """A trained network with its tokenizer of text. Make one with `ggm_image.load_model`.
 
     Attributes:
-        name: of the folder.
-        modality: "text".
         presets: settings by name; ``exact`` is the paper's chain without truncation.
-        sha256: of the network's weights file.
         length: L, tokens of the rows that it was trained on.
     """
 
@@ -105,11 +83,7 @@ class TextModel:
         }
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
-        """A preset with changes; None leaves the preset's value.
-
-        Raises:
-            UserError: for an unknown preset or a value out of range.
-        """
+        """A preset with changes; None leaves the preset's value. UserError if it is unknown or a value out of range."""
         return Settings.of_preset(self.presets, preset, changes)
 
     @isolate
@@ -158,8 +132,7 @@ class TextModel:
         """Fill the gaps of a text; every other byte stays.
 
         Args:
-            text: with gaps, see `gaps`.
-            n: how many answers.
+            text: with gaps, see `split_gaps`.
             length: tokens of every gap; by default as many as its mask characters make, see `template`.
             mask: the mask character, of which every run is then a gap; by default four or more ``_``.
             seed, preset, settings: as in `sample`.
@@ -210,7 +183,7 @@ class TextModel:
 
     @cached_property
     def _goes_on_after_space(self) -> Bool[Tensor, " v"]:
-        """The codes that begin with a space and go on; none for bytes."""
+        """The codes that begin with a space and continue; none for bytes."""
         return torch.tensor([len(code) > 1 and code[:1] == b" " for code in self.tokenizer.code_bytes])
 
     @isolate
@@ -230,9 +203,8 @@ class TextModel:
 
         Args:
             known: (t,) the token where known, -1 where to be sampled.
-            n: how many answers.
             seed, preset, settings: as in `sample`.
-            after_space: (s,) unknown sites whose token must begin with a space and go on; none by default.
+            after_space: (s,) unknown sites whose token must begin with a space and continue; none by default.
             keep_block: sample as many sites in one network call as the settings say, however few are unknown. By
                 default that is scaled down by the unknown share of a row, so that a gap gets the calls of a whole row,
                 at most one for each token: neighbours that are sampled in one call do not see each other.
@@ -299,7 +271,7 @@ class TextModel:
         return denoiser
 
     def _restricted(self, denoiser: Callable[..., Tensor], after_space: Int[Tensor, " s"]) -> Callable[..., Tensor]:
-        """The denoiser with the sites ``after_space`` restricted to the codes that begin with a space and go on."""
+        """The denoiser with the sites ``after_space`` restricted to the codes that begin with a space and continue."""
         if not len(after_space):
             return denoiser
         chosen, ruled_out = after_space.to(self.device), ~self._goes_on_after_space.to(self.device)
@@ -345,12 +317,7 @@ class TextModel:
 
     @isolate
     def signal_of_rows(self, rows: Int[Tensor, "n t"], *, level: float = 0.9, block: int = 4) -> Float[Tensor, "n t"]:
-        """As `signal`, token by token, of several texts of one length, at most a row's.
-
-        Args:
-            rows: (n, t) tokens.
-            level, block: as in `signal`.
-        """
+        """As `signal`, token by token, of several texts of one length, at most a row's."""
         width, found = rows.shape[1], []
         for batch in rows.split(self.kernel_batch):
             with torch.inference_mode(), autocast(self.device, self.half):
@@ -386,59 +353,3 @@ def _scaled(settings: Settings, share: float) -> Settings:
     """The settings for a share of a row's sites: as many network calls as for the whole row, at most one for each."""
     first = settings.first_block and max(1, int(settings.first_block * share))
     return replace(settings, block=max(1, int(settings.block * share)), first_block=first)
-
-
-def split_gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | None = None) -> list[bytes | Gap]:
-    """The known bytes and the gaps of a text in order, at least one gap.
-
-    Args:
-        text: a string is encoded as UTF-8.
-        length: tokens of every gap; by default not given.
-        mask: one character, of which every run is a gap; by default runs of at least four ``_``.
-
-    Raises:
-        UserError: no gap, a mask that is not one character, or a length that is not positive.
-    """
-    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
-    given = mask is not None
-    marker = MASK if mask is None else mask.decode("utf-8", "replace") if isinstance(mask, bytes) else mask
-    if len(marker) != 1:
-        raise UserError("the mask must be one character", repr(marker), "use for example #")
-    if length is not None:
-        check_count(length, "the length of a gap", least=1, most=LONGEST_TEXT)
-    code = re.escape(marker.encode("utf-8", "surrogateescape"))
-    pattern = re.compile(b"(?:" + code + b"){%d,}" % (1 if given else LEAST_MASKS))
-    parts: list[bytes | Gap] = []
-    place = 0
-    for found in pattern.finditer(data):
-        size = (found.end() - found.start()) // len(marker.encode("utf-8", "surrogateescape"))
-        parts += [data[place : found.start()], Gap(size, length or 0)]
-        place = found.end()
-    if not parts:
-        shown = marker if given else MASK * LEAST_MASKS
-        raise UserError(
-            f"text must have a gap: {shown} where something is missing",
-            data[:80].decode("utf-8", "replace"),
-            "mark what is missing, or name another mask character",
-        )
-    return [part for part in (*parts, data[place:]) if part]
-
-
-def plan_windows(unknown: np.ndarray, length: int) -> list[tuple[int, int, int]]:
-    """Windows of at most ``length`` tokens that fill all unknown ones from left to right.
-
-    A window starts a quarter of its length before the first token that is still unknown. What it samples in its last
-    quarter is not kept, for lack of what comes behind it, unless the text ends there.
-
-    Returns:
-        Of each window its start, its end, and the end of what is kept.
-    """
-    total, done = len(unknown), 0
-    places = np.flatnonzero(unknown)
-    windows = []
-    while len(left := places[places >= done]):
-        start = int(min(max(left[0] - length // 4, 0), max(0, total - length)))
-        end = min(start + length, total)
-        done = end if end == total else max(end - length // 4, int(left[0]) + 1)
-        windows.append((start, end, done))
-    return windows

@@ -75,11 +75,7 @@ def sample_grids(
 
 
 def _known_rows(known: Any, n: int, sites: int) -> Int[Tensor, "n l"]:
-    """Known tokens of every row, on the CPU.
-
-    Raises:
-        UserError: another shape or type.
-    """
+    """Known tokens of every row, on the CPU."""
     rows = torch.as_tensor(known).cpu()
     if (
         rows.is_floating_point()
@@ -101,13 +97,7 @@ def _same_pattern(unknown: Bool[Tensor, "n l"]) -> list[Int[Tensor, " m"]]:
 
 
 def signal_of_grids(
-    model: TokenModel,
-    tokens: Int[Tensor, "n h w"],
-    labels: Int[Tensor, " n"],
-    *,
-    level: float,
-    block: int,
-    batch: int,
+    model: TokenModel, tokens: Int[Tensor, "n h w"], labels: Int[Tensor, " n"], *, level: float, block: int, batch: int
 ) -> Float[Tensor, "n h w"]:
     """`TokenModel.signal_of_tokens` with its defaults filled in; on the CPU."""
     n, height, width = tokens.shape

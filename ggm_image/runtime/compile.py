@@ -25,9 +25,6 @@ def compile_pays(
 
     Args:
         asked: true, false or ``auto``, as in the config.
-        device: of the run.
-        precision: ``bf16-mixed`` or ``32-true``.
-        steps: that the run takes at most.
         minutes: that the run takes at most; None without such a limit.
 
     Returns:
@@ -54,11 +51,7 @@ def allow_recompilations() -> None:
 
 @functools.cache
 def cannot_compile(device: str) -> str:
-    """Why torch.compile does not work on a device, or an empty string; it compiles one addition to find out.
-
-    Args:
-        device: type of the device, e.g. ``cpu``.
-    """
+    """Why torch.compile does not work on a device, or an empty string; it compiles one addition to find out."""
 
     @torch.compile
     def add(x: torch.Tensor) -> torch.Tensor:

@@ -168,8 +168,6 @@ class CudaGraphs:
         recorder: records; of CUDA by default.
 
     Attributes:
-        recordings: made so far.
-        replays: made so far.
         failed: whether all calls are plain from now on.
     """
 

@@ -14,11 +14,7 @@ KINDS = ("cpu", "cuda", "mps")
 
 
 def check_device_name(name: str) -> str:
-    """The name of a device, checked without importing torch; whether this machine has it is not looked up.
-
-    Raises:
-        UserError: it is not ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-    """
+    """The name of a device, checked without importing torch; whether this machine has it is not looked up."""
     if not re.fullmatch(r"(cpu|cuda|mps)(:[0-9]{1,3})?", name):
         near = " or ".join(difflib.get_close_matches(name.partition(":")[0], KINDS, n=3, cutoff=0.5))
         raise UserError("no such device", name, f"use {near or 'cpu, cuda, cuda:N or mps'}")
@@ -31,9 +27,6 @@ def resolve_device(name: "str | torch.device | None" = None) -> str:
     Args:
         name: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None and ``auto`` are CUDA where there is a GPU, else the CPU;
             Apple's GPU is used only when it is named.
-
-    Raises:
-        UserError: no such device, or none on this machine.
     """
     import torch
 
@@ -51,14 +44,7 @@ def resolve_device(name: "str | torch.device | None" = None) -> str:
 
 
 def choose_device(name: "str | torch.device | None" = None) -> "torch.device":
-    """The device to run on, as `resolve_device` finds it; each of torchrun's processes gets a GPU of its own.
-
-    Args:
-        name: as for `resolve_device`. A GPU that is named by number is taken as it is.
-
-    Raises:
-        UserError: no such device, or none on this machine.
-    """
+    """The device to run on, as `resolve_device` finds it; each of torchrun's processes gets a GPU of its own."""
     import torch
 
     found, number = resolve_device(name), os.environ.get("LOCAL_RANK", "")

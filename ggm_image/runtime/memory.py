@@ -15,16 +15,12 @@ CGROUPS = (
 
 
 def available_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Bytes that can be taken on a device without the system having to find them elsewhere.
+    """Bytes that can be taken on a device without the system having to find them elsewhere; None if unknown.
 
     On a CPU the least of what the kernel calls available and of what the limit of a container leaves.
 
     Args:
-        device: the CPU, or a CUDA device.
         root: where the system's files are.
-
-    Returns:
-        The bytes; None where the system does not say.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

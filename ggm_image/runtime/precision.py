@@ -30,7 +30,6 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, str]:
 
     Args:
         asked: one of `PRECISIONS`.
-        device: of the run.
 
     Returns:
         ``bf16-mixed`` or ``32-true``, and the line; empty where the config states a precision that the device has.

@@ -31,9 +31,6 @@ def progress_bar(*, total: int | None, unit: str, label: str, scaled: bool = Fal
 
     Args:
         total: how many there are; None where that is not known.
-        unit: what is counted.
-        label: in front of the bar.
-        scaled: show thousands as k, millions as M.
     """
     if not _shows_bars():
         yield lambda done: None

@@ -16,9 +16,6 @@ def rank_and_world_size(asked: str | None = None) -> tuple[int, int]:
     Returns:
         rank: in [0, world size).
         world size: at least 1.
-
-    Raises:
-        UserError: no such numbers.
     """
     if asked is not None:
         match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", asked)

@@ -70,11 +70,7 @@ def register(entry: SamplerEntry) -> None:
 
 
 def find_sampler(name: object) -> SamplerEntry:
-    """The entry of a name.
-
-    Raises:
-        UserError: there is none; names the nearest, or all.
-    """
+    """The entry of a name; UserError with the nearest names, or all, if there is none."""
     if isinstance(name, str) and name in SAMPLERS:
         return SAMPLERS[name]
     fix = suggest(name, SAMPLERS, f"choose one of {', '.join(SAMPLERS)}")

@@ -47,22 +47,14 @@ ORDERS: dict[str, SiteOrder] = {
 
 
 def find_order(name: object) -> SiteOrder:
-    """The site order of a name.
-
-    Raises:
-        UserError: there is none; names the nearest, or all.
-    """
+    """The site order of a name; UserError with the nearest names, or all, if there is none."""
     if isinstance(name, str) and name in ORDERS:
         return ORDERS[name]
     raise _unknown("order", name, ORDERS)
 
 
 def find_curve(name: object) -> Callable[[float], float]:
-    """The level curve of a name.
-
-    Raises:
-        UserError: there is none; names the nearest, or all.
-    """
+    """The level curve of a name; UserError with the nearest names, or all, if there is none."""
     if isinstance(name, str) and name in CURVES:
         return CURVES[name]
     raise _unknown("curve", name, CURVES)

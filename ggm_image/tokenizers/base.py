@@ -170,8 +170,6 @@ class Family:
     """Tokenizers of one code base: the same network under the same names.
 
     Attributes:
-        name: in config.yaml.
-        config: the dataclass of its sizes.
         network: an untrained tokenizer from that dataclass, a name and a SHA-256.
         our_names: from the names in a published file to ``{our name: its name}``, without what is not needed;
             our own names stay as they are.

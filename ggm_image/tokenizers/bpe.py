@@ -52,9 +52,6 @@ class BPETokenizer(TextTokenizer):
 
     Args:
         path: of the ``tokenizer.json``.
-
-    Raises:
-        UserError: the file is missing or damaged, its vocabulary lacks some byte, or it has more codes than fit.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -120,11 +117,7 @@ class BPETokenizer(TextTokenizer):
             raise UserError(f"{FILE} cannot be read", f"{self.path}: {error}", "copy it again") from error
 
     def stream(self, pieces: Iterable[bytes]) -> Iterator[Integer[np.ndarray, " t"]]:
-        """Codes block by block, uint16.
-
-        Raises:
-            UserError: a block does not come back from its codes; the package ``tokenizers`` is missing.
-        """
+        """Codes block by block, uint16."""
         return map(self._encode_block, blocks(pieces))
 
     def _encode_block(self, block: bytes) -> Integer[np.ndarray, " t"]:
@@ -184,10 +177,6 @@ def train_bpe(pieces: Iterable[bytes], codes: int, out: str | Path) -> BPETokeni
     Args:
         pieces: of text; what is no UTF-8 in it is left out, which costs nothing, as every byte has a code anyway.
         codes: V, of which 256 are the bytes. A small text gives fewer.
-        out: the file.
-
-    Raises:
-        UserError: V out of range, or the package ``tokenizers`` is missing.
     """
     if not 256 < codes <= MOST_CODES:
         raise UserError(f"a BPE must have 257 to {MOST_CODES:,} codes", codes, "use for example 4096")

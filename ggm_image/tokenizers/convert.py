@@ -22,12 +22,6 @@ def convert_tokenizer(spec: TokenizerSpec, out: str | Path, *, name: str = "", h
         out: a folder that does not exist or is empty.
         name: what the tokenizer shall be called; its own name by default.
         half: round the weights to float16; that is another tokenizer, with an identity of its own.
-
-    Returns:
-        The new folder's spec.
-
-    Raises:
-        UserError: it cannot be loaded, or ``out`` holds something.
     """
     out = Path(out)
     # A temporary folder that is renamed at the end, so that an error leaves nothing behind.

@@ -77,12 +77,11 @@ def _is_ours(path: Path) -> bool:
 
 
 def published_spec(path: Path, *, like: str = "", unit_range: bool | None = None) -> TokenizerSpec:
-    """The spec of what somebody published.
+    """The spec of a published tokenizer.
 
     Args:
-        path: a weights file or a folder.
         like: name of the known tokenizer that it is; empty to go by its config or by its shapes.
-        unit_range: as in `published.read_published`.
+        unit_range: as in `detect.read_published`.
     """
     if like:
         known = find_tokenizer(like)
@@ -152,13 +151,10 @@ def load_image_tokenizer(name_or_path: str | Path, *, device: str | torch.device
     """A tokenizer of images, ready to encode and decode.
 
     Args:
-        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, what somebody published (a
+        name_or_path: a known tokenizer's name, a folder with ``config.yaml`` and weights, a published tokenizer (a
             checkpoint or its folder), or ``owner/name`` of a tokenizer or model on the Hub. The weights of a known one
             are downloaded at the first use.
         device: where to put it, see `choose_device`.
-
-    Returns:
-        The tokenizer in evaluation mode, without gradients.
 
     Raises:
         UserError: if it is not there, its weights do not fit or are not finite, their hash is another, or there is no
@@ -228,11 +224,7 @@ def _checked_hash(spec: TokenizerSpec, weights: Path) -> str:
 
 
 def build_tokenizer(spec: TokenizerSpec, *, sha256: str = "") -> Tokenizer:
-    """The untrained module of a specification.
-
-    Raises:
-        UserError: for an architecture that its family cannot build.
-    """
+    """The untrained module of a specification."""
     what = f"the architecture of tokenizer {spec.name} must be one of family {spec.family}"
     with explained(what, f"correct {spec.folder / 'config.yaml'}"):
         return FAMILIES[spec.family].network(spec.sizes, name=spec.name, sha256=sha256)

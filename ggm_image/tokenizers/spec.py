@@ -21,7 +21,6 @@ class TokenizerSpec:
     """A tokenizer by its config.
 
     Attributes:
-        folder: where its config lies.
         name: what token caches and models call it.
         family: a key of `families.FAMILIES`.
         sizes: that family's dataclass.
@@ -33,8 +32,6 @@ class TokenizerSpec:
         size: bytes of what is downloaded, as its publisher gives them; None where unknown.
         urls: where the file can be had, the publisher's first.
         member: the file to take out of the zip that is downloaded; empty where it is no zip.
-        page: where it is published.
-        licence: of the weights.
         data: what it was trained on.
         reported: figures by name, as measured by the publisher.
     """
@@ -88,11 +85,7 @@ class TokenizerSpec:
 
     @staticmethod
     def read(folder: Path) -> "TokenizerSpec":
-        """Read ``config.yaml`` of a tokenizer folder.
-
-        Raises:
-            UserError: if the folder or the file is missing, is no YAML, or lacks an entry.
-        """
+        """Read ``config.yaml`` of a tokenizer folder."""
         path = folder / "config.yaml"
         if not path.is_file():
             raise UserError("a tokenizer is a folder with config.yaml", f"no {path}", "give a tokenizer folder")
@@ -127,11 +120,7 @@ def _file_name(name: Any) -> str:
 
 
 def read_sizes(family: str, architecture: Mapping[str, Any], *, where: Path) -> Architecture:
-    """A family's dataclass from the entries of an architecture.
-
-    Raises:
-        UserError: for an unknown family, an unknown entry or a wrong value.
-    """
+    """A family's dataclass from the entries of an architecture."""
     if family not in FAMILIES:
         fix = suggest(family, FAMILIES, f"known: {', '.join(sorted(FAMILIES))}", cutoff=0.3)
         raise UserError("no such family of tokenizers", f"{family} in {where}", fix)

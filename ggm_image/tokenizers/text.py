@@ -20,8 +20,6 @@ class TextTokenizer(ABC):
     """Bytes to codes, and back without loss: the bytes of a text are those of its codes, one after the other.
 
     Attributes:
-        name: by which token caches and models call it.
-        modality: what it encodes.
         code_bytes: (V,) the bytes of each code.
         source: the name or path by which it is loaded.
         sha256: of what decides the codes, in place of that of a weights file: 64 hexadecimal digits.

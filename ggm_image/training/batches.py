@@ -13,9 +13,7 @@ class ResumableSampler:
     """Rows of a data set in a new random order each epoch; its state is three numbers.
 
     Args:
-        rows: number of rows.
         batch_size: rows a batch; a batch may span two epochs, so none is dropped.
-        seed: of all epochs' orders.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:
@@ -59,9 +57,6 @@ def rows_of_rank(batch_size: int, rank: int, world: int, accumulate: int) -> tup
     """The rows of a batch that a process works on, and their division into pieces, counted from the first of them.
 
     Pieces differ by one row at most.
-
-    Raises:
-        UserError: there are fewer rows than pieces.
     """
     pieces = world * accumulate
     if batch_size < pieces:

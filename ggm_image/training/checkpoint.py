@@ -27,9 +27,6 @@ def time_left(*, step: int, steps: int, seconds: float, minutes: float | None, s
     """Minutes until the run ends, and which of its two limits ends it.
 
     Args:
-        step: steps that are done.
-        steps: at most.
-        seconds: of training so far.
         minutes: at most; None without such a limit.
         steps_per_second: of the last steps.
     """
@@ -64,7 +61,6 @@ def set_generator_state(generator: torch.Generator, state: Mapping[str, Any] | t
     """Restore a `generator_state`, or seed the generator where the state is of another kind of device.
 
     Args:
-        generator: to be set.
         state: of `generator_state`; earlier versions saved that of a CPU generator as a tensor.
         seed: for a generator of another kind of device; to be different at every step of the run.
 
@@ -87,7 +83,7 @@ def kind_of_run(command: str) -> AbstractContextManager[None]:
 
 
 OTHER_DEVICE = "resume: on another kind of device, so the noise differs from that of an uninterrupted run"
-"""What is said where `set_generator_state` returns false."""
+"""The message where `set_generator_state` returns false."""
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
@@ -138,17 +134,13 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> dict[str, Any]:
-    """The latest checkpoint, or the previous one if the latest is damaged, which is said; tensors and numbers only.
+    """The latest checkpoint, or the previous one if the latest is damaged, which is reported; tensors and numbers only.
 
     Args:
-        folder: of the run.
         context: processes that all load it; they share the checks, and agree on which one it is.
 
     Returns:
-        The state; with `shards.Pieces` in place of tensors if it was written by several processes.
-
-    Raises:
-        UserError: there is none, or none that can be read.
+        The state; with `sharded_state.Pieces` in place of tensors if it was written by several processes.
     """
     failures: list[str] = []
     for name in (CHECKPOINT, PREVIOUS):
@@ -174,7 +166,7 @@ def load_checkpoint(folder: Path, context: DistributedContext | None = None) -> 
         if state is None or not read:
             continue
         if failures:
-            to_stderr(f"{failures[0]}: going on from {path}, the one before")
+            to_stderr(f"{failures[0]}: resuming from {path}, the one before")
         return state
     if failures or has_checkpoint(folder):
         why = "; ".join(failures) or "another process has found damage"
@@ -190,7 +182,7 @@ def _read(path: Path, rank: int, world: int) -> dict[str, Any]:
         files = [path / part_name(k, count) for k in range(count)]
         assert files, "no parts"
     for file in files[rank::world]:
-        # torch reads a flipped bit without a word, though the sums are in the file
+        # torch reads a flipped bit silently, although the checksums are in the file
         with zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")

@@ -52,7 +52,7 @@ class TokenizerRef:
 class NetworkEntries(NetworkConfig):
     """Sizes of the network as a config states them; null, or left out, takes what the token cache says.
 
-    `training_tokens.fit_to_cache` puts a complete `NetworkConfig` in its place, so all other code sees numbers.
+    `dataset.fit_to_cache` puts a complete `NetworkConfig` in its place, so all other code sees numbers.
     """
 
     codebook_size: CodebookSize | None = None  # type: ignore[assignment]
@@ -65,11 +65,7 @@ def _entries(value: Any) -> Any:
 
 
 def complete_network(entries: NetworkConfig, *, codebook_size: int, classes: int, grid: Sequence[int]) -> NetworkConfig:
-    """The network of a config, with these facts for what the config leaves open.
-
-    Raises:
-        UserError: sizes that are out of range, or do not go together.
-    """
+    """The network of a config, with these facts for what the config leaves open."""
     known = {"codebook_size": codebook_size, "classes": classes, "grid": list(grid)}
     stated = {entry.name: getattr(entries, entry.name) for entry in fields(NetworkConfig)}
     return NetworkConfig(**stated | {name: value for name, value in known.items() if stated[name] is None})
@@ -77,10 +73,10 @@ def complete_network(entries: NetworkConfig, *, codebook_size: int, classes: int
 
 @checked("data")
 class DataConfig:
-    """Where held-out tokens come from.
+    """Where validation tokens come from.
 
     Attributes:
-        val: a token cache of held-out images, of the same tokenizer; if empty, ``holdout`` images of the training
+        val: a token cache of validation images, of the same tokenizer; if empty, ``holdout`` images of the training
             cache, chosen by ``train.seed``, are never trained on.
         holdout: number of images; at most a tenth of the cache is taken. 0 trains on everything.
     """
@@ -144,7 +140,7 @@ class OptimisationConfig:
         ema_decay: of the moving average of the weights, min(ema_decay, (1 + step) / (10 + step)).
         precision: bf16-mixed, 32-true, or auto: bf16-mixed where the device has bf16 in hardware, else 32-true.
         compile: whether to compile the blocks and the loss with torch.compile, which takes a minute or two that do not
-            count as training time: true, false, or auto, see `compilation.compile_pays`.
+            count as training time: true, false, or auto, see `runtime.compile.compile_pays`.
         seed: of initial weights, data order and noise; seeds are multiplied and added to where torch takes 64 bits.
         log_every: steps between lines of log.csv.
         logger: where the same figures and the sample grids go besides log.csv, which is always written: tensorboard,
@@ -187,8 +183,8 @@ class TrainConfig(OptimisationConfig):
         class_dropout: share of images trained without their class, for guidance.
         start_from_codes: initialise the embeddings of codes that look similar with similar vectors, if the tokenizer is
             available.
-        validate_every: steps between held-out measurements; 0 for the end alone.
-        validate_images: number of held-out images to measure, at most.
+        validate_every: steps between validation measurements; 0 for the end alone.
+        validate_images: number of validation images to measure, at most.
         weights_dtype: of the exported weights, bfloat16 or float32.
     """
 
@@ -229,7 +225,7 @@ class GeneratorConfig:
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # a model whose presets cannot be read would be found out after hours, when it is loaded
+        # a model whose presets cannot be read would only fail after hours, when it is loaded
         for entries in self.presets.values():
             Settings.of(entries)
 
@@ -240,7 +236,7 @@ def digits(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A long time for people: minutes, hours, or days and hours."""
+    """A long time in words: minutes, hours, or days and hours."""
     days, rest = divmod(seconds, 86_400)
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"

@@ -21,11 +21,8 @@ def replace_by_noise(
     """`glauber.add_noise` without its checks, which wait for the device; on a CPU with the same result.
 
     Args:
-        x_0: clean tokens in [0, V).
         levels: probability of each token to stay.
         cumulative: of `cumulative_noise`.
-        codebook_size: V.
-        generator: on the device of the tokens.
     """
     u = torch.rand((2, *x_0.shape), generator=generator, device=x_0.device, dtype=torch.float64)
     if cumulative is None:

@@ -61,15 +61,11 @@ class CostEstimate:
     """The cost of a run.
 
     Attributes:
-        parameters: of the network.
         step_flops: floating-point operations of one optimizer step, in all processes together.
         state_bytes: weights, gradients, optimizer and moving average, in a process.
         activation_bytes: of the rows that a process works on at a time.
         sent_bytes: what a process sends in a step.
-        step_seconds: at the machine's rate.
         steps: optimizer steps until the run ends, by ``train.steps`` or by time.
-        batch_size: images in a step.
-        processes: how many.
         precision: of the matrix products, see `precision.choose_precision`.
         timed_rows: most rows of the steps that were timed; 0 where the time is computed.
     """
@@ -97,10 +93,7 @@ def estimate_cost(
     """What training as ``config`` says will cost; takes up to half a minute, and the memory of a small batch.
 
     Args:
-        config: the run.
         device: where steps are timed, or else its rate.
-        devices: processes a machine.
-        nodes: machines.
         rate: operations a second of a matrix product on one device, where it is not to be measured.
     """
     precision = choose_precision(config.train.precision, torch.device(device))[0]
@@ -179,12 +172,7 @@ def mean_queried(height: int, width: int, cosine: float, samples: int = 200) -> 
 
 
 def activation_bytes(config: GeneratorConfig, rows: int | None = None) -> int:
-    """Bytes that a forward pass, all sites queried, keeps for its backward pass.
-
-    Args:
-        config: the run.
-        rows: images at a time; ``train.batch_size`` by default.
-    """
+    """Bytes that a forward pass, all sites queried, keeps for its backward pass."""
     rows = config.train.batch_size if rows is None else rows
     kept = _of_rows(config, rows)
     if not config.train.activation_checkpointing:
@@ -234,11 +222,6 @@ def product_rate(device: torch.device, precision: str = "bf16-mixed", seconds: f
 
     The side is 2048, or the first power of two from 256 on whose product takes an eighth of the time limit: emulated
     bf16 is hundreds of times slower than what it emulates.
-
-    Args:
-        device: where to measure.
-        precision: ``bf16-mixed`` or ``32-true``.
-        seconds: about how long to measure at most.
     """
     dtype, side, end = torch.bfloat16 if precision == "bf16-mixed" else torch.float32, 256, now(device) + seconds
     while True:

@@ -10,13 +10,7 @@ from ggm_image.training.config import ObjectiveConfig
 
 
 class Criterion(nn.Module):
-    """The network and its loss as one module: a compiled head never writes its logits in full precision.
-
-    Args:
-        network: the denoiser.
-        config: which loss.
-        noise: pi, (V,).
-    """
+    """The network and its loss as one module: a compiled head never writes its logits in full precision."""
 
     def __init__(self, network: Transformer, config: ObjectiveConfig, noise: Float[Tensor, " v"]) -> None:
         super().__init__()

@@ -19,11 +19,7 @@ from ggm_image.training.config import GeneratorConfig, complete_network
 
 
 def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> None:
-    """Check that a token cache is what the config asks for; fill in what the config leaves open.
-
-    Raises:
-        UserError: another tokenizer, codebook, grid, or number of classes.
-    """
+    """Check that a token cache is what the config asks for; fill in what the config leaves open."""
     _check_tokenizer(config, manifest, where)
     config.tokenizer.name, config.tokenizer.sha256 = manifest.tokenizer_name, manifest.tokenizer_sha256
     source = Path(manifest.tokenizer_source)
@@ -31,10 +27,7 @@ def fit_to_cache(config: GeneratorConfig, manifest: Manifest, where: Path) -> No
         config.tokenizer.source = str(source.resolve())
     _check_sizes(config, manifest, where, ("codebook_size", "grid", "classes"))
     config.network = complete_network(
-        config.network,
-        codebook_size=manifest.codebook_size,
-        classes=len(manifest.class_names),
-        grid=manifest.grid,
+        config.network, codebook_size=manifest.codebook_size, classes=len(manifest.class_names), grid=manifest.grid
     )
 
 
@@ -50,11 +43,7 @@ def _check_tokenizer(config: GeneratorConfig, manifest: Manifest, where: Path) -
 
 
 def _check_sizes(config: GeneratorConfig, manifest: Manifest, where: Path, names: Sequence[str]) -> None:
-    found = {
-        "codebook_size": manifest.codebook_size,
-        "grid": list(manifest.grid),
-        "classes": len(manifest.class_names),
-    }
+    found = {"codebook_size": manifest.codebook_size, "grid": list(manifest.grid), "classes": len(manifest.class_names)}
     for name in names:
         ours, theirs = getattr(config.network, name), found[name]
         if ours is not None and (list(ours) if name == "grid" else ours) != theirs:
@@ -106,15 +95,10 @@ class TokenSet:
 def load_tokens(
     config: GeneratorConfig, cache: TokenCache, say: Callable[[str], None] = lambda line: None
 ) -> tuple[TokenSet, TokenSet]:
-    """Training and held-out tokens, in memory; all labels are those of the training cache.
+    """Training and validation tokens, in memory; all labels are those of the training cache.
 
     Args:
-        config: complete, see `fit_to_cache`.
-        cache: the training cache.
         say: receives a line where classes cannot be matched by name.
-
-    Raises:
-        UserError: too few images, or a held-out cache of another tokenizer, or with other classes.
     """
     names = cache.manifest.class_names
     whole = _token_set(cache, names, names, say)
@@ -152,21 +136,16 @@ def labels_by_name(
 
     Args:
         labels: (n,) in [0, len(names)), or -1 for an image without a class.
-        names: of the classes of ``labels``.
-        wanted: of the classes to be matched.
         where: the cache of ``labels``, for messages.
         say: receives a line where names could not be used.
 
     Returns:
         (n,) labels in [0, len(wanted)); len(wanted), the null class, for an image without a class.
-
-    Raises:
-        UserError: images of classes that ``wanted`` does not have; names them.
     """
     # Only classes that occur are matched: an empty class folder must not make the run fail.
     null, used = len(wanted), sorted(set(labels[labels >= 0].tolist()))
     if used and not wanted:
-        say(f"{where}: its classes are left aside, the training cache has none")
+        say(f"{where}: its classes are ignored, the training cache has none")
         return torch.full_like(labels, null)
     if len(labels) and wanted and not used and list(names) != list(wanted):
         say(f"{where}: its images have no classes, and are measured without one")

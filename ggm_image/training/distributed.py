@@ -41,12 +41,7 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
     Args:
         device: auto, cpu, cuda, cuda:1, mps; without a number if there are several processes.
         precision: one of `precision.PRECISIONS`.
-        devices: processes a machine.
-        nodes: machines.
         strategy: ddp, fsdp, or auto, which is ddp; of no effect with one process.
-
-    Raises:
-        UserError: the device is unknown or not there, or the launcher has started another number of processes.
     """
     name, _, index = device.partition(":")
     several = devices * nodes > 1
@@ -118,11 +113,7 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def processes_asked(devices: int | None, nodes: int | None) -> tuple[int, int]:
-    """Processes a machine, and machines: those that torchrun or srun has started, else those asked for, else one.
-
-    Raises:
-        UserError: what is asked for is not what the launcher has started.
-    """
+    """Processes a machine, and machines: those that torchrun or srun has started, else those asked for, else one."""
     launcher, found = "", (1, 1)
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -151,7 +142,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """Where processes cannot agree on who has failed: an error that all of them find is said once, by the first."""
+    """Where processes cannot agree on who has failed: an error that all of them find is printed once, by the first."""
     try:
         yield
     except UserError:
@@ -167,8 +158,6 @@ class DistributedContext:
         fabric: launched; None for a single process that does without.
 
     Attributes:
-        rank, world_size: number of this process, and of all.
-        is_main_process: whether this is the one that writes and speaks.
         sharded: whether parameters are spread over the processes.
     """
 
@@ -207,10 +196,10 @@ class DistributedContext:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Work without any communication, after which all processes go on, or none does.
+        """Work without any communication, after which all processes continue, or none does.
 
         Raises:
-            Elsewhere: in all processes but the first that failed; that one raises its error.
+            PeerFailure: in all processes but the first that failed; that one raises its error.
         """
         failure: BaseException | None = None
         try:
@@ -234,5 +223,5 @@ class DistributedContext:
                 raise
             found = re.search(r"connection [a-z ]+", str(error), re.IGNORECASE)
             why = found[0].strip() if found else "connection lost"
-            fix = "see what it said; go on from the last checkpoint with --resume"
+            fix = "see its message; resume from the last checkpoint with --resume"
             raise UserError("another process of the run has ended", why, fix) from error

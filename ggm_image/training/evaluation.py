@@ -1,4 +1,4 @@
-"""Measurements during a run: held-out likelihood, and a grid of samples."""
+"""Measurements during a run: validation likelihood, and a grid of samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,19 +41,14 @@ def val_nll(
     batch_size: int = 250,
     figures: Sequence[str] = FIGURES,
 ) -> dict[str, float]:
-    """Held-out negative log-likelihood of the heat bath, nats per token.
+    """Validation negative log-likelihood of the heat bath, nats per token.
 
     ``nll_level_a``: all sites at level a, a random quarter of them masked and asked for: the mean over x_t given
     x_0 of -log P(x_{t,i} | rest). ``nll``: the mean over the levels. ``nll_masked_r``: a share r of the sites masked,
     the others clean: -log p0(x_{0,i}), which is MaskGIT's loss. Noise and sites come from ``seed`` alone.
 
     Args:
-        network: in evaluation mode.
-        val_set: clean tokens.
-        noise: distribution over the codes, (v,).
-        seed: of noise and sites.
-        batch_size: images a forward pass.
-        figures: which; ``nll`` comes along where all are asked for.
+        figures: which; ``nll`` is added if all are requested.
     """
     device, v = noise.device, network.config.codebook_size
     sites_total, noise_here = val_set.tokens.shape[1], noise.cpu()
@@ -106,11 +101,7 @@ def _nll(
 
 
 def own_tokenizer(manifest: Manifest, device: str = "cpu") -> Tokenizer:
-    """The tokenizer that made a token cache.
-
-    Raises:
-        UserError: it is not found, or the one of that name is another.
-    """
+    """The tokenizer that made a token cache."""
     tokenizer = load_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name, device=device)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         what = f"{manifest.tokenizer_name} here is not the one the images were encoded with"
@@ -122,11 +113,8 @@ def sample_grid(network: Transformer, manifest: Manifest, path: Path, *, seed: i
     """Sample a few images, one class after the other, and write them as one PNG.
 
     Args:
-        network: in evaluation mode.
         manifest: of the token cache; names the tokenizer.
-        path: of the PNG.
         seed: the same noise every time, so that grids of a run can be compared.
-        count: number of images.
 
     Returns:
         Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.

@@ -19,17 +19,7 @@ _FREE = ("classes", "grid")  # positions are rotary, so no weight belongs to a s
 def initialize_network(
     network: Transformer, config: GeneratorConfig, manifest: Manifest, say: Callable[[str], None]
 ) -> None:
-    """Fill an untrained network as the config asks.
-
-    Args:
-        network: freshly initialised.
-        config: ``start`` and ``train.start_from_codes`` are followed.
-        manifest: of the token cache that will be learnt.
-        say: told in a line what was done.
-
-    Raises:
-        UserError: of `trained_network`.
-    """
+    """Fill an untrained network as the config asks."""
     if config.start:
         trained, names = trained_network(config.start, config.network, manifest)
         kept = _copy(network, trained, names, manifest.class_names)
@@ -50,12 +40,7 @@ def trained_network(start: str, wanted: NetworkConfig, manifest: Manifest) -> tu
     """The network of a trained model that a run on a token cache can start from, and the names of its classes.
 
     Args:
-        start: name of a shipped model, or a model's folder.
         wanted: sizes of the run's network; classes and grid may be others than the model's.
-        manifest: of the token cache.
-
-    Raises:
-        UserError: no such model, or one of other sizes or of another tokenizer.
     """
     model = find_model(start)
     if model.tokenizer_sha256 != manifest.tokenizer_sha256:

@@ -36,7 +36,6 @@ class TensorBoard:
     """Event files in ``tensorboard/`` of the run.
 
     Args:
-        folder: of the run.
         step: that the run is resumed from, 0 for a new one; what was logged later is dropped.
     """
 
@@ -78,12 +77,6 @@ class WandB:
 
     Where the network is forbidden (see `ggm_image.io.download`) and ``WANDB_MODE`` is not set, the run is recorded
     offline. A resumed run continues the same run, whose id is in ``wandb/id.txt``.
-
-    Args:
-        wandb: the imported package.
-        folder: of the run.
-        step: that the run is resumed from, 0 for a new one.
-        config: shown with the run.
     """
 
     def __init__(self, wandb: Any, folder: Path, step: int, config: Mapping[str, Any]) -> None:
@@ -179,11 +172,7 @@ LOGGERS: dict[str, Callable[[Path, int, Mapping[str, Any], Callable[[str], None]
 
 
 def logger_names(value: Any) -> list[str]:
-    """The loggers that ``train.logger`` names: a list, or names separated by commas.
-
-    Raises:
-        UserError: an unknown name, or neither a list nor a string.
-    """
+    """The loggers that ``train.logger`` names: a list, or names separated by commas."""
     names = value.split(",") if isinstance(value, str) else value
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         found = list(dict.fromkeys(name.strip() for name in names))

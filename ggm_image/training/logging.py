@@ -17,7 +17,7 @@ from ggm_image.training.loggers import LOGGERS, Logger, logger_names
 
 
 def to_stderr(line: str) -> None:
-    """Print a line for people; nowhere where there is no stderr."""
+    """Print a line to stderr, if there is one."""
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
 
@@ -33,18 +33,12 @@ def fetch(values: Mapping[str, Any]) -> dict[str, float]:
 class MetricLogger:
     """``log.csv``, one row whenever something was measured, and the loggers of ``train.logger``.
 
-    A logger that fails during the run is switched off, which is said once; ``log.csv`` is written in any case.
+    A logger that fails during the run is switched off, which is reported once; ``log.csv`` is written in any case.
 
     Args:
-        folder: of the run.
         columns: names of the values, in order; ``step`` comes first.
         step: rows beyond this step, of a run that was cut, are dropped.
         loggers: ``train.logger``, see `loggers.logger_names`.
-        config: shown with the run, where a logger does so.
-        say: receives what is to be said.
-
-    Raises:
-        UserError: a logger cannot be opened.
     """
 
     def __init__(
@@ -108,7 +102,6 @@ class Stopwatch:
     """Seconds of work, over all resumptions of a run.
 
     Args:
-        before: seconds of earlier processes.
         timer: a clock in seconds that never goes back, even if the system time is changed.
         running: whether it counts from now on, or from `start` on.
     """

@@ -45,10 +45,6 @@ class TrainingLoop:
     """One run of a training.
 
     Args:
-        config: of the run; saved with it and shown by loggers.
-        train: its entries that the loop reads.
-        out: folder of the run.
-        context: the processes of the run; one process by default.
         say: receives each line of progress, in the first process; printed to stderr by default.
 
     Attributes:
@@ -100,12 +96,10 @@ class TrainingLoop:
         raise NotImplementedError
 
     def report(self, numbers: Mapping[str, float], steps_per_second: float, left: str) -> tuple[dict[str, float], str]:
-        """A row of the log, and a line for people.
+        """A row of the log, and a line of progress.
 
         Args:
             numbers: what `advance` has returned, of all processes together, and ``minutes``.
-            steps_per_second: since the last row.
-            left: how much time is left.
         """
         raise NotImplementedError
 

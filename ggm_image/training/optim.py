@@ -97,7 +97,6 @@ class OptimizerSettings:
     Attributes:
         learning_rate: of the first step; the trainer sets that of each later one.
         weight_decay: on what `decays`; None for no decay and a single group.
-        betas: of Adam's two moments, in [0, 1).
         fused: use the fused kernel, on a CPU or on CUDA.
         bf16: compute the orthogonalisation of Muon in bfloat16, where the device has it in hardware.
     """
@@ -114,7 +113,6 @@ class OptimizerKind:
     """An entry of `OPTIMIZERS`.
 
     Attributes:
-        make: builds the optimizer of a module.
         shards: whether it works on rows of a parameter, as FSDP has them.
     """
 
@@ -128,9 +126,7 @@ def make_optimizer(
     """The optimizer of a module's trained parameters.
 
     Args:
-        name: one of `OPTIMIZERS`.
         module: whose parameters are trained where they require a gradient.
-        settings: see there.
         sharded: whether the parameters are spread over processes (FSDP).
 
     Raises:
@@ -179,10 +175,6 @@ def orthogonalise(updates: Float[Tensor, "n r c"], *, dtype: torch.dtype, steps:
     Args:
         updates: n matrices of one shape, computed together.
         dtype: of the products, bfloat16 or wider.
-        steps: Newton-Schulz iterations.
-
-    Returns:
-        n matrices, in the dtype of ``updates``.
     """
     tall = updates.shape[1] > updates.shape[2]
     x = (updates.mT if tall else updates).to(dtype)
@@ -205,10 +197,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         matrices: trained by Muon.
         others: optimizer of the other parameters; its groups become groups of this one.
-        lr: learning rate.
-        weight_decay: of the matrices, decoupled.
         momentum: weight of the past in the moving average of gradients.
-        dtype: of the products.
     """
 
     def __init__(

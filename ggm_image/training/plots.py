@@ -26,11 +26,7 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 
 def read_log(folder: str | os.PathLike[str]) -> Series:
-    """Every column of ``log.csv`` that holds numbers: its steps and its values.
-
-    Raises:
-        UserError: there is no log, it has no rows yet, or it is not one of a training run.
-    """
+    """Every column of ``log.csv`` that holds numbers: its steps and its values."""
     path = Path(folder) / "log.csv"
     if not path.is_file():
         raise UserError("a run is a folder with log.csv", f"no {path}", "name the --out folder of a training")
@@ -68,14 +64,7 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
     """Plot the curves of a run, finished or not.
 
     Args:
-        folder: of the run, with ``log.csv``.
         out: a .png file; ``curves.png`` in the run's folder by default.
-
-    Returns:
-        The image's path.
-
-    Raises:
-        UserError: as `read_log`, or matplotlib is not installed.
     """
     series = read_log(folder)
     path = Path(folder) / CURVES if out is None else Path(out)
@@ -99,7 +88,7 @@ def plot_run(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None 
 
 
 def plot_at_the_end(folder: str | os.PathLike[str]) -> None:
-    """`plot_run`, where it can be had: a run does not fail for want of an image."""
+    """`plot_run`, where matplotlib works: a run does not fail for a missing image."""
     with contextlib.suppress(UserError, OSError):
         plot_run(folder)
 

@@ -41,15 +41,12 @@ def train_generator(
     """Train a generator and export it; with several processes, in each of them.
 
     Args:
-        config: YAML of a `GeneratorConfig`.
-        data: folder of a token cache.
+        config, data: YAML of a `GeneratorConfig`, and the folder of a token cache.
         out: folder of the run: config.yaml, log.csv, checkpoint.pt (or checkpoint/), samples/, model/.
-        overrides: ``key=value``.
-        val: token cache of held-out images; takes the place of ``data.val``.
+        overrides, val: ``key=value``; a validation token cache, in place of ``data.val``.
         resume: continue from the last checkpoint in ``out``; "auto" starts where there is none.
         device: auto, cpu, cuda, cuda:1, mps.
-        devices: processes on this machine; those that torchrun or srun has started, or one.
-        nodes: machines; likewise.
+        devices, nodes: processes on this machine, and machines; those that torchrun or srun has started, or one.
         report: called with each line of progress, in the first process; printed to stderr by default.
         method: another way of training, as a subclass; for comparisons.
 
@@ -57,67 +54,68 @@ def train_generator(
         The exported model's folder, ``out``/model.
 
     Raises:
-        UserError: a bad config, a cache of another tokenizer, a run in ``out`` without ``resume`` or with another
-            process at work on it, a loss that is not finite, another process of the run that has died.
-        Elsewhere: another process has raised what this one would.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM to any process, once everything is saved.
+        UserError: the run cannot be started or resumed, or has failed in this process.
+        PeerFailure, KeyboardInterrupt: another process has failed; or a signal came, and everything is saved.
     """
-    out = Path(out)
-    say = report or to_stderr
-    # The processes have not met yet: each one finds the same errors, and only the first prints them.
-    with report_once():
-        settings = load_config(GeneratorConfig, config, overrides)
-        machines = processes_asked(devices, nodes)
-        fabric = make_fabric(
-            device,
-            settings.train.precision,
-            devices=machines[0],
-            nodes=machines[1],
-            strategy=settings.train.strategy,
-        )
-    context = DistributedContext(fabric)
+    out, say = Path(out), report or to_stderr
+    settings, context = _start(config, overrides, device, devices, nodes)
+    heard = say if context.is_main_process else lambda line: None
     # "auto" is replaced by the actual precision, so that it is saved with the run.
-    settings.train.precision, line = choose_precision(settings.train.precision, fabric.device)
-    if line and context.is_main_process:
-        say(line)
+    settings.train.precision, line = choose_precision(settings.train.precision, context.fabric.device)
+    if line:
+        heard(line)
     # From here on an error in one process ends all of them. Nothing is written before all checks have passed.
     with context.together():
-        heard = say if context.is_main_process else lambda line: None
         cache, training, val_set = _check_run(settings, Path(data), out, val, resume, context.world_size, heard)
         if context.is_main_process:
             check_loggers(settings.train.logger)
-    # Not inside `together`: loading a checkpoint communicates, and `together` allows work without communication only.
-    with report_once():
-        checkpoint = load_checkpoint(out, context) if resume and has_checkpoint(out) else None
-    # The record identifies the run; a checkpoint of a different run must not be resumed.
-    make = method or GeneratorTrainer
-    record = generator_record(
-        settings,
-        class_names=cache.manifest.class_names,
-        training=training,
-        val_set=val_set,
-        method=make.__name__,
-    )
-    if checkpoint is not None:
-        with context.together():
-            _check_resumed(checkpoint, record, out, heard)
-    # Only the main process writes to the folder. It holds the lock until training ends.
+    make, names = method or GeneratorTrainer, cache.manifest.class_names
+    record = generator_record(settings, class_names=names, training=training, val_set=val_set, method=make.__name__)
+    checkpoint = _checkpoint_of(record, out, context, heard) if resume and has_checkpoint(out) else None
     with ExitStack() as until_the_end:
         with context.together():
             if context.is_main_process:
-                out.mkdir(parents=True, exist_ok=True)
-                until_the_end.enter_context(held(out))
-                remove_temporaries(out, out / "model", out / "samples")
-                save_config(out / "config.yaml", settings)
+                _claim(out, settings, until_the_end)
         trainer = make(settings, cache.manifest, training, val_set, out, device=device, report=report, context=context)
         trainer.record = record
         with context.together():
             if checkpoint is not None:
                 trainer.load_state_dict(checkpoint)
-                # Its tensors are as large as the whole training state: free them before training.
-                del checkpoint
+                del checkpoint  # as large as the whole training state: freed before training
         trainer.fit()
         return out / "model"
+
+
+def _start(
+    config: str | Path, overrides: Sequence[str], device: str, devices: int | None, nodes: int | None
+) -> tuple[GeneratorConfig, DistributedContext]:
+    """Read the config and start the processes."""
+    # The processes have not met yet: each one finds the same errors, and only the first prints them.
+    with report_once():
+        settings = load_config(GeneratorConfig, config, overrides)
+        train, (devices, nodes) = settings.train, processes_asked(devices, nodes)
+        fabric = make_fabric(device, train.precision, devices=devices, nodes=nodes, strategy=train.strategy)
+    return settings, DistributedContext(fabric)
+
+
+def _claim(out: Path, settings: GeneratorConfig, until_the_end: ExitStack) -> None:
+    """Lock the run's folder, which only the main process writes to, and save the config there."""
+    out.mkdir(parents=True, exist_ok=True)
+    until_the_end.enter_context(held(out))
+    remove_temporaries(out, out / "model", out / "samples")
+    save_config(out / "config.yaml", settings)
+
+
+def _checkpoint_of(
+    record: Mapping[str, Any], out: Path, context: DistributedContext, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The checkpoint in ``out``, which must be of the run that ``record`` describes."""
+    # Not inside `together`: loading a checkpoint communicates, and `together` allows work without communication only.
+    with report_once():
+        checkpoint = load_checkpoint(out, context)
+    with context.together():
+        _check_resumed(checkpoint, record, out, say)
+    return checkpoint
 
 
 def _check_run(
@@ -135,7 +133,7 @@ def _check_run(
     if out.exists() and not out.is_dir():
         raise UserError("--out must be a folder", out, "choose another name")
     if has_checkpoint(out) and not resume:
-        raise UserError("the folder holds a run", out, "add --resume to go on, or choose another folder")
+        raise UserError("the folder holds a run", out, "add --resume to continue it, or choose another folder")
     if resume is True and not has_checkpoint(out):
         load_checkpoint(out)  # says so
     check_optimizer(settings.train.optimizer, sharded=settings.train.strategy == "fsdp" and processes > 1)

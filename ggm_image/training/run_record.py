@@ -58,15 +58,7 @@ SAMPLED_FILES = 256
 def generator_record(
     config: GeneratorConfig, *, class_names: Sequence[str], training: TokenSet, val_set: TokenSet, method: str
 ) -> dict[str, Any]:
-    """The record of a run of `train`.
-
-    Args:
-        config: complete, see `training_tokens.fit_to_cache`.
-        class_names: in the order of the labels.
-        training: the rows that are trained on.
-        val_set: the rows that are measured.
-        method: name of the trainer's class.
-    """
+    """The record of a run of `train`, whose config `dataset.fit_to_cache` has completed."""
     return config_record(asdict(config)) | {
         "method": method,
         "data.class_names": list(class_names),
@@ -114,13 +106,8 @@ def check_resumed(
 
     Args:
         before: of the checkpoint; entries that an earlier version did not store are reported, and not compared.
-        now: of the run.
         free: entries that may differ; these differences are reported in one line.
-        say: receives each line.
         fix: what to do about an entry that must not differ.
-
-    Raises:
-        UserError: an entry that defines the run differs; names the first, with both values.
     """
     before, allowed, changed = ADDED_LATER | dict(before), set(free), []
     for entry, value in now.items():

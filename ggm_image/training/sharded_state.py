@@ -29,7 +29,6 @@ class Pieces:
     """A tensor in a checkpoint, in runs of rows.
 
     Attributes:
-        shape: of the whole tensor.
         parts: first row, and rows, of each; in order.
     """
 
@@ -101,7 +100,7 @@ def cut(tree: Any, mesh: DeviceMesh) -> Any:
     if isinstance(tree, Pieces | Tensor) and len(tree.shape):
         start, stop = rows_of(tree.shape[0], mesh.get_local_rank(), mesh.size())
         rows = tree.rows(start, stop) if isinstance(tree, Pieces) else tree[start:stop]
-        # the shape and stride are said, as they cannot be guessed where the rows are not divided evenly
+        # the shape and stride are passed, as they cannot be guessed where the rows are not divided evenly
         stride = torch.empty(tree.shape, device="meta").stride()
         local = rows.to(mesh.device_type).contiguous()
         return DTensor.from_local(local, mesh, [Shard(0)], shape=torch.Size(tree.shape), stride=stride)

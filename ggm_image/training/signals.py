@@ -34,7 +34,6 @@ class GracefulStop:
         silent: whether another process says so.
         give_up: called in that thread before the process ends; returns what is to be said. None: never give up, as the
             processes of one run end together.
-        grace: in place of `GRACE`.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class GracefulStop:
             raise KeyboardInterrupt
         self.wanted = True
         if not self.silent:
-            to_stderr("stopping after this step; once more to stop at once")
+            to_stderr("stopping after this step; repeat to stop at once")
         if self._optional:
             raise Interrupted
 
@@ -105,7 +104,7 @@ class GracefulStop:
         for number in SIGNALS:
             try:
                 self._before[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: there Ctrl-C is somebody else's
+            except ValueError:  # not in the main thread: there Ctrl-C belongs to the main thread
                 return self
         if self._give_up is not None:
             reader, self._writer = socket.socketpair()
@@ -130,15 +129,10 @@ class GracefulStop:
 
 
 def last_words(step: int, saved_step: int | None) -> str:
-    """What is said where a step is given up.
-
-    Args:
-        step: that was begun.
-        saved_step: of the last checkpoint, or None without one.
-    """
+    """The message where a step is given up; ``saved_step`` is of the last checkpoint, None without one."""
     if saved_step is None:
         return f"ended within step {step}, which was too long to wait for; there is no checkpoint yet"
     return (
         f"ended within step {step}, which was too long to wait for; "
-        f"run the same command with --resume to go on from step {saved_step}"
+        f"run the same command with --resume to resume from step {saved_step}"
     )

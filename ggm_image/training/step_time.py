@@ -28,13 +28,7 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class StepTime:
-    """The time of a step as a function of its rows.
-
-    Attributes:
-        fixed: seconds that do not depend on the rows.
-        per_row: seconds a row.
-        rows: the most that were timed.
-    """
+    """The time of a step as a function of its rows, of which at most ``rows`` were timed."""
 
     fixed: float
     per_row: float
@@ -59,12 +53,8 @@ def time_steps(
     Rows are doubled from one until a step takes an eighth of the time, or has all rows.
 
     Args:
-        config: the run, complete; it is not changed.
-        device: where to train.
         rows: of a step in one process.
         queried: sites that a step queries.
-        seconds: about how long to take.
-        timer: seconds since any moment.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng():
         trainer = _trainer(config, device, rows, queried, Path(folder) / "run")

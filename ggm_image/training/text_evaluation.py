@@ -39,14 +39,7 @@ def bits_per_byte(
     probability only adds to its own, so the bound holds for any tokenizer.
 
     Args:
-        network: in evaluation mode.
-        val_set: clean tokens; not empty.
         tokenizer: of the tokens; a token is a byte where None.
-        seed: of the order and of the sites.
-        batch_size: rows of a forward pass.
-
-    Returns:
-        Bits per byte.
     """
     device, rows_total, sites_total = network.site.weight.device, len(val_set), val_set.tokens.shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -70,11 +63,7 @@ def bits_per_byte(
 
 
 def text_tokenizer_of(manifest: Manifest) -> TextTokenizer:
-    """The tokenizer that made a cache of text.
-
-    Raises:
-        UserError: it is not where it was, or another one is there now.
-    """
+    """The tokenizer that made a cache of text."""
     tokenizer = load_text_tokenizer(manifest.tokenizer_source or manifest.tokenizer_name)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         what = f"{manifest.tokenizer_source} must be the tokenizer that the text was encoded with"
@@ -86,11 +75,7 @@ def sample_texts(network: Transformer, manifest: Manifest, path: Path, *, seed: 
     """Sample a few rows and write them into one file, with a line between them.
 
     Args:
-        network: in evaluation mode.
-        manifest: of the token cache.
-        path: of the file.
         seed: the same noise every time, so that the samples of a run can be compared.
-        texts: how many.
 
     Returns:
         Why nothing was sampled, or an empty string: a run does not end for the lack of a tokenizer.

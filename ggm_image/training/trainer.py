@@ -22,13 +22,7 @@ from ggm_image.network import Transformer
 from ggm_image.pipelines.model_weights import PRESETS, export_model
 from ggm_image.runtime.precision import choose_precision
 from ggm_image.schedule import Query, random_levels, random_query
-from ggm_image.training.batches import (
-    ResumableSampler,
-    fits_on_device,
-    move_together,
-    rows_of_rank,
-    sampling_device,
-)
+from ggm_image.training.batches import ResumableSampler, fits_on_device, move_together, rows_of_rank, sampling_device
 from ggm_image.training.checkpoint import (
     OTHER_DEVICE,
     generator_state,
@@ -59,7 +53,6 @@ class GeneratorTrainer(TrainingLoop):
     """One run; all that changes is in ``state_dict``.
 
     Attributes:
-        record: what defines the run, see `run_record`; stored with every checkpoint.
         block: queried sites of every step; None to sample them as the samplers will query them.
     """
 
@@ -178,11 +171,7 @@ class GeneratorTrainer(TrainingLoop):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume exactly where ``state`` was taken; `train_generator` has compared its record.
-
-        Raises:
-            UserError: it is not the checkpoint of such a run.
-        """
+        """Resume exactly where ``state`` was taken; `train_generator` has compared its record."""
         with kind_of_run("train"):
             weights = {part: state[part] for part in ("network", "ema", "optimizer")}
             weights = cut(weights, self.context.mesh) if self.context.sharded else whole(weights)

@@ -39,7 +39,6 @@ class Images:
     """Images and the file to download them from.
 
     Attributes:
-        images: in their own size.
         download: a zip of them with their manifest.
         note: what was done, in a sentence.
     """
@@ -54,8 +53,6 @@ class Actions:
 
     Args:
         model: name, folder or repository of the model that is shown first; the shipped ones can be chosen too.
-        device: see `load_model`.
-        cache: folder for files to download.
     """
 
     def __init__(self, model: str, *, device: str | None = None, cache: Path) -> None:
@@ -90,14 +87,7 @@ class Actions:
         return self._sources[name]
 
     def sample(
-        self,
-        key: str,
-        name: str,
-        classes: Sequence[str],
-        count: Any,
-        preset: str,
-        guidance: float | None,
-        seed: Any,
+        self, key: str, name: str, classes: Sequence[str], count: Any, preset: str, guidance: float | None, seed: Any
     ) -> Iterator[Step | Finished]:
         """Sample images; every preview is the list of the unfinished ones.
 
@@ -105,16 +95,10 @@ class Actions:
             key: of the job, see `Jobs.run`.
             name: of the model.
             classes: that take turns; all of the model's where empty.
-            count: how many images.
-            preset: of the model.
             guidance: scale; the preset's where None.
-            seed: any integer.
 
         Yields:
             Steps, and `Finished` with `Images`.
-
-        Raises:
-            UserError: for a value out of range.
         """
         count = check_count(_whole(count), "the number of images", least=1, most=MOST_SAMPLES)
         found = self.describe(name)
@@ -177,9 +161,6 @@ class Actions:
 
         Yields:
             Steps, and `Finished` with `Images`.
-
-        Raises:
-            UserError: there is no image or nothing to paint, or a value is out of range.
         """
         if image is None:
             raise UserError("there is no image to inpaint", "none was opened", "open one, or click a sample")
@@ -196,25 +177,12 @@ class Actions:
         def work(report: Report) -> Images:
             model = self.model(name)  # loaded here, as a job, so that the page answers at once
             label = None if class_name is None else model.label(class_name)
-            results = model.inpaint(
-                opened,
-                hole,
-                n=count,
-                classes=label,
-                seed=seed,
-                settings=settings,
-                dilate=dilate,
-                feather=feather,
-                on_progress=_limited(report),
-            )
-            manifest = model.manifest(count, classes=label, seed=seed, settings=settings) | {
-                "classes": class_name,
-                "kernel_batch": model.paint_batch,
-                "extend": asdict(sides),
-                "dilate": dilate,
-                "feather": feather,
-                "size": list(opened.size),
-                "hole_pixels": int(hole.sum()),
+            run: dict[str, Any] = {"classes": label, "seed": seed, "settings": settings}
+            edge = {"dilate": dilate, "feather": feather}
+            results = model.inpaint(opened, hole, n=count, on_progress=_limited(report), **run, **edge)
+            manifest = model.manifest(count, **run) | {
+                **{"classes": class_name, "kernel_batch": model.paint_batch, "extend": asdict(sides), **edge},
+                **{"size": list(opened.size), "hole_pixels": int(hole.sum())},
             }
             download = pack_inpainted(results, manifest, self.cache)
             note = f"{hole.mean():.0%} of {opened.width} x {opened.height} pixels inpainted, seed {seed}."
@@ -225,14 +193,7 @@ class Actions:
     def signal(
         self, key: str, name: str, image: Image.Image | None, level: float, class_name: str | None
     ) -> Iterator[Step | Finished]:
-        """The heat map of an image; arguments as in `inpaint` and `Model.signal`.
-
-        Yields:
-            Steps, and `Finished` with the image with its map beside it.
-
-        Raises:
-            UserError: there is no image.
-        """
+        """The heat map of an image; arguments as in `inpaint` and `Model.signal`."""
         if image is None:
             raise UserError("there is no image to look at", "none was opened", "open one, or click a sample")
 
@@ -247,11 +208,7 @@ class Actions:
 def _image_and_hole(
     image: Image.Image, layers: Sequence[Image.Image], sides: Extension
 ) -> tuple[Image.Image, Bool[np.ndarray, "h w"]]:
-    """The image with pixels added at its sides, and True where it is to be inpainted.
-
-    Raises:
-        UserError: nothing is painted or added, or the result is too large.
-    """
+    """The image with pixels added at its sides, and True where it is to be inpainted."""
     added = any(asdict(sides).values())
     check_pixels(image.width + sides.left + sides.right, image.height + sides.top + sides.bottom)
     mask = painted_mask(layers)

@@ -40,11 +40,7 @@ def system_theme() -> gr.themes.Base:
 
 
 def build_page(actions: Actions) -> gr.Blocks:
-    """The page.
-
-    Args:
-        actions: what its controls do.
-    """
+    """The page."""
     first = actions.names[0]
     page = gr.Blocks(title="ggm-image", analytics_enabled=False, delete_cache=(600, 3600))
     with page:
@@ -205,15 +201,8 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         yield from gallery_updates(steps)
 
     _connect(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
-    return {
-        "upload": upload,
-        "editor": editor,
-        "status": status,
-        "classes": classes,
-        "settings": settings,
-        "gallery": gallery,
-        "images": images,
-    }
+    shown_parts = {"upload": upload, "editor": editor, "status": status, "gallery": gallery, "images": images}
+    return {**shown_parts, "classes": classes, "settings": settings}
 
 
 def _mask_editor() -> gr.ImageEditor:

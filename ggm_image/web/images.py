@@ -39,11 +39,7 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def open_upload(path: str | Path, name: str = "") -> Image.Image:
-    """An uploaded file as an image, in its own mode; its size is checked before it is decoded.
-
-    Raises:
-        UserError: it is no image, is damaged, or is too large.
-    """
+    """An uploaded file as an image, in its own mode; its size is checked before it is decoded."""
     name = name or Path(path).name
     if Path(path).stat().st_size > MOST_BYTES:
         got = f"{name}: {Path(path).stat().st_size / 1e6:.0f} MB"
@@ -84,13 +80,7 @@ def painted_mask(layers: Sequence[Image.Image]) -> Bool[np.ndarray, "h w"] | Non
 
 
 def pack_samples(images: Sequence[Image.Image], manifest: dict[str, Any], cache: Path) -> Path:
-    """A zip of the folder that ``ggm-image sample --out`` writes for the same request.
-
-    Args:
-        images: all of them, in order.
-        manifest: of `Model.manifest`.
-        cache: where to write.
-    """
+    """A zip of the folder that ``ggm-image sample --out`` writes for the same request."""
     folder = SampleFolder(_new_folder(cache) / "samples", manifest)
     folder.claim()
     for k, image in enumerate(images):

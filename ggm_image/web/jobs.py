@@ -20,7 +20,6 @@ class Step:
     """How far a job is.
 
     Attributes:
-        done, total: in network calls, or another unit.
         seconds_left: None while nothing is done.
         preview: what to show, or None.
     """
@@ -58,7 +57,6 @@ class Jobs:
         """Run a job in a thread of its own.
 
         Args:
-            key: of the job.
             work: given a report function, which raises `Cancelled` in it.
 
         Yields:

@@ -31,15 +31,7 @@ CONTENT_POLICY = "; ".join(
 
 
 def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:
-    """The user name and password of ``--auth``.
-
-    Args:
-        listen: an IP address, or ``localhost``.
-        auth: ``user:password``, or None.
-
-    Raises:
-        UserError: the address is none, is no loopback address and there is no password, or ``auth`` has another form.
-    """
+    """The user name and password of ``--auth``."""
     try:
         loopback = listen == "localhost" or ipaddress.ip_address(listen).is_loopback
     except ValueError as error:
@@ -58,11 +50,7 @@ def check_address(listen: str, auth: str | None) -> tuple[str, str] | None:
 
 
 def bind(listen: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any free one.
-
-    Raises:
-        UserError: the port is taken, or the address is not this machine's.
-    """
+    """A listening socket; port 0 takes any free one."""
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -77,11 +65,7 @@ def bind(listen: str, port: int) -> socket.socket:
 
 
 def prepare_gradio(cache: Path) -> None:
-    """Keep Gradio off the network, and its files in one folder; call it before Gradio is imported.
-
-    Raises:
-        UserError: Gradio is not installed.
-    """
+    """Keep Gradio off the network, and its files in one folder; call it before Gradio is imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -92,11 +76,7 @@ def prepare_gradio(cache: Path) -> None:
 
 
 class LocalOnly:
-    """ASGI middleware: sends `CONTENT_POLICY` with every answer, and takes other hosts' addresses out of the HTML.
-
-    Args:
-        app: the application behind it.
-    """
+    """ASGI middleware: sends `CONTENT_POLICY` with every answer, and takes other hosts' addresses out of the HTML."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -137,17 +117,7 @@ def without_other_hosts(html: str) -> str:
 
 
 def make_app(model: str, *, device: str | None, cache: Path, auth: tuple[str, str] | None = None) -> Any:
-    """The page as an ASGI application.
-
-    Args:
-        model: see `Actions`.
-        device: see `load_model`.
-        cache: folder for uploads and results.
-        auth: user name and password, or None.
-
-    Raises:
-        UserError: there is no such model, or Gradio is not installed.
-    """
+    """The page as an ASGI application."""
     prepare_gradio(cache)
     import gradio
     from fastapi import FastAPI
@@ -177,13 +147,8 @@ def serve(model: str, *, device: str | None, listen: str, port: int, auth: str |
     """Serve the page until Ctrl-C; uploads and results are removed at the end.
 
     Args:
-        model, device: see `make_app`.
-        listen: address to listen on.
         port: 0 for any free one.
         auth: ``user:password``, see `check_address`.
-
-    Raises:
-        UserError: as `check_address`, `bind` and `make_app`.
     """
     checked = check_address(listen, auth)
     with tempfile.TemporaryDirectory(prefix="ggm-image-demo-") as cache, bind(listen, port) as opened:

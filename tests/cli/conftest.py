@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.models import tiny_model_folder
-
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+def model(model_folder: Path) -> Path:
+    return model_folder
 
 
 @pytest.fixture

@@ -47,11 +47,7 @@ def test_usage_errors_are_one_line(arguments: list[str], parts: list[str], capsy
     ],
 )
 def test_errors_and_exit_codes(
-    error: BaseException,
-    code: int,
-    line: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_: object) -> None:
         raise error

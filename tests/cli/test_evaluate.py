@@ -16,7 +16,6 @@ from ggm_image.metrics import feature_extractors as features_module
 from ggm_image.pipelines.image import Model
 from tests.faults.harness import digests
 from tests.features import CHANNELS, Means, paint
-from tests.models import tiny_model_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 SIDES = ("generated", "reference")
@@ -27,11 +26,6 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("features") / "means.pt"
     torch.jit.script(Means()).save(str(path))
     return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -117,11 +111,7 @@ def figures(report: dict) -> dict:
 
 
 def test_more_pictures_of_a_model(
-    model: Path,
-    features: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    model: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """40 and then 80: only 40 more are drawn, and the report is that of 80 at once; of fewer, nothing is drawn."""
     paint(tmp_path / "real", CHANNELS * 4)
@@ -228,12 +218,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(
-    name: str,
-    sides: tuple[Path, Path],
-    model: Path,
-    features: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, sides: tuple[Path, Path], model: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line, exit code 2, nothing left behind."""
     (tmp_path / "empty").mkdir()

@@ -37,8 +37,8 @@ def test_python_m(tmp_path: Path) -> None:
     assert third.startswith("device c")
 
 
-def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
-    """One process asks for everything; seen to fail at the first command where one imports torch too early."""
+def _beside(tmp_path: Path) -> tuple[Path, ...]:
+    """Files and folders of every kind."""
     model = tiny_model_folder(tmp_path)
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -57,12 +57,18 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
     (text / "notes.txt").write_text("mine")
+    return model, bare, image, mask, photo, tokens, images, run, text
+
+
+def _refused(tmp_path: Path) -> list[tuple[list[str], str]]:
+    """Commands that cannot work, each with a part of its error, beside files that they must not touch."""
+    model, bare, image, mask, photo, tokens, images, run, text = _beside(tmp_path)
     sample = ["sample", "--model", str(model)]
     inpaint = ["inpaint", str(image), str(mask), "--model", str(model)]
     signal = ["signal", str(image), "--model", str(model)]
     fid = ["fid", str(images)]
     new = str(tmp_path / "new.png")
-    refused: list[tuple[list[str], str]] = [
+    return [
         ([*sample, "--out", "a.bmp"], "(.png, .jpg, .webp, .tif) or a folder (got a.bmp)"),
         ([*sample, "--out", "a.jpg", "--quality", "lossless"], "JPEG is never lossless"),
         ([*sample, "--out", "a.png", "--format", "webp"], "--format belongs to a folder"),
@@ -107,6 +113,11 @@ def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
         (["plot", str(run), "--out", str(photo)], "was not written by this command"),
         (["configs", "cifar10", str(photo)], "was not written by this command"),
     ]  # fmt: skip
+
+
+def test_what_is_refused_and_listed_without_torch(tmp_path: Path) -> None:
+    """One process asks for everything; seen to fail at the first command where one imports torch too early."""
+    refused = _refused(tmp_path)
     listed = [["models"], ["models", "--json"], ["configs"], *([c, "--help"] for c in ("sample", "fid"))]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     asked = [arguments for arguments, _ in refused] + listed

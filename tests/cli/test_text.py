@@ -6,15 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ggm_image.cli.main import main
 from ggm_image.cli.text import marked
 from ggm_image.errors import UserError
 from ggm_image.metrics.image_sets import open_image_set
+from tests.cli.commands import run
 from tests.models import tiny_model_folder, tiny_text_model_folder
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture

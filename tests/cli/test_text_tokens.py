@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggm_image.cli.main import main
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
+from tests.cli.commands import run
 
 
 @pytest.fixture

@@ -168,15 +168,7 @@ def test_nothing_but_bad_pictures_is_an_error(tmp_path: Path) -> None:
 def test_every_mode_and_size_in_one_folder(tmp_path: Path) -> None:
     source = tmp_path / "src"
     source.mkdir()
-    modes = {
-        "1": 1,
-        "L": 100,
-        "LA": (100, 255),
-        "P": 3,
-        "RGB": (100,) * 3,
-        "RGBA": (100,) * 3 + (255,),
-        "I;16": 25700,
-    }
+    modes = {"1": 1, "L": 100, "LA": (100, 255), "P": 3, "RGB": (100,) * 3, "RGBA": (100,) * 3 + (255,), "I;16": 25700}
     for number, (mode, colour) in enumerate(modes.items()):
         Image.new(mode, (9 + number, 30 - number), colour).save(source / f"{number}.png")
     Image.new("CMYK", (20, 20), (0, 0, 0, 155)).save(source / "7.jpg", quality=95)

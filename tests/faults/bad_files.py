@@ -163,7 +163,6 @@ def _networks(w: World) -> Iterator[Case]:
 
 
 def _conversions(w: World) -> Iterator[Case]:
-    out = "out"
     for suffix in ("ckpt", "safetensors"):
         for what, data in {
             "no bytes": b"",
@@ -182,9 +181,14 @@ def _conversions(w: World) -> Iterator[Case]:
         }.items():
             yield Case(
                 f"a .{suffix} that is {what}",
-                lambda f, s=suffix, d=data: ["convert", str(_write(f / f"a.{s}", d)), str(f / out)],  # type: ignore[misc]
+                lambda f, s=suffix, d=data: ["convert", str(_write(f / f"a.{s}", d)), str(f / "out")],  # type: ignore[misc]
                 REFUSED,
             )
+    yield from _config_jsons(w)
+    yield from _other_conversions(w)
+
+
+def _config_jsons(w: World) -> Iterator[Case]:
     weights = w.root / "tokenizer/model.safetensors"
     good = {"_class_name": "VQModel", "in_channels": 3, "out_channels": 3, "block_out_channels": [32], "act_fn": "silu",
             "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "latent_channels": 4,
@@ -213,9 +217,13 @@ def _conversions(w: World) -> Iterator[Case]:
             text = content if isinstance(content, bytes) else json.dumps(content).encode()
             _write(f / "in/config.json", text)
             shutil.copy(weights, f / "in/diffusion_pytorch_model.safetensors")
-            return ["convert", str(f / "in"), str(f / out)]
+            return ["convert", str(f / "in"), str(f / "out")]
 
         yield Case(f"a config.json {what}", folder, REFUSED)
+
+
+def _other_conversions(w: World) -> Iterator[Case]:
+    out = "out"
 
     def two(f: Path) -> list[str]:
         (f / "in").mkdir()
@@ -223,7 +231,7 @@ def _conversions(w: World) -> Iterator[Case]:
             _write(f / "in" / name, b"x")
         return ["convert", str(f / "in"), str(f / out)]
 
-    own, path = str(w.root / "tokenizer"), str(weights)
+    own, path = str(w.root / "tokenizer"), str(w.root / "tokenizer/model.safetensors")
     more: dict[str, Callable[[Path], list[str]]] = {
         "of two checkpoints in a folder": two,
         "of an empty folder": lambda f: ["convert", str((f / "in").mkdir() or f / "in"), str(f / out)],

@@ -67,6 +67,12 @@ def _options(w: World) -> Iterator[Case]:
                     f"{command} {option} {number[:20]!r}",
                     lambda f, m=make, o=option, n=number: [*m(f), f"{o}={n}" if o.startswith("--") else f"{o}{n}"],  # type: ignore[misc]
                 )
+    yield from _texts(w)
+
+
+def _texts(w: World) -> Iterator[Case]:
+    """Options whose values are texts, and commands without what they need."""
+    images = w.root / "pictures"
     for text in ("cpu:0", "cpu:9", "cuda", "cuda:99", "cuda:" + DIGITS, "cuda:٣", "cuda:-1", "mps", "tpu", "", "meta"):
         yield Case(f"--device {text[:20]!r}", lambda f, t=text: w.sample(f / "out.png", f"--device={t}"))  # type: ignore[misc]
     for text in ("", "worst", "BEST", "fast", "exact", "a" * 5000, "\x1b[31m", "é"):
@@ -157,6 +163,10 @@ def _masks(w: World) -> Iterator[Case]:
             lambda f, m=mode, s=suffix: w.inpaint(f / "out.png", mask=saved(f, picture(m), s)),  # type: ignore[misc]
             allowed,
         )
+    yield from _images(w, saved)
+
+
+def _images(w: World, saved: Callable[..., Path]) -> Iterator[Case]:
     for mode in ("RGBA", "LA", "P", "RGB"):
         yield Case(
             f"an image of mode {mode} without a mask",
@@ -177,11 +187,14 @@ def _masks(w: World) -> Iterator[Case]:
     yield Case("the image is its own mask", lambda f: w.inpaint(f / "out.png", mask=w.root / "picture.png"), REFUSED)
 
 
-def _outputs(w: World) -> Iterator[Case]:
-    def filled(path: Path) -> Path:
-        path.mkdir(parents=True)
-        (path / "note.txt").write_text("mine")
-        return path
+def _filled(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "note.txt").write_text("mine")
+    return path
+
+
+def _places() -> dict[str, Callable[[Path], Path]]:
+    """Where an output must not go, or only just may, made below a folder."""
 
     def file(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,11 +213,11 @@ def _outputs(w: World) -> Iterator[Case]:
         os.mkfifo(path)
         return path
 
-    places: dict[str, Callable[[Path], Path]] = {
-        "a folder that holds something": lambda f: filled(f / "out"),
+    return {
+        "a folder that holds something": lambda f: _filled(f / "out"),
         "a file": lambda f: file(f / "out"),
         "a file called .png": lambda f: file(f / "out.png"),
-        "a folder called .png": lambda f: filled(f / "out.png"),
+        "a folder called .png": lambda f: _filled(f / "out.png"),
         "a place below a file": lambda f: file(f / "a") / "out",
         "an image below a file": lambda f: file(f / "a") / "out.png",
         "a name that is too long": lambda f: f / ("a" * 300),
@@ -223,6 +236,9 @@ def _outputs(w: World) -> Iterator[Case]:
         "a place in /proc": lambda f: Path("/proc/self/out"),
         "twelve new folders": lambda f: f / "a/b/c/d/e/f/g/h/i/j/k/l",
     }
+
+
+def _outputs(w: World) -> Iterator[Case]:
     commands: dict[str, Callable[[Path], list[str]]] = {
         "encode": lambda out: w.encode(w.root / "pictures", out),
         "decode": lambda out: w.decode(w.root / "tokens", out),
@@ -238,7 +254,7 @@ def _outputs(w: World) -> Iterator[Case]:
         "keep features": lambda out: w.fid(w.root / "pictures", "--statistics", str(out)),
         "trajectory": lambda out: w.sample(out.with_name("other.png"), "--trajectory", str(out)),
     }
-    for what, place in places.items():
+    for what, place in _places().items():
         for command, make in commands.items():
             if what.startswith("a device") and command in ("train", "train-tokenizer"):
                 continue
@@ -249,5 +265,5 @@ def _outputs(w: World) -> Iterator[Case]:
                 f"{name} with {' '.join(options)}",
                 lambda f, n=name, o=options: w.sample(f / n, *o),  # type: ignore[misc]
             )
-    yield Case("a resumed run that is none", lambda f: w.train(filled(f / "run"), "--resume"), REFUSED)
+    yield Case("a resumed run that is none", lambda f: w.train(_filled(f / "run"), "--resume"), REFUSED)
     yield Case("a run that is there already", lambda f: w.train(w.root / "run"), REFUSED)

@@ -18,11 +18,7 @@ Header = dict[str, Any]
 
 
 def cases(world: World) -> dict[str, list[Case]]:
-    return {
-        "weights": list(_weights(world)),
-        "shards": list(_shards(world)),
-        "manifests": list(_manifests(world)),
-    }
+    return {"weights": list(_weights(world)), "shards": list(_shards(world)), "manifests": list(_manifests(world))}
 
 
 def split(data: bytes) -> tuple[Header, bytes]:
@@ -41,10 +37,7 @@ def spoilt(data: bytes) -> dict[str, bytes]:
     header, body = split(data)
     name, other = [key for key in header if key != "__metadata__"][:2]
     entry = header[name]
-    first, last = entry["data_offsets"]
-
-    def with_entry(**more: Any) -> bytes:
-        return joined({**header, name: {**entry, **more}}, body)
+    first, _ = entry["data_offsets"]
 
     def with_values(value: float) -> bytes:
         made = bytearray(body)
@@ -52,7 +45,6 @@ def spoilt(data: bytes) -> dict[str, bytes]:
         return joined(header, bytes(made))
 
     text = json.dumps(header).encode()
-    shape = entry["shape"]
     return {
         "of no bytes": b"",
         "of 7 bytes": data[:7],
@@ -88,6 +80,25 @@ def spoilt(data: bytes) -> dict[str, bytes]:
         "with a name of 100,000 letters": joined(
             {("x" * 100_000 if k == name else k): v for k, v in header.items()}, body
         ),
+        "with NaN": with_values(math.nan),
+        "with infinity": with_values(-math.inf),
+        "with a changed bit": data[:-1] + bytes([data[-1] ^ 1]),
+        "that is a zip": b"PK\x03\x04" + bytes(600),
+        "that is a pickle": b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.",
+        "that is text": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        **_spoilt_entries(header, body, name, other),
+    }
+
+
+def _spoilt_entries(header: dict[str, Any], body: bytes, name: str, other: str) -> dict[str, bytes]:
+    """The file with another entry for its first tensor."""
+    entry = header[name]
+    shape, (first, last) = entry["shape"], entry["data_offsets"]
+
+    def with_entry(**more: Any) -> bytes:
+        return joined({**header, name: {**entry, **more}}, body)
+
+    return {
         "with an entry that is null": joined({**header, name: None}, body),
         "with an entry that is a list": joined({**header, name: [1]}, body),
         "with metadata in a list": joined({**header, "__metadata__": [1]}, body),
@@ -118,12 +129,6 @@ def spoilt(data: bytes) -> dict[str, bytes]:
         "with offsets of 2^63": with_entry(data_offsets=[2**63, 2**63 + last - first]),
         "with offsets of another tensor": with_entry(data_offsets=header[other]["data_offsets"]),
         "with offsets a byte on": with_entry(data_offsets=[first + 1, last + 1]),
-        "with NaN": with_values(math.nan),
-        "with infinity": with_values(-math.inf),
-        "with a changed bit": data[:-1] + bytes([data[-1] ^ 1]),
-        "that is a zip": b"PK\x03\x04" + bytes(600),
-        "that is a pickle": b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.",
-        "that is text": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
     }
 
 

@@ -48,7 +48,7 @@ class Command:
 
     Attributes:
         arguments: for an output folder.
-        resumable: whether ``--resume`` goes on from a checkpoint.
+        resumable: whether ``--resume`` continues from a checkpoint.
         skip: what in the output folder may differ: times, and logs of TensorBoard with their host and process.
     """
 
@@ -76,18 +76,7 @@ def prepare(root: Path) -> dict[str, Command]:
     run_files = ("tensorboard/", "checkpoint", "model/config.yaml", "tokenizer/config.yaml", "curves.png")
     cpu = ["--device", "cpu"]
     sample = ["sample", "--model", str(model), "-n", "60", "--order", "schedule", "--sweeps", "2", "--block", "2", *cpu]
-    fid = [
-        "fid",
-        "--model",
-        str(model),
-        "-n",
-        "400",
-        images,
-        "--features",
-        str(root / "means.pt"),
-        "--bootstrap",
-        "3",
-    ]
+    fid = ["fid", "--model", str(model), "-n", "400", images, "--features", str(root / "means.pt"), "--bootstrap", "3"]
     shards = write_shards(root / "shards", (20, 9, 20, 15))
     return {
         "encode": Command(lambda out: [*encode[:2], str(out / "tokens"), *encode[2:], *cpu]),

@@ -39,8 +39,7 @@ WORDS = (
     "'", '"', "\t", "\n", "\x00", "\x85", "é", "٣", "\ud800", "9" * 5000, "f" * 300, " ",
 )  # fmt: skip
 texts = st.one_of(
-    st.text(max_size=12),
-    st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=3)), max_size=5).map("".join),
+    st.text(max_size=12), st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=3)), max_size=5).map("".join)
 )
 written_texts = texts.filter(lambda text: text.isascii() or text.encode("utf-8", "replace").decode() == text)
 numbers = st.one_of(st.integers(-2, 9), st.sampled_from([1 << 16, 1 << 39, 1 << 63, -(1 << 63), 10**400]))

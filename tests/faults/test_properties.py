@@ -2,6 +2,7 @@
 
 import os
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,11 @@ from ggm_image.pipelines.sample_folder import sample_to_folder
 from ggm_image.runtime.ranks import rank_and_world_size
 from ggm_image.sampler.settings import Settings
 from tests.faults.strategies import examples, texts, tried
-from tests.models import tiny_model_folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_model(str(tiny_model_folder(tmp_path_factory.mktemp("model"))), device="cpu")
+def model(model_folder: Path) -> Model:
+    return load_model(str(model_folder), device="cpu")
 
 
 @examples(60)

@@ -1,4 +1,4 @@
-"""SIGTERM as a cluster sends it, 30 seconds before SIGKILL: every command ends by itself, and goes on later."""
+"""SIGTERM as a cluster sends it, 30 seconds before SIGKILL: every command ends by itself, and can be resumed."""
 
 import os
 import subprocess

@@ -8,17 +8,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from ggm_image.errors import UserError
-from ggm_image.io.image_formats import (
-    FORMATS,
-    JPEG,
-    PNG,
-    TIFF,
-    WEBP,
-    Encoding,
-    encode,
-    format_of,
-    losses,
-)
+from ggm_image.io.image_formats import FORMATS, JPEG, PNG, TIFF, WEBP, Encoding, encode, format_of, losses
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LOSSLESS = [Encoding(PNG), Encoding(TIFF), Encoding(WEBP)]

@@ -11,9 +11,7 @@ from PIL import Image
 from ggm_image.errors import UserError
 from ggm_image.io.image_formats import Encoding, encode, marked_image
 from ggm_image.io.marks import mark_gif, read_mark
-from ggm_image.io.outputs import (
-    Gate,
-)
+from ggm_image.io.outputs import Gate
 from tests.io.small_images import ENCODINGS, gif, noise
 
 

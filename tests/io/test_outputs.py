@@ -12,15 +12,7 @@ from ggm_image.errors import UserError
 from ggm_image.io import outputs
 from ggm_image.io.image_formats import JPEG, Encoding, marked_image
 from ggm_image.io.marks import read_mark
-from ggm_image.io.outputs import (
-    RUN_HEAD,
-    Gate,
-    check_inputs_kept,
-    maker_of,
-    merged_folder,
-    number_of,
-    numbered,
-)
+from ggm_image.io.outputs import RUN_HEAD, Gate, check_inputs_kept, maker_of, merged_folder, number_of, numbered
 from tests.io.small_images import ENCODINGS, noise
 
 SAMPLES = {"model_sha256": "0", "settings": {}, "seed": 0, "count": 2}

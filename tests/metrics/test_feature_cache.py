@@ -186,7 +186,7 @@ def test_a_damaged_part_is_made_again(place: int, tmp_path: Path, whole: tuple[b
     data[place] ^= 1
     path.write_bytes(data)
     side = NoiseImages(N)
-    with pytest.warns(UserWarning, match="rows-000000008.*the part is made again"):
+    with pytest.warns(UserWarning, match="rows-000000008.*the part is extracted again"):
         run(side, tmp_path / "again")
     assert side.asked == [*range(8, 16), *range(16, N)]
     assert (only(tmp_path / "again") / "features.npy").read_bytes() == whole[0]
@@ -198,7 +198,7 @@ def test_a_part_under_another_name(tmp_path: Path, whole: tuple[bytes, dict]) ->
         run(NoiseImages(N, stop_at(20)), tmp_path / "again")
     parts = sorted(only(tmp_path / "again").iterdir())
     parts[0].write_bytes(parts[1].read_bytes())
-    with pytest.warns(UserWarning, match="the part is made again"):
+    with pytest.warns(UserWarning, match="the part is extracted again"):
         run(NoiseImages(N), tmp_path / "again")
     assert (only(tmp_path / "again") / "features.npy").read_bytes() == whole[0]
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_trusted_is_made_again(how: str, tmp_path: Path, whole: t
     else:
         (folder / "features.npy").unlink()
     side = NoiseImages(N)
-    with pytest.warns(UserWarning, match="made again"):
+    with pytest.warns(UserWarning, match="extracted again"):
         run(side, tmp_path / "again")
     assert side.asked == list(range(N))
     assert (folder / "features.npy").read_bytes() == whole[0]

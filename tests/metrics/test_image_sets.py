@@ -31,14 +31,8 @@ from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.settings import Settings
 from tests.conftest import MeanTokenizer
 from tests.features import means_extractor, paint
-from tests.models import tiny_model_folder
 
 FAST = Settings(sweeps=1, block=8)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ NAMES = ["cat", "dog", "tench, Tinca tinca", "7", "Cat"]
 
 
 @pytest.mark.parametrize(
-    ("given", "label"),
-    [("cat", 0), ("Cat", 4), ("CAT", 0), (" dog ", 1), ("7", 3), (1, 1), (np.int64(4), 4), ("2", 2)],
+    ("given", "label"), [("cat", 0), ("Cat", 4), ("CAT", 0), (" dog ", 1), ("7", 3), (1, 1), (np.int64(4), 4), ("2", 2)]
 )
 def test_one(given: object, label: int) -> None:
     assert class_label(NAMES, given) == label

@@ -10,25 +10,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ggm_image.cli.main import main as cli
 from ggm_image.errors import UserError
 from ggm_image.image.guide import load_guide
 from ggm_image.image.preprocess import to_model
 from ggm_image.pipelines.guide import Guide
 from ggm_image.pipelines.image import Model
-from ggm_image.pipelines.load import load_model
 from ggm_image.pipelines.sample_folder import sample_to_folder
-from tests.models import FAST, tiny_model_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return load_model(folder)
+from tests.cli.commands import run
+from tests.models import FAST
 
 
 @pytest.fixture
@@ -129,16 +118,12 @@ def test_a_folder_of_guided_images_is_resumed_for_the_same_guide_only(
             fill(other)
 
 
-def run(*arguments: object) -> int:
-    return cli([str(argument) for argument in arguments])
-
-
 def test_the_command(
-    folder: Path, model: Model, image: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, model: Model, image: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "guide.png", tmp_path / "out.png"
     Image.fromarray(image).save(path)
-    options = ["sample", "--model", folder, "--device", "cpu", "-n", 1, "--block", 4, "--sweeps", 1]
+    options = ["sample", "--model", model_folder, "--device", "cpu", "-n", 1, "--block", 4, "--sweeps", 1]
     assert run(*options, "--guide", path, "--strength", 2, "--out", out, "--json") == 0
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["guide"]["strength"], manifest["settings"]["guidance"]) == (2.0, 1.0)

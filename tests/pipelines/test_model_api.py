@@ -12,17 +12,11 @@ from ggm_image.errors import UserError
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return load_model(folder, device="cpu")
+def model(model_folder: Path) -> Model:
+    return load_model(model_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +92,17 @@ def test_repr_names_the_sizes(model: Model) -> None:
     assert repr(model).endswith(" million parameters, cpu, fp32)") or repr(model).endswith("cpu, bf16)")
 
 
-def test_to_moves_the_model_and_keeps_its_samples(folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = load_model(folder, device="cpu")
+def test_to_moves_the_model_and_keeps_its_samples(
+    model_folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_model(model_folder, device="cpu")
     assert other.to("cpu") is other
     assert torch.equal(other.sample(2), model.sample(2))
     monkeypatch.setattr("ggm_image.pipelines.token_model.native_bf16", lambda device: True)
     assert next(other.to("cpu").network.parameters()).dtype == torch.bfloat16
     monkeypatch.setattr("ggm_image.pipelines.token_model.native_bf16", lambda device: False)
-    assert torch.equal(other.to("cpu").sample(2), load_model(folder, device="cpu").sample(2))  # nothing was rounded
+    # nothing was rounded
+    assert torch.equal(other.to("cpu").sample(2), load_model(model_folder, device="cpu").sample(2))
     with pytest.raises(UserError, match="no such device"):
         other.to("tpu")
 
@@ -127,11 +124,11 @@ def test_threads_share_a_model(model: Model, image: Image.Image) -> None:
     assert len({samples.numpy().tobytes() for samples, _ in alone}) == 8
 
 
-def test_saved_model_needs_nothing_else(folder: Path, model: Model, tmp_path: Path) -> None:
+def test_saved_model_needs_nothing_else(model_folder: Path, model: Model, tmp_path: Path) -> None:
     saved = model.save(tmp_path / "one")
     moved = saved.rename(tmp_path / "two")
     assert sorted(path.name for path in moved.rglob("*.*")) == sorted(2 * ["config.yaml", "model.safetensors"])
-    assert str(folder.parent) not in (moved / "config.yaml").read_text()
+    assert str(model_folder.parent) not in (moved / "config.yaml").read_text()
     again = load_model(moved, device="cpu")
     assert again.tokenizer_source == moved / "tokenizer"
     assert torch.equal(again.sample(2), model.sample(2))

@@ -18,7 +18,7 @@ from ggm_image.pipelines.load import load_model
 from ggm_image.pipelines.network_calls import NetworkCalls
 from ggm_image.runtime.cuda_graph import CudaGraphs
 from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder, tiny_text_model_folder
+from tests.models import tiny_text_model_folder
 from tests.pretend_cuda import PretendRecorder, pretend_cuda
 
 RAMP = {"guidance": 2.5, "guidance_power": 1.0}
@@ -30,11 +30,6 @@ SETTINGS = {
     "signal no class": Settings(order="signal", sweeps=1, block=4, guidance=0.0),
     "halton guidance ramp": Settings(order="signal", sweeps=2, block=4, first_order="halton", **RAMP),  # type: ignore[arg-type]
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +130,8 @@ def test_anything_else_than_a_network_is_called_plainly() -> None:
     assert graphs.recordings == 0
 
 
-def test_false_means_none_and_cpus_have_none(folder: Path, text_folder: Path) -> None:
-    for path in (folder, text_folder):
+def test_false_means_none_and_cpus_have_none(model_folder: Path, text_folder: Path) -> None:
+    for path in (model_folder, text_folder):
         assert load_model(path, device="cpu", cuda_graphs=False)._calls.graphs is None
         model = load_model(path, device="cpu")
         for _ in range(3):
@@ -147,9 +142,9 @@ def test_false_means_none_and_cpus_have_none(folder: Path, text_folder: Path) ->
             load_model(path, device="cpu", cuda_graphs=True)
 
 
-def test_moving_a_model_drops_its_graphs(folder: Path) -> None:
+def test_moving_a_model_drops_its_graphs(model_folder: Path) -> None:
     with pretend_cuda():
-        model = load_model(folder, device="cuda", cuda_graphs=True)
+        model = load_model(model_folder, device="cuda", cuda_graphs=True)
         model.sample_tokens([0], settings=SETTINGS["signal"], batch=2)
         graphs = model._calls.graphs
         assert graphs is not None
@@ -161,9 +156,9 @@ def test_moving_a_model_drops_its_graphs(folder: Path) -> None:
         assert len(graphs) == 0
 
 
-def test_every_call_of_every_pipeline_is_replayed(folder: Path, text_folder: Path) -> None:
+def test_every_call_of_every_pipeline_is_replayed(model_folder: Path, text_folder: Path) -> None:
     with pretend_cuda() as log:
-        for path in (folder, text_folder):
+        for path in (model_folder, text_folder):
             model = load_model(path, device="cuda", cuda_graphs=True)
             model.kernel_batch, model.paint_batch = 2, 2
             calls = count_calls(model)
@@ -224,9 +219,9 @@ def texts(found: list[bytes]) -> Tensor:
 @pytest.mark.parametrize("kind", ["image", "text"])
 @pytest.mark.parametrize("cuda_graphs", [True, None])
 def test_samples_are_the_same_bits_on_a_real_device(
-    folder: Path, text_folder: Path, kind: str, cuda_graphs: bool | None
+    model_folder: Path, text_folder: Path, kind: str, cuda_graphs: bool | None
 ) -> None:
-    path = folder if kind == "image" else text_folder
+    path = model_folder if kind == "image" else text_folder
     plain = load_model(path, device="cuda", cuda_graphs=False)
     model = load_model(path, device="cuda", cuda_graphs=cuda_graphs)
     for each in (plain, model):

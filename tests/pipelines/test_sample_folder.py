@@ -1,4 +1,4 @@
-"""A folder of drawn images: the same files, whoever draws them and whatever interrupts."""
+"""A folder of samples: the same files for any processes and interruptions."""
 
 import json
 import shutil
@@ -148,7 +148,7 @@ def test_a_killed_beginning_of_more(model: Model, whole: Path, tmp_path: Path, m
 def test_other_pictures_are_not_mixed_in(
     finished: bool, changes: dict, message: str, model: Model, whole: Path, tmp_path: Path
 ) -> None:
-    """Nor are they written over. Seen to fail where a folder with a larger n is taken for one to go on with."""
+    """Nor are they written over. Seen to fail where a folder with a larger n is taken for one to resume."""
     out = shutil.copytree(whole, tmp_path / "out")
     if not finished:
         (out / "manifest.json").rename(out / "manifest.partial")
@@ -198,7 +198,7 @@ def test_the_first_batch_can_be_watched(model: Model, whole: Path, tmp_path: Pat
 
 
 def test_classes_take_turns(model: Model, tmp_path: Path) -> None:
-    """By the number of the image alone, whoever samples it and however many there are.
+    """By the number of the image alone, for any process and any number of images.
 
     Seen to fail with turns counted from the first image of each batch.
     """

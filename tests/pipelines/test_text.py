@@ -8,7 +8,8 @@ import torch
 
 from ggm_image import load_model
 from ggm_image.errors import UserError
-from ggm_image.pipelines.text import Gap, TextModel, plan_windows, split_gaps
+from ggm_image.pipelines.text import TextModel
+from ggm_image.pipelines.text_gaps import Gap, plan_windows, split_gaps
 from tests.models import tiny_bpe, tiny_text_model_folder
 
 LENGTH = 16

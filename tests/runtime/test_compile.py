@@ -1,4 +1,4 @@
-"""A machine without a compiler: training goes on without, drawing that asks for one says why not."""
+"""A machine without a compiler: training continues without one, sampling that asks for one says why not."""
 
 import os
 import subprocess
@@ -15,12 +15,6 @@ from ggm_image.errors import UserError
 from ggm_image.network import Transformer
 from ggm_image.pipelines import token_model
 from ggm_image.runtime.compile import compile_pays
-from tests.models import tiny_model_folder
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.slow

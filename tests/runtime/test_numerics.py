@@ -21,7 +21,6 @@ from ggm_image.runtime.numerics import exact_arithmetic, isolate, isolated
 from ggm_image.sampler.settings import Settings
 from ggm_image.tokenizers.base import Tokenizer
 from ggm_image.tokenizers.registry import load_tokenizer
-from tests.models import tiny_model_folder
 
 backends: Any = torch.backends
 
@@ -107,8 +106,8 @@ CALLS: dict[str, Callable[[Model, Path], torch.Tensor]] = {
     "Tokenizer.encode": lambda model, _: model.tokenizer.encode(FLOATS),
     "Tokenizer.code_distances": lambda model, _: model.tokenizer.code_distances(FLOATS),
     "Tokenizer.decode": lambda model, _: model.tokenizer.decode(TOKENS),
-    "load_model": lambda _, folder: weights(load_model(folder, device="cpu").network),
-    "load_tokenizer": lambda _, folder: weights(load_tokenizer(folder.parent / "tokenizer")),
+    "load_model": lambda _, model_folder: weights(load_model(model_folder, device="cpu").network),
+    "load_tokenizer": lambda _, model_folder: weights(load_tokenizer(model_folder.parent / "tokenizer")),
 }
 
 
@@ -117,32 +116,27 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    found = load_model(folder, device="cpu")
+def model(model_folder: Path) -> Model:
+    found = load_model(model_folder, device="cpu")
     found.half = False
     found.network.float()
     return found
 
 
 @pytest.fixture(scope="module")
-def expected(model: Model, folder: Path) -> dict[str, torch.Tensor]:
-    return {name: call(model, folder) for name, call in CALLS.items()}
+def expected(model: Model, model_folder: Path) -> dict[str, torch.Tensor]:
+    return {name: call(model, model_folder) for name, call in CALLS.items()}
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_callers_state_reaches_no_result(
-    model: Model, folder: Path, expected: dict[str, torch.Tensor], name: str, state: str
+    model: Model, model_folder: Path, expected: dict[str, torch.Tensor], name: str, state: str
 ) -> None:
     """Bit for bit. Seen to fail: with autocast 98% of the pixels differed, float64 and a default device crashed."""
     with STATES[state]():
         before, generator = snapshot(), torch.default_generator.get_state()
-        found = CALLS[name](model, folder)
+        found = CALLS[name](model, model_folder)
         assert snapshot() == before
         assert torch.equal(torch.default_generator.get_state(), generator)
     assert found.dtype == expected[name].dtype

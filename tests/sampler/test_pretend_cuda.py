@@ -21,7 +21,6 @@ from ggm_image.pipelines.load import load_model
 from ggm_image.sampler import base, guided, sample, sample_signal, truncated
 from ggm_image.sampler.settings import Settings
 from ggm_image.schedule import Schedule
-from tests.models import tiny_model_folder
 from tests.pretend_cuda import Log, pretend_cuda
 
 RAMP = {"guidance": 2.5, "guidance_power": 1.0}
@@ -44,27 +43,22 @@ KNOWN[:, 2:9] = 7
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+def cpu(model_folder: Path) -> Model:
+    return in_float32(model_folder, "cpu")
 
 
-@pytest.fixture(scope="module")
-def cpu(folder: Path) -> Model:
-    return in_float32(folder, "cpu")
-
-
-def in_float32(folder: Path, device: str, **options: Any) -> Model:
+def in_float32(model_folder: Path, device: str, **options: Any) -> Model:
     """The model with products in float32 even where the machine is fast in bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_model, "native_bf16", lambda device: False)
-        return load_model(folder, device=device, **options)
+        return load_model(model_folder, device=device, **options)
 
 
 @pytest.fixture(scope="module")
-def pretended(folder: Path, cpu: Model) -> Model:
+def pretended(model_folder: Path, cpu: Model) -> Model:
     """The model on pretended CUDA in float32, so that its tokens can be compared with a CPU's; use it inside only."""
     with pretend_cuda() as log:
-        model = in_float32(folder, "cuda")
+        model = in_float32(model_folder, "cuda")
         model.kernel_batch, model.paint_batch = cpu.kernel_batch, cpu.paint_batch
         model.sample_tokens([0], batch=1)  # tables of positions are made once
         assert not log.mixed
@@ -117,10 +111,10 @@ def test_sampling_neither_mixes_devices_nor_waits(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_calls_recorded_as_cuda_graphs_neither_wait_nor_copy(folder: Path, cpu: Model, name: str) -> None:
+def test_calls_recorded_as_cuda_graphs_neither_wait_nor_copy(model_folder: Path, cpu: Model, name: str) -> None:
     # seen to fail with float(levels.max()) in `Transformer.embed`, and with torch.tensor([...], device=...) there
     with pretend_cuda() as log:
-        model = in_float32(folder, "cuda", cuda_graphs=True)
+        model = in_float32(model_folder, "cuda", cuda_graphs=True)
         model.kernel_batch = cpu.kernel_batch
         tokens = draw(model, name, None), draw(model, name, KNOWN)
         assert log.recordings
@@ -165,9 +159,9 @@ def test_pipelines_do_not_mix_devices(cpu: Model, pretended: Model, name: str) -
     torch.testing.assert_close(found, PIPELINES[name](cpu), atol=1e-5, rtol=0)  # attention is another kernel
 
 
-def test_a_model_in_bfloat16_does_not_mix_devices(folder: Path) -> None:
+def test_a_model_in_bfloat16_does_not_mix_devices(model_folder: Path) -> None:
     with pretend_cuda() as log:
-        model = load_model(folder, device="cuda")
+        model = load_model(model_folder, device="cuda")
         assert model.half
         model.sample(2, settings=SETTINGS["signal guidance ramp"])
         assert not log.mixed
@@ -214,9 +208,9 @@ def test_pretended_cuda_finds_faults() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_real_device_gives_nearly_the_same_tokens_without_waiting(
-    folder: Path, cpu: Model, name: str, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, cpu: Model, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = in_float32(folder, "cuda")
+    model = in_float32(model_folder, "cuda")
     for _ in range(3):  # the third records CUDA graphs, which waits
         draw(model, name, None)
     step = base.step
@@ -236,11 +230,11 @@ def test_a_real_device_gives_nearly_the_same_tokens_without_waiting(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_real_device_gives_nearly_the_same_logits(folder: Path, cpu: Model) -> None:
+def test_a_real_device_gives_nearly_the_same_logits(model_folder: Path, cpu: Model) -> None:
     questions = torch.randint(33, (4, 16)), torch.rand(4, 16), torch.tensor([1, 5, 9]), torch.tensor([0, 1, 2, 3])
     with torch.inference_mode():
         expected = cpu.network(*questions)
-        found = in_float32(folder, "cuda").network(*(x.cuda() for x in questions)).cpu()
+        found = in_float32(model_folder, "cuda").network(*(x.cuda() for x in questions)).cpu()
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
 
 

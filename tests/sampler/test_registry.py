@@ -18,7 +18,6 @@ from ggm_image.pipelines.load import load_model
 from ggm_image.sampler.base import Call, Denoiser, Plan, SamplingRun, run_by_pattern, start_run
 from ggm_image.sampler.registry import SAMPLERS, SamplerEntry, register
 from ggm_image.sampler.settings import Settings
-from tests.models import tiny_model_folder
 
 
 def sample_by_settings(
@@ -43,8 +42,8 @@ def raster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_model(tiny_model_folder(tmp_path_factory.mktemp("model")), device="cpu")
+def model(model_folder: Path) -> Model:
+    return load_model(model_folder, device="cpu")
 
 
 def test_a_sampler_from_outside_samples_by_its_settings(model: Model, raster: str) -> None:

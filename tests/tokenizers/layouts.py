@@ -1,4 +1,4 @@
-"""Small tokenizers in the layouts that others publish, weights drawn from a seed: files to load, made anew each time.
+"""Small tokenizers in the layouts that others publish, weights drawn from a seed: files to load, made again each time.
 
 ``originals.json`` beside this module holds what the originals' own modules gave for these weights: their token indices
 and pixels of what they decode. It was recorded with the originals' public code, which is not part of this project; each

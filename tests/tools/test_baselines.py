@@ -12,15 +12,7 @@ from torch import Tensor
 
 from ggm_image.sampler import sample_signal
 from ggm_image.schedule import order_sites
-from tests.enumeration import (
-    ExactDenoiser,
-    chi_square,
-    critical,
-    divergence,
-    kl,
-    noised,
-    state_numbers,
-)
+from tests.enumeration import ExactDenoiser, chi_square, critical, divergence, kl, noised, state_numbers
 from tests.tools.small_joint import CODES, LAW, SITES, STATES, seeded
 
 NOISE = torch.full((CODES,), 1 / CODES, dtype=torch.float64)
@@ -106,14 +98,7 @@ def test_tau_leaping_has_its_exactly_computed_law(baselines, name):
     expected = tau_leap_law([torch.tensor(a).item() for a in grid])
     assert DRAWS * divergence(LAW, expected) > 150
     tokens = baselines.tau_leap(
-        Table(samples),
-        step,
-        3,
-        None,
-        sites=SITES,
-        codebook_size=CODES,
-        generators=seeded(DRAWS),
-        first_level=0.02,
+        Table(samples), step, 3, None, sites=SITES, codebook_size=CODES, generators=seeded(DRAWS), first_level=0.02
     )
     statistic, freedom = chi_square(tokens, expected, CODES)
     assert critical(freedom, -3.7) < statistic < critical(freedom, 3.7)

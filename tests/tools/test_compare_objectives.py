@@ -1,4 +1,4 @@
-"""The comparison of objectives: every candidate costs what it says, and the whole of it runs, stops and goes on."""
+"""The comparison of objectives: every candidate costs what it says, and the whole of it runs, stops and resumes."""
 
 import importlib
 import json

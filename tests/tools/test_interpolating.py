@@ -236,13 +236,7 @@ def test_ancestral_sampling_has_its_exactly_computed_law(baselines, kind, argume
         before, expected = expected, corrected_law(expected, 2)
         assert DRAWS * divergence(before, expected) > 150
     tokens = baselines.ancestral(
-        table_of(kind),
-        process_of(baselines, kind),
-        3,
-        None,
-        sites=SITES,
-        generators=seeded(DRAWS),
-        **arguments,
+        table_of(kind), process_of(baselines, kind), 3, None, sites=SITES, generators=seeded(DRAWS), **arguments
     )
     assert int(tokens.max()) < CODES
     statistic, freedom = chi_square(tokens, expected, CODES + 1)

@@ -155,10 +155,7 @@ def test_bad_folders(
     full = tmp_path / "full"
     full.mkdir()
     (full / "note.txt").write_text("mine")
-    cases = [
-        (full, sets, "output folder must be new or empty"),
-        (tmp_path / "new", tmp_path, "no coloured robots"),
-    ]
+    cases = [(full, sets, "output folder must be new or empty"), (tmp_path / "new", tmp_path, "no coloured robots")]
     for out, parts, message in cases:
         assert robots.run(robots.main, [str(out), "--parts", str(parts), "--train", "2", "--val", "1"]) == 2
         assert capsys.readouterr().err.startswith(f"error: {message} (")

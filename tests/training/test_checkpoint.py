@@ -158,7 +158,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(place: int, tmp_path: Path, caps
     assert checkpoint.load_checkpoint(tmp_path)["step"] == 1
     error = capsys.readouterr().err
     assert "checkpoint.pt" in error
-    assert "going on from" in error
+    assert "resuming from" in error
 
 
 def test_the_previous_checkpoint_serves_where_the_latest_is_damaged(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`start=`: a run that goes on from a trained model, with classes of its own."""
+"""`start=`: a run that starts from a trained model, with classes of its own."""
 
 import shutil
 from collections.abc import Callable

@@ -172,14 +172,14 @@ def test_both_trainers_end_within_one_long_step(kind: str, class_folder: Path, t
     assert code == 130
     assert took < 5
     assert "ended within step 3" in said.splitlines()[-1]
-    assert "--resume to go on from step 2" in said.splitlines()[-1]
+    assert "--resume to resume from step 2" in said.splitlines()[-1]
     assert not list(out.glob("**/.*tmp*"))
     train(kind, config, data, out, ["train.steps=3"], resume=True)
 
 
 def test_last_words() -> None:
     assert "no checkpoint yet" in stopping.last_words(1, None)
-    assert "--resume to go on from step 40" in stopping.last_words(45, 40)
+    assert "--resume to resume from step 40" in stopping.last_words(45, 40)
 
 
 if __name__ == "__main__":

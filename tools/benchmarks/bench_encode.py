@@ -46,7 +46,7 @@ def bare_cost(tokenizer: Tokenizer, batch: torch.Tensor, repeats: int, half: boo
     return (time.perf_counter() - start) / n, (time.process_time() - used) / n
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("--tokenizer", required=True)
@@ -58,6 +58,31 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def files_cost(
+    source: ImageSource, tokenizer: Tokenizer, size: int, options: argparse.Namespace
+) -> tuple[float, float]:
+    """Seconds, by the clock and of the processor, that an image takes from its file to its tokens."""
+    n = len(source)
+    with tempfile.TemporaryDirectory() as folder:
+        start, used = time.perf_counter(), time.process_time()
+        encode(
+            source,
+            Path(folder) / "tokens",
+            tokenizer,
+            image_size=size,
+            batch_size=options.batch_size,
+            device=options.device,
+            workers=options.workers,
+            precision=options.precision,
+        )
+        return (time.perf_counter() - start) / n, (time.process_time() - used) / n
+
+
+def main() -> None:
+    parser = make_parser()
     options = parser.parse_args()
 
     whole = open_source(options.source)
@@ -84,19 +109,7 @@ def main() -> None:
     for _ in range(options.rounds):
         # Bare, files, bare: what else the machine does meanwhile falls on both alike.
         before = bare_cost(bare_tokenizer, batch, max(1, n // best), half)
-        with tempfile.TemporaryDirectory() as folder:
-            start, used = time.perf_counter(), time.process_time()
-            encode(
-                source,
-                Path(folder) / "tokens",
-                tokenizer,
-                image_size=size,
-                batch_size=options.batch_size,
-                device=options.device,
-                workers=options.workers,
-                precision=options.precision,
-            )
-            files = (time.perf_counter() - start) / n, (time.process_time() - used) / n
+        files = files_cost(source, tokenizer, size, options)
         after = bare_cost(bare_tokenizer, batch, max(1, n // best), half)
         bare = [(b + a) / 2 for b, a in zip(before, after, strict=True)]
         rounds.append(

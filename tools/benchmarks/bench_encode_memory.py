@@ -23,7 +23,7 @@ SIDE = 8
 DIGITS = 4
 
 
-def picture(number: int) -> bytes:
+def image_file(number: int) -> bytes:
     """A small file whose colours are its number; a PPM is quickest to make."""
     colours = number.to_bytes(3, "little") + bytes(9)
     return b"P6 2 2 255\n" + colours
@@ -42,7 +42,7 @@ def shard(number: int, size: int) -> list[tuple[str, bytes]]:
     """The files of one shard of WebDataset."""
     files = []
     for k in range(number * PER_SHARD, number * PER_SHARD + size):
-        files += [(f"{k:09d}.ppm", picture(k)), (f"{k:09d}.cls", str(k % 10).encode())]
+        files += [(f"{k:09d}.ppm", image_file(k)), (f"{k:09d}.cls", str(k % 10).encode())]
     return files
 
 
@@ -90,9 +90,9 @@ def work(step: str, source: str, out: Path) -> dict[str, Any]:
 def measure(images: int, kind: str, folder: Path) -> dict[str, Any]:
     shards, out = -(-images // PER_SHARD), folder / "tokens"
     if kind == "tar":
-        source = str(folder / "pictures.tar")
+        source = str(folder / "images.tar")
         with open(source, "wb") as file:
-            write_shard(file, [(f"{k % 10}/{k:09d}.ppm", picture(k)) for k in range(images)])
+            write_shard(file, [(f"{k % 10}/{k:09d}.ppm", image_file(k)) for k in range(images)])
     else:
         # The last shard is as full as the others: sizes are rounded up to whole shards.
         last = f"{shards - 1:0{DIGITS}d}"

@@ -2,8 +2,8 @@
 
     python tools/benchmarks/bench_inpaint.py cifar10
 
-Each round draws one batch of whole images, and as many answers for an image with a square hole; encoding, drawing,
-decoding, border and all. The ratio is the median over the rounds. A quarter of the sites should cost at most 0.4.
+Each round samples one batch of whole images, and as many results for an image with a square mask, encoding and decoding
+included. The ratio is the median over the rounds. A quarter of the sites should cost at most 0.4.
 """
 
 import math

@@ -81,7 +81,7 @@ def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, flo
             warm.train_step()
         del warm
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         trainer = make_trainer(config, Path(folder), device, context)
         trainer.block = config.network.grid[0] * config.network.grid[1]
         for _ in range(STEPS):
@@ -104,7 +104,7 @@ def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, flo
 def table(tflops: float) -> str:
     """Markdown: memory of a GPU and images per second, predicted."""
     lines = [
-        "| config | million | batch | GPUs | strategy | GiB a GPU | pictures/s | GB sent a step |",
+        "| config | million | batch | GPUs | strategy | GiB per GPU | images/s | GB sent per step |",
         "| --- " * 8 + "|",
     ]
     for path in sorted(resource_dir("configs").glob("*.yaml")):

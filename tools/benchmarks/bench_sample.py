@@ -80,7 +80,7 @@ def main(model_name: str, repeats: int, device: str, compiled: bool, as_json: bo
             {
                 "setting": name,
                 "calls": timed.calls,
-                "pictures": n,
+                "images": n,
                 "seconds": round(statistics.median(totals), 4),
                 "outside_network": round(statistics.median(shares), 4),
                 "decode_seconds": round(statistics.median(decoding), 4),

@@ -24,7 +24,7 @@
 `nll` is the held-out -log P(x_t at a site | rest) under the heat bath, the mean over levels 0.1 to 1; `masked` the same
 at level 1 with a quarter, half, three quarters or all of the sites masked; both in nats per token, on the config's
 `train.validate_images`. Seeds differ more than rows: what a row is worth is its difference from `default` on the same
-seed. FD is the Fréchet distance of `-n` images drawn in 16 calls: 4 sweeps of fixed blocks of
+seed. FD is the Fréchet distance of `-n` images sampled in 16 calls: 4 sweeps of fixed blocks of
 16, and most signal first (2 x 8), both at temperature 0.8. Noise of another law changes what `nll` is about: that row
 has none. Writes OUT/results.json (resumable) and OUT/ablate.md.
 """
@@ -227,7 +227,7 @@ def trained(context: Row, task: Row) -> GeneratorTrainer:
 
 
 def measure(context: Row, task: Row) -> Row:
-    """Train one row on one seed; what it has learnt, and the distances of what it draws."""
+    """Train one row on one seed; what it has learnt, and the distances of its samples."""
     trainer = trained(context, task)
     network = trainer.averaged()
     with torch.inference_mode(), trainer.fabric.autocast():
@@ -236,12 +236,12 @@ def measure(context: Row, task: Row) -> Row:
         found: Row = {} if marginal else {"nll": values["nll"]}
         found["masked"] = statistics.fmean(values[f"nll_masked_{share:g}"] for share in MASKED_SHARES)
         found["minutes"] = trainer.clock.seconds / 60
-        for name, draw in drawers(network, trainer).items():
-            found[name] = distance(context, task, trainer, draw)
+        for name, sampler in samplers(network, trainer).items():
+            found[name] = distance(context, task, trainer, sampler)
     return found
 
 
-def drawers(network: Transformer, trainer: GeneratorTrainer) -> dict[str, Callable[..., Tensor]]:
+def samplers(network: Transformer, trainer: GeneratorTrainer) -> dict[str, Callable[..., Tensor]]:
     """The two samplers, as functions of batch size, labels and generators."""
     height, width = network.config.grid
     sites = height * width
@@ -276,7 +276,7 @@ def matrix_of(batches: list[Float64[np.ndarray, "_ d"]]) -> FeatureMatrix:
     return FeatureMatrix(rows)
 
 
-def distance(context: Row, task: Row, trainer: GeneratorTrainer, draw: Callable[..., Tensor]) -> float:
+def distance(context: Row, task: Row, trainer: GeneratorTrainer, sampler: Callable[..., Tensor]) -> float:
     """Fréchet distance of ``n`` images, classes in turn."""
     extractor, reference = judge(context["features"], context["reference"], context["device"])
     tokenizer = own_tokenizer(trainer.manifest, device=str(trainer.device))
@@ -284,7 +284,7 @@ def distance(context: Row, task: Row, trainer: GeneratorTrainer, draw: Callable[
     for first in range(0, task["n"], BATCH):
         labels = (torch.arange(first, first + BATCH) % classes).to(trainer.device)
         generators = [image_generator(task["seed"], first + k) for k in range(BATCH)]
-        tokens = draw(BATCH, labels=labels, generator=generators)
+        tokens = sampler(BATCH, labels=labels, generator=generators)
         with torch.autocast(trainer.device.type, enabled=False):
             images = to_uint8(tokenizer.decode(tokens.unflatten(1, trainer.manifest.grid))).cpu()
         found.append(extractor(images[: task["n"] - first]))

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -202,42 +203,17 @@ def default_batch(model: Model) -> int:
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network: slower to start, then faster.")
 @click.option("--out", default="calibration", show_default=True, help="Path of the outputs, without suffix.")
 @click.option("--device", default="auto", show_default=True)
-def main(
-    model_name: str,
-    reference: Path,
-    more: tuple[str, ...],
-    features: tuple[str, ...],
-    count: int,
-    preset: str,
-    grid: tuple[str, ...],
-    search: int | None,
-    min_recall: float,
-    max_passes: int | None,
-    max_minutes: float | None,
-    write: str | None,
-    reference_count: int | None,
-    train_images: Path | None,
-    reconstructions_of: str | None,
-    real: int | None,
-    reconstructions: int | None,
-    statistics: Path | None,
-    pack: Path | None,
-    seed: int,
-    batch: int | None,
-    compiled: bool,
-    out: str,
-    device: str,
-) -> None:
-    began = time.monotonic()
-    if count <= DENSITY_K:
-        raise UserError(f"-n must be more than {DENSITY_K}", count, "use some thousands")
-    values = parse_grid([*grid, *more])
+def main(model_name: str, reference: Path, more: tuple[str, ...], **options: Any) -> None:
+    given, began = SimpleNamespace(**options), time.monotonic()
+    if given.count <= DENSITY_K:
+        raise UserError(f"-n must be more than {DENSITY_K}", given.count, "use some thousands")
+    values = parse_grid([*given.grid, *more])
     find_model(model_name).check_modality("image")
-    model = load_model(model_name, device=str(choose_device(device)), compiled=compiled)
-    start = canonical(model.settings(preset))
-    source = reconstructions_of or ("train" if train_images else None)
-    counts = {"real": count if real is None else real}
-    counts["reconstructions"] = count if reconstructions is None else reconstructions
+    model = load_model(model_name, device=str(choose_device(given.device)), compiled=given.compiled)
+    start = canonical(model.settings(given.preset))
+    source = given.reconstructions_of or ("train" if given.train_images else None)
+    counts = {"real": given.count if given.real is None else given.real}
+    counts["reconstructions"] = given.count if given.reconstructions is None else given.reconstructions
     if source == "reference":
         counts["real"] = 0  # their distance to themselves
     height, width = model.image_size
@@ -245,19 +221,33 @@ def main(
         raise UserError("the model's images must be square", f"{width} x {height}", "use a square model")
     most = max(counts.values()) if source else 0
     source = source if most else None
-    images, others = open_images(reference, train_images, source, width, reference_count, most)
-    if pack is not None:
-        pack_images(pack, images, others, source)
+    images, others = open_images(reference, given.train_images, source, width, given.reference_count, most)
+    if given.pack is not None:
+        pack_images(given.pack, images, others, source)
         return
     if len(images) <= DENSITY_K:
         raise UserError(f"the reference needs more than {DENSITY_K} images", len(images), "give some thousands")
+    work = make_calibration(model, images, given, began)
+    bounds = []
+    for kind, number in counts.items():
+        if source is not None and others is not None and number:
+            bounds.append(work.bound(kind, source, others.picked(equal_share(others.labels, number, source))))
+    if model.device.type == "cuda":
+        work.warm_up(start)
+    head = f"{len(images)} reference images, seed {given.seed}, {work.device}, {work.batch} images in a call."
+    measure_and_report(work, start, values, given, head, bounds)
+
+
+def make_calibration(model: Model, images: Images, given: SimpleNamespace, began: float) -> Calibration:
+    """The calibration that the options ask for, with its feature networks and its file of results."""
     networks = [
-        FeatureNetwork(load_extractor(name, device=model.device), images, statistics=statistics) for name in features
+        FeatureNetwork(load_extractor(name, device=model.device), images, statistics=given.statistics)
+        for name in given.features
     ]
-    titles = [network.extractor.title for network in networks]
-    if few := [f"{n.extractor.title} {n.extractor.dimension}" for n in networks if count <= n.extractor.dimension]:
-        say(f"note: {count} images for as many features or more ({', '.join(few)}): distances are mostly bias")
-    batch = batch or default_batch(model)
+    few = [f"{n.extractor.title} {n.extractor.dimension}" for n in networks if given.count <= n.extractor.dimension]
+    if few:
+        say(f"note: {given.count} images for as many features or more ({', '.join(few)}): distances are mostly bias")
+    batch = given.batch or default_batch(model)
     protocol = {
         "model": model.name,
         **model.identity,
@@ -265,47 +255,50 @@ def main(
         "features": [network.extractor.identity() for network in networks],
         "reference_sha256": images.sha256(),
         "reference_count": len(images),
-        "seed": seed,
+        "seed": given.seed,
         "device": model.device.type,
     }
-    goal = Goal(min_recall, max_passes)
-    work = Calibration(
+    return Calibration(
         model,
         networks,
-        Results(Path(f"{out}.json"), protocol),
-        n=count,
-        seed=seed,
+        Results(Path(f"{given.out}.json"), protocol),
+        n=given.count,
+        seed=given.seed,
         batch=batch,
-        stops=lambda: max_minutes is not None and time.monotonic() - began > 60 * max_minutes,
-        max_passes=max_passes,
+        stops=lambda: given.max_minutes is not None and time.monotonic() - began > 60 * given.max_minutes,
+        max_passes=given.max_passes,
     )
-    bounds = []
-    for kind, number in counts.items():
-        if source is not None and others is not None and number:
-            bounds.append(work.bound(kind, source, others.picked(equal_share(others.labels, number, source))))
-    above = bounds_table(titles, bounds)
+
+
+def measure_and_report(
+    work: Calibration,
+    start: Settings,
+    values: dict[str, list[Any]],
+    given: SimpleNamespace,
+    head: str,
+    bounds: Sequence[Row],
+) -> None:
+    """Measure the settings, with a table that grows row by row, and print the best."""
+    goal, titles = Goal(given.min_recall, given.max_passes), [network.extractor.title for network in work.networks]
+    above, rows = bounds_table(titles, bounds), list[Row]()
     click.echo(above, nl=False)
-    if model.device.type == "cuda":
-        work.warm_up(start)
-    head = f"{len(images)} reference images, seed {seed}, {work.device}, {batch} images in a call."
-    rows: list[Row] = []
 
     def show(row: Row) -> None:
         rows.append(row)
         click.echo(setting_line(row))
-        write_text(f"{out}.md", f"{head}\n\n{above}{table(titles, rows, goal)}")
+        write_text(f"{given.out}.md", f"{head}\n\n{above}{table(titles, rows, goal)}")
 
-    measure_all(work, start, values, goal, search, show)
+    measure_all(work, start, values, goal, given.search, show)
     if not rows:
-        raise UserError("no settings were measured", f"{max_minutes} minutes", "give more --max-minutes")
+        raise UserError("no settings were measured", f"{given.max_minutes} minutes", "give more --max-minutes")
     best = min(rows, key=goal.key)
     click.echo(f"best of {len(rows)}: {setting_line(best)}")
     if goal.key(best)[0] == 1:
-        say(f"note: no row has a recall of {min_recall:g}: the best is the one of the highest recall")
+        say(f"note: no row has a recall of {given.min_recall:g}: the best is the one of the highest recall")
     if goal.key(best)[0] == 2:
-        say(f"note: no row has at most {max_passes} passes: the best is the one of the fewest")
-    if write is not None:
-        click.echo(preset_line(write, Settings.of(best["task"]["settings"])))
+        say(f"note: no row has at most {given.max_passes} passes: the best is the one of the fewest")
+    if given.write is not None:
+        click.echo(preset_line(given.write, Settings.of(best["task"]["settings"])))
 
 
 def measure_all(

@@ -68,7 +68,7 @@ def coordinate_search(
     budget: int,
     fits: Callable[[Settings], bool] = lambda settings: True,
 ) -> list[Row]:
-    """Vary one option at a time over its list, keep the best, and go on with the next, until a round changes nothing.
+    """Vary one option at a time over its list, keep the best, continue with the next, until a round changes nothing.
 
     Args:
         start: the first settings.
@@ -84,7 +84,7 @@ def coordinate_search(
     rows: dict[Settings, Row] = {}
 
     def tried(settings: Settings) -> bool:
-        """Whether the search goes on."""
+        """Whether the search continues."""
         settings = canonical(settings)
         if settings in rows or (rows and not fits(settings)):
             return True

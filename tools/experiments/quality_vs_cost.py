@@ -3,7 +3,7 @@
     python tools/experiments/quality_vs_cost.py cifar10 val/ --features features.pt -n 5000 --out quality
 
 Writes quality.json (resumable: settings that are there are not run again), quality.md and quality.png. Every point
-draws the same seeds. `--points` chooses settings: a YAML list of sampler settings; the default list covers 8 to 128
+uses the same seeds. `--points` chooses settings: a YAML list of sampler settings; the default list covers 8 to 128
 calls, with one and with several sweeps, in both orders. `--grid` is a YAML of lists, e.g. `{order: [schedule, signal],
 sweeps: [1, 2], block: [8, 16], guidance: [1, 3]}`: every combination, but for those that differ in a setting without
 effect. Passes are the network's cost: a guided call is two. Settings in bold are not dominated: none with as few passes
@@ -111,10 +111,10 @@ def short(settings: Settings) -> str:
 
 
 @torch.inference_mode()
-def draw_and_score(
+def sample_and_score(
     model: Model, settings: Settings, n: int, seed: int, extractor: Extractor, reference: FeatureStatistics
 ) -> dict[str, Any]:
-    """Draw n images (classes in turn) and score them; seconds are of drawing and decoding."""
+    """Sample n images (classes in turn) and score them; seconds are of sampling and decoding."""
     statistics = FeatureStatistics.empty(reference.dimension)
     right, seconds = 0, 0.0
     step = 10 * model.kernel_batch
@@ -257,7 +257,7 @@ def main(
     for settings in wanted:
         if any((row["settings"], row["n"]) == (asdict(settings), count) for row in results):
             continue
-        results.append(draw_and_score(model, settings, count, seed, extractor, real))
+        results.append(sample_and_score(model, settings, count, seed, extractor, real))
         click.echo(table(results[-1:], name).splitlines()[-1])
         write_json(path, saved)
     write_text(f"{out}.md", table(results, name))

@@ -15,7 +15,7 @@ Ten images share a hole (`make_masks.py`); each has its true class, no guidance.
 the filled images on the feature network, `psnr` is against the hidden original inside the hole, `feature distance`
 the mean distance of features of filled and original image over that of two different originals.
 
-Ways to hide the seam, on the same tokens: paste, feather, tokens of the border encoded anew from the pasted image,
+Ways to hide the seam, on the same tokens: paste, feather, tokens of the border re-encoded from the pasted image,
 and `blend_seam`. `seam` is the mean step of grey values across the hole's border over that in the original: 1 is
 invisible. Writes OUT.json and OUT.md.
 """
@@ -54,7 +54,7 @@ WAYS = ("level 1, blocks", "level 1, signal", "re-noised", "one sweep", "one swe
 SHARED = 10
 """Images with the same hole: they share every network call."""
 CHOSEN = "level 1, signal"
-SEAMS = ("paste", "feather 1", "feather 2", "border encoded anew", "matched border")
+SEAMS = ("paste", "feather 1", "feather 2", "border re-encoded", "matched border")
 
 
 @torch.inference_mode()
@@ -113,7 +113,7 @@ def fill(
     calls: int,
     seed: int,
 ) -> Int64[Tensor, "n rows columns"]:
-    """Token grids of filled images; images whose unknown tokens agree are drawn together."""
+    """Token grids of filled images; images whose unknown tokens agree are sampled together."""
     height, width = model.grid
     unknown = [token_mask(mask, model.tokenizer.downscale) for mask in holes]
     tokens = model.encode(torch.stack([fill_unknown(p, mask) for p, mask in zip(pixels, holes, strict=True)]))
@@ -172,7 +172,7 @@ def hide_seam(
     if how == "matched border":
         return blend_seam(known, sampled, mask, reach=cell)
     image = to_pil(fill_unknown(known, mask))  # nobody knows what lies under the mask: feather into what is beside it
-    if how == "border encoded anew":
+    if how == "border re-encoded":
         pasted = torch.where(torch.from_numpy(mask), sampled, known)
         sampled = model.decode(model.encode(pasted[None]))[0]
     feather = int(how.split()[1]) if how.startswith("feather") else 0
@@ -237,7 +237,7 @@ def tables(result: dict[str, Any]) -> str:
 
 @click.command(help=__doc__)
 @click.argument("model_name", metavar="MODEL")
-@click.argument("pictures", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(path_type=Path))
 @click.option("--features", required=True, help="Feature network, as for `ggm-image fid`.")
 @click.option("-n", "count", type=click.IntRange(2), default=1000, show_default=True)
 @click.option("--calls", type=click.IntRange(2), default=8, show_default=True, help="Network calls for each hole.")
@@ -245,10 +245,10 @@ def tables(result: dict[str, Any]) -> str:
 @click.option("--out", default="inpainting", show_default=True, help="Path of the outputs, without suffix.")
 @click.option("--device", default="cpu", show_default=True)
 def main(
-    model_name: str, pictures: Path, features: str, count: int, calls: int, seed: int, out: str, device: str
+    model_name: str, images: Path, features: str, count: int, calls: int, seed: int, out: str, device: str
 ) -> None:
     model = load_model(model_name, device=device)
-    source = open_source(pictures)
+    source = open_source(images)
     chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
     originals = torch.stack([preprocess(source[k], model.image_size[0]) for k in chosen])
     labels = [model.label(source.class_names[source.labels[k]]) for k in chosen]
@@ -257,7 +257,7 @@ def main(
     result: dict[str, Any] = {
         "model_sha256": model.sha256,
         "features_sha256": judge.extractor.sha256,
-        "pictures": count,
+        "images": count,
         "calls": calls,
         "seed": seed,
         "reference_count": judge.reference.count,

@@ -13,6 +13,7 @@ for --scales 1, `telea` and `navier-stokes` of OpenCV with a radius of 3 pixels,
 default patches of 15 pixels, where it is installed. Only the pixels of the hole are taken from a classical method.
 """
 
+import itertools
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,15 +142,14 @@ def main(
     methods = [f"tau={tau:g}" for tau in taus] + ([] if coarse_only else ["windows", *baselines()])
     if not coarse_only and "patchmatch" not in methods:
         say("PatchMatch is left out: pip install pypatchmatch adds it")
-    rows: list[dict[str, Any]] = []
+    rows = list[dict[str, Any]]()
     for photo in photos:
         pixels, sheet = photograph(photo, side), []
         for kind in kinds:
             mask = hidden(kind, side, seed)
             spans = [np.nonzero(mask.any(1 - axis))[0] for axis in (0, 1)]
             box = tuple(slice(max(0, int(inside[0]) - 8), int(inside[-1]) + 9) for inside in spans)
-            shown = np.where(mask[..., None], np.uint8(128), pixels)
-            sheet += [pixels, shown]
+            sheet += [pixels, np.where(mask[..., None], np.uint8(128), pixels)]
 
             def features(image: Pixels, box: tuple[slice, ...] = box) -> torch.Tensor:
                 crop = torch.from_numpy(image[box].copy()).permute(2, 0, 1)
@@ -159,7 +159,7 @@ def main(
             for method in methods:
                 start = time.perf_counter()
                 result = fill(model, pixels, mask, method, seed, preset)
-                seconds = time.perf_counter() - start
+                seconds = round(time.perf_counter() - start, 1)
                 assert np.array_equal(result[~mask], pixels[~mask])
                 row = {
                     "photo": photo.stem,
@@ -168,18 +168,17 @@ def main(
                     "hole": round(float(mask.mean()), 4),
                     "psnr": round(psnr(pixels, result, mask), 2),
                     "feature_distance": round(1 - float(F.cosine_similarity(features(pixels), features(result), 0)), 4),
-                    "seconds": round(seconds, 1),
+                    "seconds": seconds,
                 }
                 rows.append(row)
                 click.echo("| " + " | ".join(str(value) for value in row.values()) + " |")
                 sheet.append(result)
         images = torch.from_numpy(np.stack(sheet)).permute(0, 3, 1, 2)
         gate.save(out / f"{photo.stem}.png", to_pil(image_grid(images, columns=2 + len(methods), gap=4)))
-    for kind in kinds:
-        for method in methods:
-            found = [row for row in rows if row["mask"] == kind and row["method"] == method]
-            means = (sum(row[key] for row in found) / len(found) for key in ("psnr", "feature_distance", "seconds"))
-            click.echo(f"mean | {kind} | {method} | " + " | ".join(f"{mean:.3f}" for mean in means))
+    for kind, method in itertools.product(kinds, methods):
+        found = [row for row in rows if row["mask"] == kind and row["method"] == method]
+        means = (sum(row[key] for row in found) / len(found) for key in ("psnr", "feature_distance", "seconds"))
+        click.echo(f"mean | {kind} | {method} | " + " | ".join(f"{mean:.3f}" for mean in means))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Images for the inpainting page, from the model's own samples: holes and answers, and signal maps of damage.
+"""Images for the inpainting page, from the model's own samples: masks and samples, and signal maps of damage.
 
     python tools/figures/inpainting_examples.py assets/models/cifar10/samples --out assets/inpainting
 
-Writes examples.png (a row for each kind of hole: the sample, its hole in grey, five answers) and damage.png (a sample
+Writes examples.png (a row for each kind of hole: the sample, its mask in grey, five samples) and damage.png (a sample
 in which six tokens were replaced, its signal map at level 0.9; with a patch of another sample in it, at level 0.5).
 """
 
@@ -63,7 +63,7 @@ def main(samples: Path, model_name: str, pick: str, patch: str, seed: int, out: 
     for kind, k in zip(KINDS, rows, strict=True):
         image = open_pil(samples / numbered(k))
         mask = make_mask(kind, image.height, image.width, seed=seed, index=k)
-        classes = k % max(1, len(model.class_names))  # samples are drawn with the classes in turn
+        classes = k % max(1, len(model.class_names))  # samples take the classes in turn
         answers = model.inpaint(image, mask, n=5, classes=classes, seed=seed)
         shown = [rgb_pixels(p) for p in (image, image, *answers)]
         shown[1] = shown[1].masked_fill(torch.from_numpy(mask), 128)

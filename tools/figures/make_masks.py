@@ -3,7 +3,7 @@
     python tools/figures/make_masks.py masks/ --kind strokes --size 32x32 -n 100
     python tools/figures/make_masks.py masks/ --kind alpha --from stickers/
 
-White is what will be painted anew. `centre` is the middle quarter of the image, `half` its right half, `border` all
+White is what will be inpainted. `centre` is the middle quarter of the image, `half` its right half, `border` all
 but the middle quarter (outpainting), `strokes` free-form brush strokes (after Yu et al., ICCV 2019) until a quarter is
 white, `scattered` random squares of --cell pixels, one in two; `alpha` is white where an image is less than half
 opaque.

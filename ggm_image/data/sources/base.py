@@ -22,7 +22,7 @@ KEY_BYTES = 16
 
 @dataclass
 class Sample:
-    """One image on its way.
+    """One image of a source.
 
     Attributes:
         name: of a stream, unlike that of every other sample.
@@ -53,14 +53,13 @@ class ImageStream:
     """Parts in a fixed order, each with samples in a fixed order.
 
     Attributes:
-        description: where the images came from, for a manifest.
         parts: a name for each part, unlike all others.
         class_names: of the labels; empty where they are not known beforehand.
         read: the samples of one part by its number.
         identity: what the names of the parts do not say of where they come from.
         state: of a part by its number: size in bytes and modification time in ns of its file; None where it has none.
         left_out: what has been left out of the parts read so far.
-        notes: what was found out about it, e.g. where its labels stand; empty until it is known.
+        notes: what was detected, e.g. where its labels stand; empty until it is known.
     """
 
     description: str
@@ -79,11 +78,7 @@ class ImageStream:
 
 
 def read_classes(asked: str) -> list[str]:
-    """The class names that ``--classes`` means: a file with a name a line, or a number for the names 0, 1, 2 ...
-
-    Raises:
-        UserError: neither a file nor a number, or a name that is empty or comes twice.
-    """
+    """The class names that ``--classes`` means: a file with a name a line, or a number for the names 0, 1, 2 ..."""
     path = Path(asked)
     if not path.is_file():
         if not asked.isdecimal() or not 1 <= int(asked) <= 1_000_000:
@@ -112,11 +107,7 @@ class ClassIndex:
         self._index = {name: k for k, name in enumerate(class_names)}
 
     def __call__(self, value: object, where: str) -> int:
-        """The index of a class that is given by its number or its name.
-
-        Raises:
-            UserError: no such class.
-        """
+        """The index of a class that is given by its number or its name."""
         if isinstance(value, str):
             text = value.strip()
             if text in self._index:

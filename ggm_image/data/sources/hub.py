@@ -45,12 +45,7 @@ def open_hub(source: str, class_names: Sequence[str] = (), *, shard_size: int) -
     """Open a data set; its images are read later, part by part.
 
     Args:
-        source: as above.
-        class_names: in the order of the labels, where the data set does not name them.
         shard_size: images a part, where the data set can be divided at will.
-
-    Raises:
-        UserError: ``datasets`` is not installed, no such data set, or its columns are not clear.
     """
     datasets = _library(source)
     address = _Address.parse(source)
@@ -89,11 +84,7 @@ def open_hub_text(source: str, *, text_key: str = "text") -> TextSource:
     """Open a data set of text; its rows are documents, called by their number. A row without text is an empty one.
 
     Args:
-        source: as above.
         text_key: the column; the only one of strings where there is none of that name.
-
-    Raises:
-        UserError: as `open_hub`.
     """
     _library(source)
     data = _load(_Address.parse(source, _TEXT_OPTIONS), source, 10_000)

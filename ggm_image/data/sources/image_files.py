@@ -31,8 +31,8 @@ from ggm_image.data.sources.selection import (
     LeftOut,
     class_order,
     is_image,
-    is_of_nobody,
     is_tar,
+    system_or_hidden,
     why_left_out,
 )
 from ggm_image.data.sources.tar_stream import safe_members, unpacker
@@ -55,7 +55,7 @@ class ImageFiles:
         class_names: sorted names of the class folders; empty for a flat source.
         read: the bytes of one image's file by its number; safe to call from several threads.
         state: size in bytes and modification time in ns of one image's file, or of the archive it lies in, by its
-            number; None where it cannot be had.
+            number; None where unknown.
     """
 
     description: str
@@ -102,7 +102,7 @@ class _TarReader:
 
 
 def find_images(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str] | None = None) -> ImageFiles:
-    """What `ggm_image.data.sources.image_files.open_source` finds, as files; what is left out is said on stderr."""
+    """What `ggm_image.data.sources.image_files.open_source` finds, as files; what is left out is reported on stderr."""
     path = Path(path)
     if path.is_dir():
         left_out = LeftOut()
@@ -138,14 +138,14 @@ def _walk(root: Path, left_out: LeftOut) -> Iterator[PurePosixPath]:
                 name = base / entry.name
                 if _is_folder(entry):
                     real = os.path.realpath(entry.path)
-                    if reason := is_of_nobody(entry.name) or (CIRCULAR if real in above else ""):
+                    if reason := system_or_hidden(entry.name) or (CIRCULAR if real in above else ""):
                         left_out.add(reason, name)
                         continue
                     if folder == root:
                         tops.add(entry.name)
                     waiting.append((Path(entry.path), name, (*above, real)))
                 elif reason := why_left_out(name):
-                    if folder == root and is_tar(entry.name) and not is_of_nobody(entry.name):
+                    if folder == root and is_tar(entry.name) and not system_or_hidden(entry.name):
                         yield name
                     else:
                         left_out.add(reason, name)
@@ -214,23 +214,9 @@ def _report(where: str, left_out: LeftOut) -> None:
 
 
 def find_tars(
-    paths: Sequence[Path],
-    where: str,
-    *,
-    scratch: str | os.PathLike[str] | None = None,
-    left_out: LeftOut | None = None,
+    paths: Sequence[Path], where: str, *, scratch: str | os.PathLike[str] | None = None, left_out: LeftOut | None = None
 ) -> ImageFiles:
-    """The images of local tar archives, read at random, as one set; what is left out is said on stderr.
-
-    Args:
-        paths: the archives, in order.
-        where: what to call them together.
-        scratch: as for `ggm_image.data.sources.image_files.open_source`.
-        left_out: what was left out beside the archives.
-
-    Raises:
-        UserError: no image, a damaged archive, or unsafe names.
-    """
+    """The images of local tar archives, read at random, as one set; what is left out is reported on stderr."""
     left_out = left_out or LeftOut()
     members: list[tuple[PurePosixPath, str, tuple[IO[bytes], int, int]]] = []
     rooted = True
@@ -279,7 +265,7 @@ def _index_tar(
                     left_out.add(reason, name)
                 else:
                     index[name] = place
-            # tarfile takes a header that it cannot read for the end, and all behind it would be lost without a word
+            # tarfile takes a header that it cannot read for the end, and all behind it would be lost silently
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged at byte {archive.offset}")
@@ -292,9 +278,7 @@ def _index_tar(
             fix = "unpack it and give the folder, or pack the files as a tar"
             raise UserError("zip archives cannot be read", path, fix) from error
         raise UserError(
-            "source is neither a folder, an image nor a whole tar archive",
-            f"{path}: {error}",
-            "check the file",
+            "source is neither a folder, an image nor a whole tar archive", f"{path}: {error}", "check the file"
         ) from error
     return index, rooted
 
@@ -354,9 +338,6 @@ def open_source(path: str | os.PathLike[str], *, scratch: str | os.PathLike[str]
     Args:
         path: what to read.
         scratch: existing folder for the unpacked copy of a compressed archive; the system's temporary
-            folder by default. The copy has no name and goes with the process.
-
-    Raises:
-        UserError: nothing there, no image in it, or an archive that is damaged or has unsafe names.
+            folder by default. It is a nameless temporary file, deleted when the process ends.
     """
     return ImageSource(**vars(find_images(path, scratch=scratch)))

@@ -27,9 +27,6 @@ def open_images(
         class_names: of a stream, in the order of its labels; empty where it has them itself.
         shard_size: images a part, where a stream can be divided at will.
         label_key: of WebDataset: where the class stands, see `ggm_image.data.sources.webdataset.open_webdataset`.
-
-    Raises:
-        UserError: nothing there that can be read so.
     """
     if source.startswith("hub:"):
         from ggm_image.data.sources.hub import open_hub

@@ -36,7 +36,6 @@ def decoded(
         entries: read by one thread, one after the other.
         decode: called for each by several threads.
         batch_size: entries a group; the last may have fewer.
-        workers: number of threads that decode.
         ahead: groups read and decoded in advance. 0 where the tokenizer runs on the same cores: decoding would take
             them from the threads of a product, and all of these wait for the slowest.
     """
@@ -72,11 +71,7 @@ class Prefetch:
     """Preprocessed images of a source, decoded by threads some batches ahead.
 
     Args:
-        source: where the images come from.
-        image_size: side in pixels of what is returned.
-        workers: number of threads.
         copies: item ``c * N + i`` of N images is copy ``c`` of image ``i``.
-        ahead: batches decoded in advance, see `decoded`.
     """
 
     def __init__(

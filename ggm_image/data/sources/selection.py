@@ -3,18 +3,7 @@
 from collections import Counter
 from pathlib import PurePosixPath
 
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
 TAR_SUFFIXES = (".tar", ".tar.xz", ".txz", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 _UNREAD_IMAGES = frozenset(
@@ -49,7 +38,7 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_of_nobody(part: str) -> str:
+def system_or_hidden(part: str) -> str:
     """Why a file or folder of this name is not one of the user's images: `SYSTEM` or `HIDDEN`; empty if it may be.
 
     ``._IMG.JPG`` holds the Finder's notes about ``IMG.JPG`` (AppleDouble), despite its suffix.
@@ -66,7 +55,7 @@ def why_left_out(name: PurePosixPath) -> str:
         name: path inside the source. The whole path counts: what lies in a hidden folder is hidden.
     """
     for part in name.parts:
-        if reason := is_of_nobody(part):
+        if reason := system_or_hidden(part):
             return reason
     return "" if is_image(name.name) else name.suffix.lower() or "no suffix"
 
@@ -81,12 +70,7 @@ class LeftOut:
         """Class folders without an image."""
 
     def add(self, reason: str, name: object) -> None:
-        """Count a file, or a folder that is not entered.
-
-        Args:
-            reason: as `why_left_out` gives it, `EMPTY` or `CIRCULAR`.
-            name: of the file.
-        """
+        """Count a file, or a folder that is not entered."""
         if PurePosixPath(str(name)).name in _OURS:
             return
         self._counts[reason] += 1

@@ -59,11 +59,7 @@ def is_stream(place: str) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The places that a pattern with braces means, as a shell would write them out: ``{000..127}``, ``{a,b}``.
-
-    Raises:
-        UserError: they are more than `MOST_PLACES`.
-    """
+    """The places that a pattern with braces means, as a shell would write them out: ``{000..127}``, ``{a,b}``."""
     from braceexpand import braceexpand
 
     try:
@@ -74,7 +70,7 @@ def expand(pattern: str) -> list[str]:
         return list(braceexpand(pattern, escape=False))
     except UserError:
         raise
-    except ValueError:  # a brace without its fellow
+    except ValueError:  # an unmatched brace
         return [pattern]
     except RecursionError as error:
         raise UserError("a pattern has too many braces in each other", pattern, "correct it") from error
@@ -115,10 +111,6 @@ def members(place: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     Args:
         place: a path, an address with ``://`` for fsspec, or ``pipe:`` and a command for the shell. Archives may be
             packed by gzip, xz or bzip2.
-        wanted: whether a file of this name is wanted.
-
-    Raises:
-        UserError: the archive cannot be opened, or is not whole.
     """
     attempts = ATTEMPTS if is_stream(place) else 1
     done, before = 0, hashlib.sha256()
@@ -156,13 +148,6 @@ def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tuple[PurePos
     """The members of an open archive with their names, without ``./``; every reader of archives goes by these.
 
     Nothing of an archive is kept in memory; PAX and GNU headers are applied to the names.
-
-    Args:
-        archive: opened for random access or as a stream.
-        where: its name for an error.
-
-    Raises:
-        UserError: a name that is absolute or leads out of the archive.
     """
     while (member := archive.next()) is not None:
         name = PurePosixPath(member.name)
@@ -173,7 +158,7 @@ def safe_members(archive: tarfile.TarFile, where: str) -> Iterator[tuple[PurePos
 
 
 def shown(place: str) -> str:
-    """``place`` for people to read: an address without passwords and signatures."""
+    """``place`` for messages: an address without passwords and signatures."""
     if place.startswith("pipe:") or "://" not in place:
         return place
     parts = urlsplit(place)
@@ -191,7 +176,7 @@ def member_files(place: str, wanted: Callable[[str], bool], take: Callable[[IO[b
 
     Raises:
         Broken: the archive is cut off or damaged; tarfile and the decompressors may raise errors of their own.
-        UserError: the archive goes on after its end mark, or has an unsafe name.
+        UserError: the archive continues after its end mark, or has an unsafe name.
     """
     with _open(place) as raw:
         whole = _Whole(raw)
@@ -210,7 +195,7 @@ def member_files(place: str, wanted: Callable[[str], bool], take: Callable[[IO[b
             rest = stream.since(archive.offset)
         while rest:
             if rest.strip(b"\0"):  # one tar after the other in one file: the others must not go missing
-                raise UserError("archive goes on after its end mark", shown(place), "give its parts one by one")
+                raise UserError("archive continues after its end mark", shown(place), "give its parts one by one")
             rest = stream.read(CHUNK)
         while whole.read(CHUNK):
             pass
@@ -264,12 +249,7 @@ def _command(command: str) -> Iterator[IO[bytes]]:
     """What a shell command prints; Broken unless it ends well."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
         assert process.stdout is not None
         try:

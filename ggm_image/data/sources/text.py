@@ -5,10 +5,8 @@ or ``.ndjson`` holds a document a line, any other file is one document; both may
 Text is not decoded: bytes that are not valid UTF-8 are kept unchanged.
 """
 
-import bz2
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -19,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ggm_image.data.sources.selection import is_of_nobody, is_tar
-from ggm_image.data.sources.tar_stream import Broken, member_files
+from ggm_image.data.sources.selection import is_tar, system_or_hidden
+from ggm_image.data.sources.tar_stream import Broken, member_files, unpacker
 from ggm_image.errors import UserError
 from ggm_image.io.files import check_plain
 from ggm_image.runtime.streams import say
@@ -30,7 +28,6 @@ LONGEST_LINE = 1 << 26  # of JSON lines, which must be in memory as a whole
 TEXT_SUFFIXES = (".txt", ".text")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 _PACKED = (".xz", ".gz", ".bz2")
-_MAGIC: dict[bytes, Any] = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 _DAMAGE = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError, Broken)
 
 
@@ -49,12 +46,7 @@ class Document:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Documents that can be read any number of times, from the first to the last.
-
-    Attributes:
-        description: where they come from, for a manifest.
-        documents: starts to read them.
-    """
+    """Documents that can be read any number of times, from the first to the last."""
 
     description: str
     documents: Callable[[], Iterator[Document]]
@@ -91,14 +83,11 @@ def open_text(source: str | os.PathLike[str], *, text_key: str = "text") -> Text
 
     Of a folder all files with the suffixes above are read, in the order of their paths; of a tar archive likewise, in
     the order in which they lie there. A file that is given by itself may have any name. What is left out of a folder
-    is said on stderr.
+    is reported on stderr.
 
     Args:
         source: the path, or ``hub:`` and a data set, see `ggm_image.data.sources.hub`.
         text_key: the field of each JSON line that holds its text, or the column of a data set.
-
-    Raises:
-        UserError: there is nothing to read. Files that are damaged are found when they are read.
     """
     if str(source).startswith("hub:"):
         from ggm_image.data.sources.hub import open_hub_text
@@ -130,10 +119,10 @@ def _found(root: Path) -> list[str]:
     """Files of text below a folder, sorted by their paths."""
     found, left_out, example = [], 0, ""
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not is_of_nobody(name)]
+        folders[:] = [name for name in folders if not system_or_hidden(name)]
         for file in files:
             name = Path(folder, file).relative_to(root).as_posix()
-            if is_text(file) and not is_of_nobody(file):
+            if is_text(file) and not system_or_hidden(file):
                 found.append(name)
             else:
                 left_out, example = left_out + 1, min(example or name, name)
@@ -185,12 +174,9 @@ class _explained:
 
 
 def _documents(name: str, raw: IO[bytes], text_key: str, where: str) -> Iterator[Document]:
-    """The documents of one open file."""
-    file = io.BufferedReader(raw, PIECE) if isinstance(raw, io.RawIOBase) else raw
-    head = file.read(6)
-    opener = next((opener for magic, opener in _MAGIC.items() if head.startswith(magic)), None)
-    stream: Any = _Rejoined(head, file)
-    if opener is not None:
+    """The documents of one open file, which is buffered."""
+    stream: Any = raw
+    if (opener := unpacker(stream.peek(6))) is not None:
         stream, name = opener(stream), _unpacked(name)
     if name.lower().endswith(JSON_SUFFIXES):
         yield from _json_lines(name, stream, text_key, where)
@@ -204,32 +190,9 @@ def _pieces(stream: Any, where: str) -> Iterator[bytes]:
             yield piece
 
 
-class _Rejoined(io.RawIOBase):
-    """A stream whose first bytes have been read already."""
-
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self._head, self._rest = head, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if size < 0:
-            head, self._head = self._head, b""
-            return head + self._rest.read()
-        head, self._head = self._head[:size], self._head[size:]
-        return head + self._rest.read(size - len(head)) if len(head) < size else head
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def _json_lines(name: str, stream: Any, text_key: str, where: str) -> Iterator[Document]:
     number = 0
-    reader = io.BufferedReader(stream, PIECE) if isinstance(stream, io.RawIOBase) else stream
-    while line := reader.readline(LONGEST_LINE + 1):
+    while line := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
             got = f"{where}: line {number}"

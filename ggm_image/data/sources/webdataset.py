@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from ggm_image.data.sources.base import ClassIndex, ImageStream, Sample
-from ggm_image.data.sources.selection import EMPTY, HIDDEN, LeftOut, class_order, is_image, is_of_nobody, is_tar
+from ggm_image.data.sources.selection import EMPTY, HIDDEN, LeftOut, class_order, is_image, is_tar, system_or_hidden
 from ggm_image.data.sources.tar_stream import expand, is_stream, members, safe_members, shown
 from ggm_image.data.sources.webdataset_samples import (
     IMAGE_NAMES,
@@ -52,9 +52,6 @@ def open_webdataset(source: str, class_names: Sequence[str] = (), *, label_key: 
             the archives lie on this machine: names are then collected from all of them.
         label_key: where the class stands: a field of the ``.json``, with dots for one inside another, or a suffix with
             its dot, e.g. ``.cls`` or ``.txt``. Empty for ``.cls``, else "label", else "class".
-
-    Raises:
-        UserError: no such file, or one that is named twice.
     """
     if label_key.startswith("."):
         label_key = label_key.lower()
@@ -119,7 +116,7 @@ def local_tars(source: str) -> list[str]:
         tars, folders = [], []
         with os.scandir(path) as entries:  # which may be a million images
             for entry in entries:
-                if is_of_nobody(entry.name):
+                if system_or_hidden(entry.name):
                     continue
                 if is_image(entry.name):
                     return []
@@ -135,7 +132,7 @@ def local_tars(source: str) -> list[str]:
 
 
 def _holds_image(folder: str) -> bool:
-    return any(is_image(name) for _, _, files in os.walk(folder) for name in files if not is_of_nobody(name))
+    return any(is_image(name) for _, _, files in os.walk(folder) for name in files if not system_or_hidden(name))
 
 
 @dataclass(frozen=True)
@@ -145,8 +142,6 @@ class _Found:
     Attributes:
         key: where the label stands, as a label key; empty without one.
         value: the label of the first sample; None without one.
-        fields: of its JSON.
-        has_folders: whether images lie in folders.
     """
 
     key: str
@@ -201,7 +196,7 @@ def _collected(places: Sequence[str], key: str) -> set[str]:
         for name, content in files:
             suffix = PurePosixPath(name).suffix.lower()
             if suffix == (key if key.startswith(".") else ".json"):
-                # what cannot be read is said where its sample is
+                # what cannot be read is reported with its sample
                 with contextlib.suppress(UserError):
                     value = label_of({suffix[1:]: content}, key, name)
                     if value is not None and _NAME.fullmatch(text := str(value).strip()) and text.isprintable():
@@ -222,7 +217,7 @@ class _Wanted:
     def __call__(self, name: str) -> bool:
         path = PurePosixPath(name)
         # the whole path is judged before it is split: of ._IMG.JPG nothing would be left
-        reason = next(filter(None, map(is_of_nobody, path.parts)), "")
+        reason = next(filter(None, map(system_or_hidden, path.parts)), "")
         if not reason and any(part[:2] == part[-2:] == "__" for part in (*path.parts[:-1], path.stem)):
             reason = HIDDEN  # `__info__` and the like are about the archive
         suffix = path.suffix.lower()

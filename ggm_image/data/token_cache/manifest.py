@@ -55,7 +55,6 @@ class Manifest:
     """What a token cache says of itself.
 
     Attributes:
-        tokenizer_name: name of the tokenizer.
         tokenizer_sha256: SHA-256 of its weights.
         codebook_size: V; every token lies in [0, V).
         grid: rows and columns of tokens.

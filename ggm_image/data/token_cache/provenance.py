@@ -39,8 +39,6 @@ def state_of(source: ImageSource | ImageStream, manifest: Manifest, unit: int) -
     """A digest of the sizes and modification times of the files that a shard is made of.
 
     Args:
-        source: what is encoded.
-        manifest: of the request.
         unit: number of the shard, of a stream of its part.
 
     Returns:

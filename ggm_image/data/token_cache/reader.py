@@ -34,12 +34,7 @@ def discard_cache(folder: str | Path) -> None:
 
 
 class TokenCache:
-    """A finished token cache, read through memory maps.
-
-    Attributes:
-        manifest: what the cache says of itself.
-        folder: where it lies.
-    """
+    """A finished token cache, read through memory maps."""
 
     def __init__(self, folder: str | Path, manifest: Manifest, shards: list[tuple[np.ndarray, np.ndarray]]) -> None:
         self.folder, self.manifest = Path(folder), manifest
@@ -48,11 +43,7 @@ class TokenCache:
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenCache":
-        """Map the cache in ``folder``.
-
-        Raises:
-            UserError: no cache, an unfinished one, or a shard that is missing or of the wrong length.
-        """
+        """Map the cache in ``folder``."""
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError("token cache does not exist", folder, "check the path")
@@ -129,9 +120,7 @@ def check_tokens(tokens: Int[Tensor, "..."], codebook_size: int) -> None:
     if low < 0 or high >= codebook_size:
         got = f"max {high}" if high >= codebook_size else f"min {low}"
         raise UserError(
-            f"tokens must lie in [0, {codebook_size})",
-            f"got {got}",
-            "was this set encoded with another tokenizer?",
+            f"tokens must lie in [0, {codebook_size})", f"got {got}", "was this set encoded with another tokenizer?"
         )
 
 

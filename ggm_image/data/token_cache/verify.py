@@ -33,9 +33,6 @@ def verify(folder: str | Path, source: ImageSource | ImageStream | None = None) 
         ``count``, ``skipped``, ``items``, ``shards``; ``distinct``: what was compared to find duplicates; and
         ``content``: whether the images of the source were compared. They are not without a source, nor for a cache of
         an earlier version, which did not record them.
-
-    Raises:
-        UserError: at the first thing that is not so.
     """
     cache = TokenCache.open(folder)
     manifest = cache.manifest

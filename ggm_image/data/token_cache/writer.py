@@ -45,10 +45,6 @@ class TokenCacheWriter:
         folder: a new or empty folder, or one with a cache of the same request.
         manifest: the request. Shard k holds the source items ``k * shard_size ... (k + 1) * shard_size``, or part k of
             a stream.
-        share: number of this process, and how many there are.
-
-    Raises:
-        UserError: the folder holds something else, or a cache of another request.
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest, share: tuple[int, int] = (0, 1)) -> None:
@@ -115,8 +111,10 @@ class TokenCacheWriter:
         return entry is not None and sha256_file(self.folder / shard_file(shard)) == entry["sha256"]
 
     def _own_shards(self) -> Iterator[int]:
-        for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
-            yield from self.shards_of(unit)
+        return (shard for unit in self._own_units() for shard in self.shards_of(unit))
+
+    def _own_units(self) -> range:
+        return range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1])
 
     def shards_of(self, unit: int) -> tuple[int, ...]:
         """The shards that are written together: of a stream a part's copies each, else one."""
@@ -128,15 +126,11 @@ class TokenCacheWriter:
 
     def finished_units(self) -> Iterator[int]:
         """Shards of this process that are there, in order; of a stream its parts."""
-        for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
-            if all(map(self.is_finished, self.shards_of(unit))):
-                yield unit
+        return (unit for unit in self._own_units() if all(map(self.is_finished, self.shards_of(unit))))
 
     def pending_units(self) -> Iterator[int]:
         """Shards of this process that are still to be written, in order; of a stream its parts."""
-        for unit in range(self.share[0], self.manifest.parts or self.manifest.shards_in_all, self.share[1]):
-            if not all(map(self.is_finished, self.shards_of(unit))):
-                yield unit
+        return (unit for unit in self._own_units() if not all(map(self.is_finished, self.shards_of(unit))))
 
     def pending(self) -> Iterator[range]:
         """The source items of each shard of this process that is still to be written, in order."""
@@ -169,24 +163,17 @@ class TokenCacheWriter:
             state: a digest of the sizes and times of these files.
             extra: further arrays of the shard by name.
         """
-        from safetensors.numpy import save_file
-
         if shard is None:
             shard = next(shard for shard in self._own_shards() if not self.is_finished(shard))
         check_tokens(tokens, self.manifest.codebook_size)
         if tuple(tokens.shape[1:]) != self.manifest.grid or len(tokens) != len(labels):
             raise ValueError(f"tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, grid {self.manifest.grid}")
+        entry: dict[str, Any] = {"file": shard_file(shard), "count": len(tokens), "skipped": list(skipped)}
         arrays: dict[str, np.ndarray] = {
             "tokens": np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint16)),
             "labels": np.ascontiguousarray(labels.cpu().numpy().astype(np.int32)),
+            **(extra or {}),
         }
-        entry: dict[str, Any] = {
-            "file": shard_file(shard),
-            "count": len(tokens),
-            "sha256": "",
-            "skipped": list(skipped),
-        }
-        arrays |= extra or {}
         if digests is not None:
             arrays["digests"] = digests
             entry["state"] = state
@@ -194,6 +181,12 @@ class TokenCacheWriter:
             arrays["keys"] = keys
             classes = int(labels.max()) + 1 if len(labels) else 0
             entry |= {"part": part, "items": len(tokens) + len(skipped), "classes": classes}
+        self._save(shard, arrays, entry)
+
+    def _save(self, shard: int, arrays: dict[str, np.ndarray], entry: dict[str, Any]) -> None:
+        """Write the file of a shard and its note, unless another process has."""
+        from safetensors.numpy import save_file
+
         path, note = self.folder / shard_file(shard), self.folder / note_file(shard)
         noted = False
         try:
@@ -201,7 +194,7 @@ class TokenCacheWriter:
                 save_file(arrays, temporary)
                 entry["sha256"] = sha256_file(temporary)
                 if not (self.folder / "manifest.json").is_file():
-                    self._begin()  # another process has failed before its first shard, and tidied up
+                    self._begin()  # another process has failed before its first shard, and cleaned up
                 noted = create_json(note, entry)
                 # Notes go when the cache is complete: then the tokens that it names must stay.
                 if not noted or Manifest.read(self.folder).complete:
@@ -210,7 +203,7 @@ class TokenCacheWriter:
             if noted:
                 note.unlink(missing_ok=True)
             if isinstance(error, FileNotFoundError) and Manifest.read(self.folder).complete:
-                return  # another process was sooner, and has tidied up
+                return  # another process was faster, and has cleaned up
             if not isinstance(error, _Overtaken):
                 raise
 
@@ -219,12 +212,9 @@ class TokenCacheWriter:
 
         Returns:
             How many shards other processes still have to write; 0 for a cache that is complete.
-
-        Raises:
-            UserError: the shards do not belong together, or are all empty; in that case nothing is left.
         """
         if not (self.folder / "manifest.json").is_file():
-            self._begin()  # another process has failed before its first shard, and tidied up
+            self._begin()  # another process has failed before its first shard, and cleaned up
         found = finished_shards(self.folder, self.manifest)
         if Manifest.read(self.folder).complete:
             self._tidy()
@@ -244,7 +234,7 @@ class TokenCacheWriter:
         if self.manifest.parts:
             self._join_parts()
         self.manifest.complete = True
-        with contextlib.suppress(FileNotFoundError):  # another process was sooner, and has tidied up
+        with contextlib.suppress(FileNotFoundError):  # another process was faster, and has cleaned up
             write_json(self.folder / "manifest.json", asdict(self.manifest))
         self._tidy()
         return 0

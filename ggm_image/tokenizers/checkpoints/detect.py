@@ -33,9 +33,7 @@ class Published:
     """A published tokenizer on disk.
 
     Attributes:
-        family: a key of `FAMILIES`.
         architecture: entries of that family's config.
-        weights: the file to load.
         name: what it may be called: the file's or the folder's name.
     """
 
@@ -46,7 +44,7 @@ class Published:
 
 
 def is_published(path: Path) -> bool:
-    """Whether a path looks like somebody's tokenizer: a weights file, or a folder with a config not of our making."""
+    """Whether a path looks like a published tokenizer: a weights file, or a folder with a config in another layout."""
     if path.is_file():
         return path.suffix in SUFFIXES
     return path.is_dir() and (_config_json(path) is not None or bool(_checkpoints(path)))
@@ -56,11 +54,7 @@ def read_published(path: Path, *, unit_range: bool | None = None) -> Published:
     """Family, sizes and weights file of a published tokenizer.
 
     Args:
-        path: a weights file, or a folder with one.
         unit_range: for diffusers' folders, whether the network's pixels lie in [0, 1]; None to guess.
-
-    Raises:
-        UserError: it is of no known family, or there are several files to choose from.
     """
     if path.is_file():
         config = path.parent / "config.json"

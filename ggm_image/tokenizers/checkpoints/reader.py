@@ -53,24 +53,14 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in an open file.
-
-    Attributes:
-        shape: its sizes.
-        dtype: its type of number.
-        load: takes it into memory; use `read`.
-    """
+    """A tensor that lies in an open file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU, contiguous.
-
-        Raises:
-            UserError: its bytes are damaged.
-        """
+        """The tensor, on the CPU, contiguous."""
         try:
             return self.load()
         except (*_DAMAGE, OSError) as error:
@@ -91,9 +81,6 @@ def open_weights(path: Path) -> Iterator[dict[str, StoredTensor]]:
     Args:
         path: a safetensors file, or what torch.save wrote: a state dict, or a dict that holds one under
             ``state_dict``, ``model`` or ``ema``. All else in it is ignored.
-
-    Raises:
-        UserError: it is missing, damaged, hostile, or holds no tensors.
     """
     with ExitStack() as stack:
         try:
@@ -320,12 +307,7 @@ def load_stored(module: nn.Module, tensors: Mapping[str, StoredTensor], names: M
 
     Args:
         module: what to fill; it may be on the meta device, so that its own values are never initialised.
-        tensors: of `open_weights`.
         names: {name in the module: name in the file}.
-        path: of the file, for messages.
-
-    Raises:
-        UserError: names or shapes differ, bytes are damaged, or values are not finite.
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tensors[theirs].shape for name, theirs in names.items()}

@@ -49,7 +49,6 @@ class RestrictedUnpickler:
 
     Args:
         builders: what may be built, by full name; each gets the arguments that the file gives.
-        values: names that stand for values themselves, such as storage types.
         persistent: makes the object of a persistent id.
     """
 
@@ -62,14 +61,7 @@ class RestrictedUnpickler:
         self.depth = 0
 
     def run(self, data: bytes) -> tuple[Any, int]:
-        """Read one pickle from the start of ``data``.
-
-        Returns:
-            Its object, and the number of bytes that it took.
-
-        Raises:
-            UserError: it is damaged or hostile, or too large, too long or too deep for a weights file.
-        """
+        """Read one pickle from the start of ``data``."""
         try:
             with warnings.catch_warnings():
                 # pickletools decodes text of protocol 0 as Python source: a damaged file would print a warning.

@@ -12,11 +12,7 @@ CHUNK = 1 << 20
 
 
 def unpack_member(archive: Path, member: str, out: Path) -> None:
-    """Write the one file called ``member`` (in any folder of the zip) to ``out``.
-
-    Raises:
-        UserError: it is not in there once, is damaged, or is far larger than the zip.
-    """
+    """Write the one file called ``member`` (in any folder of the zip) to ``out``."""
     limit = MAX_RATIO * archive.stat().st_size
     try:
         with zipfile.ZipFile(archive) as opened:

@@ -93,11 +93,7 @@ def from_config(config: Mapping[str, Any], *, unit_range: bool | None = None) ->
     """Our architecture for the config.json of a VQModel.
 
     Args:
-        config: its entries; those that are missing have diffusers' defaults.
         unit_range: whether pixels lie in [0, 1]; None to go by ``lookup_from_codebook``.
-
-    Raises:
-        UserError: a VQModel that is not a VQGAN of taming's kind (MoVQ's spatial norm, other groups or activations).
     """
     channels = list(config.get("block_out_channels", [64]))
     down, up = list(config.get("down_block_types", [])), list(config.get("up_block_types", []))

@@ -140,13 +140,7 @@ class AddmmCodebook(Codebook):
 
 
 class MaskGitVQGAN(Tokenizer):
-    """MaskGIT's encoder, codebook and decoder.
-
-    Args:
-        config: the sizes.
-        name: what token caches call it.
-        sha256: of the weights file.
-    """
+    """MaskGIT's encoder, codebook and decoder."""
 
     def __init__(self, config: MaskGitConfig, *, name: str = "unnamed", sha256: str = "") -> None:
         super().__init__()

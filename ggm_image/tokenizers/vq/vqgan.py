@@ -117,13 +117,7 @@ class Codebook(nn.Module):
 
 
 class VQGAN(Tokenizer):
-    """Convolutional encoder, codebook, convolutional decoder.
-
-    Args:
-        config: the architecture.
-        name: what token caches call it.
-        sha256: of the weights file.
-    """
+    """Convolutional encoder, codebook, convolutional decoder."""
 
     def __init__(self, config: VQGANConfig, *, name: str = "unnamed", sha256: str = "") -> None:
         super().__init__()

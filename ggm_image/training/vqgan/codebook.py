@@ -62,11 +62,7 @@ class CodebookEMA(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, weight: Tensor, z: Float[Tensor, "m e"], generator: torch.Generator) -> Int[Tensor, ""]:
-        """Move codes that are used less than a twentieth of their fair share onto latents of the batch.
-
-        Returns:
-            How many; a tensor, so that nothing waits for it.
-        """
+        """Move codes used less than a twentieth of their fair share onto latents of the batch; returns their number."""
         fair = self.count.sum() / len(weight)
         dead = self._dead()
         rows = torch.randperm(len(z), generator=generator, device=generator.device).to(z.device)

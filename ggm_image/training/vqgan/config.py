@@ -77,9 +77,8 @@ class TokenizerTrainConfig:
 
     Attributes:
         name, licence: of what is exported.
-        start: known name, folder or checkpoint of a VQGAN whose weights the training goes on from; its sizes take the
+        start: known name, folder or checkpoint of a VQGAN whose weights the training starts from; its sizes take the
             place of ``architecture``. Empty for a new one.
-        architecture, loss, train: see there.
     """
 
     name: str = "my-tokenizer"

@@ -47,16 +47,11 @@ class TokenizerCostEstimate:
     """The cost of a run.
 
     Attributes:
-        parameters: of encoder, codebook and decoder.
         step_flops: floating-point operations of a step in the part of the run that has all its losses.
         state_bytes: weights, gradients, optimizers and average.
         image_bytes: activations of one more image in the batch.
         fixed_bytes: activations that do not depend on the batch.
         data_bytes: of images that are kept decoded.
-        step_seconds: at the machine's rate.
-        steps: until the run ends, by ``train.steps`` or by time.
-        batch_size: images in a step.
-        precision: of the products.
     """
 
     parameters: int
@@ -90,8 +85,6 @@ def estimate_tokenizer_cost(
     """What training as ``config`` says will cost; takes seconds, and little memory.
 
     Args:
-        config: the run.
-        images: in the data set.
         kept_bytes: most bytes of decoded images that are kept.
         device: whose rate is measured.
         rate: operations a second of a convolution, where it is not to be measured.
@@ -121,11 +114,7 @@ def estimate_tokenizer_cost(
 
 
 def check_memory(config: TokenizerTrainConfig, *, images: int, kept_bytes: int, device: str) -> None:
-    """Refuse a run that needs more memory than the device has available; arguments as of `estimate_tokenizer_cost`.
-
-    Raises:
-        UserError: it does; names the batch size that fits.
-    """
+    """Refuse a run that needs more memory than the device has available; arguments as of `estimate_tokenizer_cost`."""
     available = available_memory(torch.device(device))
     if available is None or _most_bytes(config, images, kept_bytes) <= MARGIN * available:
         return

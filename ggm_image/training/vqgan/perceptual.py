@@ -28,7 +28,6 @@ class SmallPerceptual(nn.Module):
     """A convolutional classifier whose hidden layers are the features.
 
     Args:
-        classes: how many.
         widths: channels of the layers; every layer after an even number of layers but the first halves the resolution.
     """
 
@@ -72,9 +71,6 @@ class Lpips(nn.Module):
     Args:
         vgg: state of torchvision's VGG-16.
         linear: state of the five linear layers, ``lin0.model.1.weight`` ... ``lin4.model.1.weight``.
-
-    Raises:
-        UserError: if the states do not fit.
     """
 
     def __init__(self, vgg: Mapping[str, Tensor], linear: Mapping[str, Tensor]) -> None:
@@ -134,9 +130,6 @@ def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
 
     Returns:
         The module, or None, with a warning, where the download fails.
-
-    Raises:
-        UserError: if the folder lacks a file, or a file is not what it should be.
     """
     if source.startswith("timm:"):
         from ggm_image.training.vqgan.timm_perceptual import load_timm_perceptual
@@ -154,11 +147,7 @@ def load_perceptual(source: str, size: int = 0) -> nn.Module | None:
 
 
 def download_lpips() -> tuple[Path, Path]:
-    """The files of VGG-16 and of LPIPS's linear layers, fetched at the first use.
-
-    Raises:
-        UserError: offline, or they cannot be downloaded.
-    """
+    """The files of VGG-16 and of LPIPS's linear layers, fetched at the first use."""
     kept, instead = Path(torch.hub.get_dir()) / "checkpoints", "set loss.perceptual_weights to a folder with both files"
     vgg = fetch(
         VGG_FILE, [VGG_URL], folder="perceptual", sha256=VGG_SHA256, elsewhere=[kept / VGG_FILE], or_else=instead

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ggm_image.data.sources.image_files import open_source
 from ggm_image.errors import UserError
@@ -38,16 +40,6 @@ def train_classifier(
 
     Args:
         source: class folders of images, or a tar of them.
-        out: the .safetensors file.
-        image_size: side in pixels.
-        minutes: how long to train.
-        batch_size: images in a step.
-        learning_rate: peak rate of AdamW.
-        seed: of initial weights and data order.
-        device: where to train.
-
-    Raises:
-        UserError: images without classes, or that cannot be read.
     """
     torch.manual_seed(seed)
     where = torch.device(device)
@@ -70,12 +62,7 @@ def train_classifier(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, progress / 0.1) * 0.5 * (1 + math.cos(math.pi * progress))
         rows = order.next()
-        batch = to_model(images[rows])
-        mirrored, target = move_together([torch.rand(len(rows), generator=generator) < 0.5, labels[rows]], where)
-        batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(-1), batch)
-        # One shift for the whole batch: torch.roll moves all images at once.
-        shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
-        batch = torch.roll(batch, shift, dims=(2, 3))
+        batch, target = _augmented(to_model(images[rows]), labels[rows], where, generator)
         with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             scores = logits(batch).float()
         loss = F.cross_entropy(scores, target, label_smoothing=0.1)
@@ -89,3 +76,14 @@ def train_classifier(
             left = minutes * (1 - progress)
             to_stderr(f"step {step}  loss {loss.item():.3f}  accuracy {100 * accuracy:.1f}%  about {left:.1f} min left")
     save_weights(Path(out), model.state_dict(), torch.float32)
+
+
+def _augmented(
+    batch: Float[Tensor, "n 3 h w"], labels: Int[Tensor, " n"], device: torch.device, generator: torch.Generator
+) -> tuple[Float[Tensor, "n 3 h w"], Int[Tensor, " n"]]:
+    """Half of the images mirrored, all shifted; and their labels, on the device."""
+    mirrored, target = move_together([torch.rand(len(labels), generator=generator) < 0.5, labels], device)
+    batch = torch.where(mirrored.bool()[:, None, None, None], batch.flip(-1), batch)
+    # One shift for the whole batch: torch.roll moves all images at once.
+    shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+    return torch.roll(batch, shift, dims=(2, 3)), target

@@ -82,17 +82,14 @@ def train_tokenizer(
         config_path: YAML of a `TokenizerTrainConfig`.
         data: image folder or tar.
         out: folder of the run: config.yaml, checkpoints, log.csv, images, and the tokenizer in ``tokenizer/``.
-        overrides: ``key=value``.
         resume: continue from the last checkpoint in ``out``.
-        device: where to train.
-        workers: threads that decode images.
         force: start although the run seems to need more memory than is available.
 
     Returns:
         The exported tokenizer folder.
 
     Raises:
-        UserError: for a wrong config or data, a run that exists, another process at work on it, or a loss that is not
+        UserError: for a wrong config or data, a run that exists, another process that uses it, or a loss that is not
             finite, or too little memory.
     """
     config, out = load_tokenizer_config(config_path, overrides), Path(out)
@@ -125,11 +122,7 @@ def train_tokenizer(
 
 
 def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
-    """The config of a run, with the architecture of the tokenizer that it starts from.
-
-    Raises:
-        UserError: of `load_config`; or there is no such tokenizer, or it does not fit the config.
-    """
+    """The config of a run, with the architecture of the tokenizer that it starts from."""
     config = load_config(TokenizerTrainConfig, path, overrides)
     if config.start:
         start = starting_point(config.start)
@@ -137,7 +130,7 @@ def load_tokenizer_config(path: str | Path, overrides: Sequence[str] = ()) -> To
         if config.train.decoder_only:
             _check_exact(start, config.train.weights_dtype)
     elif config.train.decoder_only:
-        raise UserError("train.decoder_only needs a tokenizer to go on from", "start is empty", "add start=NAME|DIR")
+        raise UserError("train.decoder_only needs a tokenizer to start from", "start is empty", "add start=NAME|DIR")
     return config
 
 
@@ -153,12 +146,7 @@ class TokenizerRun(TokenizerTrainer):
     """A trainer with its images and its folder.
 
     Args:
-        config: complete.
-        device: where to train.
-        out: folder of the run.
-        source: images to train on.
         record: what defines the run, see `run_record`; stored with every checkpoint.
-        workers: threads that decode images.
     """
 
     COLUMNS = ("minutes", "pixel", "psnr", "commitment", "perplexity", "dead", "restarted", "perceptual",
@@ -183,11 +171,7 @@ class TokenizerRun(TokenizerTrainer):
         self.order = ResumableSampler(self.images.rows, config.train.batch_size, config.train.seed)
 
     def load_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Resume exactly where ``state`` was taken; `train_tokenizer` has compared its record.
-
-        Raises:
-            UserError: it is not the checkpoint of such a run.
-        """
+        """Resume exactly where ``state`` was taken; `train_tokenizer` has compared its record."""
         with kind_of_run("train-tokenizer"):
             self.load_state_dict(state["trainer"])
             self.order.load_state_dict(state["order"])

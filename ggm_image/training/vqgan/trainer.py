@@ -283,7 +283,7 @@ def starting_point(name_or_path: str) -> VQGAN:
     tokenizer = load_image_tokenizer(name_or_path)
     if type(tokenizer) is not VQGAN:
         raise UserError(
-            "training can go on from a VQGAN of family taming only",
+            "training can start from a VQGAN of family taming only",
             f"{tokenizer.name} is a {type(tokenizer).__name__}",
             "see ggm-image tokenizers for the families",
         )

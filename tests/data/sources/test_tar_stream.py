@@ -91,7 +91,7 @@ def test_a_damaged_header_is_not_the_end(archive: Path) -> None:
 
 def test_one_archive_after_the_other_does_not_lose_the_second(archive: Path) -> None:
     """Seen to fail: tarfile stops at the first end mark."""
-    with pytest.raises(UserError, match="goes on after its end mark"):
+    with pytest.raises(UserError, match="continues after its end mark"):
         read(f"pipe:cat {archive} {archive}")
 
 

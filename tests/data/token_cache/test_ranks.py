@@ -1,4 +1,4 @@
-"""Several processes and one cache: the same files however the work is shared, whoever is killed, whoever errs."""
+"""Several processes and one cache: the same files however the work is shared, whichever process is killed or fails."""
 
 import json
 import os
@@ -180,7 +180,7 @@ def writers(tmp_path: Path) -> Callable[[], TokenCacheWriter]:
 
 # Seen to fail when the second process went on although there was a note, and, late, although the cache was complete.
 @pytest.mark.parametrize("late", [False, True])
-def test_whoever_is_second_with_other_tokens_changes_nothing(
+def test_a_second_process_with_other_tokens_changes_nothing(
     writers: Callable[[], TokenCacheWriter], tmp_path: Path, late: bool
 ) -> None:
     first, second = writers(), writers()

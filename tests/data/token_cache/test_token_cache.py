@@ -1,4 +1,4 @@
-"""The token cache: what is written is read, an interrupted one goes on, anything doubtful is refused."""
+"""The token cache: what is written is read, an interrupted one resumes, anything doubtful is refused."""
 
 import json
 from pathlib import Path

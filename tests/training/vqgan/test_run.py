@@ -1,4 +1,4 @@
-"""Training of a tokenizer: it learns, it goes on bit for bit, and its codebook stays alive."""
+"""Training of a tokenizer: it learns, it resumes bit for bit, and its codebook stays in use."""
 
 import csv
 import shutil
@@ -146,7 +146,7 @@ def test_a_run_without_a_compiler(
 
 
 def test_a_decoder_trained_alone_leaves_the_tokens(config: Path, class_folder: Path, tmp_path: Path) -> None:
-    """Caches and models go on with it, and statistics of the images that the other decoder made are not its own.
+    """Caches and models keep working with it, and statistics of the images that the other decoder made are not its own.
 
     Seen to fail with the codebook's moving average, with a trained quant_conv, and without the decoder in the identity.
     """
@@ -175,7 +175,7 @@ def test_a_decoder_trained_alone_leaves_the_tokens(config: Path, class_folder: P
 
 def test_a_decoder_alone_that_cannot_be(config: Path, class_folder: Path, tmp_path: Path) -> None:
     start = train_tokenizer(config, class_folder, tmp_path / "start", overrides=["train.steps=1"])
-    with pytest.raises(UserError, match="needs a tokenizer to go on from"):
+    with pytest.raises(UserError, match="needs a tokenizer to start from"):
         train_tokenizer(config, class_folder, tmp_path / "no", overrides=["train.decoder_only=true"])
     half = [f"start={start}", "train.decoder_only=true", "train.weights_dtype=float16"]
     with pytest.raises(UserError, match=r"must hold the encoder's weights exactly .*float16 rounds encoder"):

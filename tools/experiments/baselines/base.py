@@ -16,6 +16,6 @@ Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 def sample_uniforms(
     generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device | str
 ) -> Float[Tensor, "*n b l"]:
-    """Numbers in [0, 1) of shape (*n, l) for each generator, stacked before the last axis; drawn on the CPU."""
-    drawn = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators], dim=-2)
-    return drawn.to(device)
+    """Numbers in [0, 1) of shape (*n, l) for each generator, stacked before the last axis; generated on the CPU."""
+    uniforms = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators], dim=-2)
+    return uniforms.to(device)

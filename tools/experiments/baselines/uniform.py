@@ -1,6 +1,6 @@
 """D3PM and SEDD: uniform noise on every token, all sites redrawn in every step.
 
-Both draw all sites at once in a step (tau-leaping; SEDD's is the paper's Tweedie step). With exact networks the two
+Both sample all sites at once in a step (tau-leaping; SEDD's is the paper's Tweedie step). With exact networks the two
 steps are the same: the product of the exact posteriors of the sites.
 """
 
@@ -145,7 +145,7 @@ def tau_leap(
     temperature: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Int[Tensor, "b l"]:
-    """Draw tokens in ``calls`` steps, all sites in each: levels from ``first_level`` to 1 along ``curve``.
+    """Sample tokens in ``calls`` steps, all sites in each: levels from ``first_level`` to 1 along ``curve``.
 
     The start is pure noise, which is right for a first level near 0 only; but SEDD's first step divides by that level,
     and a network's errors with it. A temperature divides the network's logarithms; 1 is the paper.
