@@ -1,8 +1,7 @@
 """The page's layout in Gradio, and which action each control starts."""
 
 import re
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,17 @@ import gradio as gr
 from PIL import Image
 
 from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, Actions
+from ggm_image.web.controls import (
+    IMAGE_TYPES,
+    connect_job,
+    default_preset,
+    image_gallery,
+    job_key,
+    mask_editor,
+    optional_classes,
+    sampler_settings,
+    start_and_cancel,
+)
 from ggm_image.web.images import open_upload, shown
 from ggm_image.web.jobs import Finished
 from ggm_image.web.updates import gallery_updates, progress_updates, shown_errors, status_text
@@ -28,8 +38,6 @@ CSS = """
 .prose th, .prose td {white-space: nowrap}
 footer {display: none !important}
 """
-BRUSH = "#e61e1e"
-IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 
 
 def system_theme() -> gr.themes.Base:
@@ -66,7 +74,7 @@ def build_page(actions: Actions) -> gr.Blocks:
 
         def leave(request: gr.Request) -> None:
             for kind in ("sample", "inpaint", "signal"):
-                actions.jobs.cancel(_key(request, kind))
+                actions.jobs.cancel(job_key(request, kind))
 
         page.unload(leave)
     page.queue(default_concurrency_limit=4, max_size=32)
@@ -111,8 +119,8 @@ def _connect_model(
         """Show another model's classes and presets."""
         found = actions.describe(name)
         classes, presets = found.class_names, list(found.presets)
-        preset = _default_preset(presets)
-        one_class = gr.Dropdown(choices=_optional(classes), value="", visible=bool(classes))
+        preset = default_preset(presets)
+        one_class = gr.Dropdown(choices=optional_classes(classes), value="", visible=bool(classes))
         settings = gr.Radio(choices=presets, value=preset), float(found.settings(preset).guidance)
         several = gr.Dropdown(choices=classes, value=[], visible=bool(classes))
         return several, one_class, one_class, *settings, *settings, _card(actions, name)
@@ -134,11 +142,11 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
                 visible=bool(found.class_names),
             )
             count = gr.Slider(1, MOST_SAMPLES, value=16, step=1, label="Number of images")
-            settings = _settings(actions, model, found)
-            start, stop = _buttons("Sample")
+            settings = sampler_settings(actions, model, found)
+            start, stop = start_and_cancel("Sample")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(status_text(""), elem_classes="status")
-            gallery = _gallery("Samples", "Click an image to inpaint it.")
+            gallery = image_gallery("Samples", "Click an image to inpaint it.")
             download = gr.DownloadButton("Download images and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
     # The images stay in the session, so that a click on the gallery opens the image and not its enlarged view.
@@ -146,9 +154,9 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
 
     def sample(request: gr.Request, *values: Any) -> Iterator[Any]:
         """Sample images."""
-        yield from gallery_updates(shown_errors(actions.sample, _key(request, "sample"), *values))
+        yield from gallery_updates(shown_errors(actions.sample, job_key(request, "sample"), *values))
 
-    _connect(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
+    connect_job(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
     return {"classes": classes, "settings": settings, "gallery": gallery, "images": images}
 
 
@@ -158,13 +166,13 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         with gr.Column(scale=2, min_width=320):
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
             gr.Markdown("Paint over what to replace.")
-            editor = _mask_editor()
+            editor = mask_editor()
         with gr.Column(scale=1, min_width=280):
             classes = gr.Dropdown(
-                _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
+                optional_classes(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
             count = gr.Slider(1, MOST_RESULTS, value=4, step=1, label="Number of results")
-            settings = _settings(actions, model, found)
+            settings = sampler_settings(actions, model, found)
             with gr.Accordion("Extend the image", open=False), gr.Row():
                 sides = [
                     gr.Number(0, label=f"{side} (pixels)", precision=0, minimum=0, min_width=110)
@@ -173,10 +181,10 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
             with gr.Accordion("Edge of the mask", open=False), gr.Row():
                 dilate = gr.Number(0, label="Dilate (pixels)", precision=0, minimum=0, min_width=110)
                 feather = gr.Number(0, label="Feather (pixels)", precision=0, minimum=0, min_width=110)
-            start, stop = _buttons("Inpaint")
+            start, stop = start_and_cancel("Inpaint")
     # Below both columns: on a phone the settings then come before the results.
     status = gr.HTML(status_text(""), elem_classes="status")
-    gallery = _gallery("Results", "Click a result to inpaint it again.")
+    gallery = image_gallery("Results", "Click a result to inpaint it again.")
     download = gr.DownloadButton("Download results and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
     inputs = [model, opened, editor, classes, count, *settings, *sides, dilate, feather]
@@ -189,7 +197,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         n, preset, guidance, seed, left, top, right, bottom, grow, blend = values
         steps = shown_errors(
             actions.inpaint,
-            _key(request, "inpaint"),
+            job_key(request, "inpaint"),
             name,
             image,
             (edited or {}).get("layers") or [],
@@ -204,7 +212,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         )
         yield from gallery_updates(steps)
 
-    _connect(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
+    connect_job(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
     return {
         "upload": upload,
         "editor": editor,
@@ -214,25 +222,6 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         "gallery": gallery,
         "images": images,
     }
-
-
-def _mask_editor() -> gr.ImageEditor:
-    """Shows the opened image and lets the user paint over it in one colour, nothing else."""
-    return gr.ImageEditor(
-        label="Mask",
-        show_label=False,
-        height=480,
-        type="pil",
-        format="png",
-        sources=[],
-        transforms=[],
-        layers=False,
-        buttons=[],
-        brush=gr.Brush(default_size=40, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
-        eraser=gr.Eraser(default_size=40),
-        canvas_size=(512, 512),
-        placeholder="Open an image, or click a sample.",
-    )
 
 
 def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[str, Any]:
@@ -252,9 +241,9 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
                 info="Share of tokens that you expect to be signal.",
             )
             classes = gr.Dropdown(
-                _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
+                optional_classes(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
-            start, stop = _buttons("Show signal")
+            start, stop = start_and_cancel("Show signal")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(status_text(""), elem_classes="status")
             gr.Markdown("The redder, the less a token looks like signal.")
@@ -269,7 +258,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
 
     def signal(request: gr.Request, name: str, source: Any, share: float, class_name: str) -> Iterator[Any]:
         """The signal map of the opened image."""
-        steps = shown_errors(actions.signal, _key(request, "signal"), name, source, share, class_name or None)
+        steps = shown_errors(actions.signal, job_key(request, "signal"), name, source, share, class_name or None)
         for update in progress_updates(steps):
             if isinstance(update, Finished):
                 yield status_text(""), update.result
@@ -277,7 +266,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
                 yield update, gr.skip()
 
     inputs, outputs = [model, opened, level, classes], [status, result]
-    _connect(actions, "signal", signal, inputs, outputs, start, stop)
+    connect_job(actions, "signal", signal, inputs, outputs, start, stop)
 
     def again(request: gr.Request, name: str, source: Any, share: float, class_name: str) -> Iterator[Any]:
         if source is not None:
@@ -286,84 +275,6 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
     # Moving the slider shows the new map at once; only its last position counts.
     level.release(again, inputs, outputs, show_progress="hidden", api_visibility="private", trigger_mode="always_last")
     return {"upload": upload, "image": image, "status": status, "classes": classes}
-
-
-def _settings(actions: Actions, model: gr.Dropdown, found: Any) -> list[Any]:
-    """Preset, guidance and seed; guidance follows the preset until it is changed."""
-    names = list(found.presets)
-    default = _default_preset(names)
-    with gr.Group():
-        preset = gr.Radio(names, value=default, label="Preset")
-        with gr.Row():
-            guidance = gr.Number(
-                found.settings(default).guidance, label="Guidance", info="1 disables it.", min_width=110
-            )
-            seed = gr.Number(0, label="Seed", info="A whole number.", precision=0, min_width=110)
-        other = gr.Button("Another seed", size="sm")
-
-    def follow(name: str, chosen: str) -> float:
-        """The guidance scale of a preset."""
-        return float(actions.describe(name).settings(chosen).guidance)
-
-    preset.change(follow, [model, preset], guidance, show_progress="hidden", api_visibility="private")
-    other.click(lambda: secrets.randbelow(10**6), None, seed, show_progress="hidden", api_visibility="private")
-    return [preset, guidance, seed]
-
-
-def _default_preset(names: Sequence[str]) -> str:
-    return "best" if "best" in names else names[0]
-
-
-def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
-    with gr.Row():
-        return gr.Button(text, variant="primary", min_width=110), gr.Button("Cancel", min_width=110)
-
-
-def _gallery(label: str, hint: str) -> gr.Gallery:
-    gr.Markdown(hint)
-    return gr.Gallery(
-        label=label,
-        show_label=False,  # it would cover the first image
-        columns=4,
-        height="auto",
-        allow_preview=False,
-        object_fit="contain",
-        format="png",
-        buttons=[],
-        interactive=False,
-        elem_classes="images",
-        type="pil",
-    )
-
-
-def _connect(
-    actions: Actions,
-    kind: str,
-    function: Callable[..., Any],
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    start: gr.Button,
-    stop: gr.Button,
-) -> None:
-    """Start a job by one button and cancel it, waiting or running, by the other."""
-    # The jobs themselves wait for the device; a second limit would keep a session from seeing its place.
-    event = start.click(
-        function, inputs, outputs, show_progress="hidden", api_name=kind, concurrency_limit=4, trigger_mode="once"
-    )
-
-    def cancel(request: gr.Request) -> str:
-        """Cancel this session's job."""
-        return status_text("Cancelled." if actions.jobs.cancel(_key(request, kind)) else "No job is running.")
-
-    stop.click(cancel, None, outputs[0], queue=False, cancels=[event], api_name=f"cancel_{kind}")
-
-
-def _optional(classes: Sequence[str]) -> list[tuple[str, str]]:
-    return [("no class", ""), *((name, name) for name in classes)]
-
-
-def _key(request: gr.Request, kind: str) -> str:
-    return f"{getattr(request, 'session_hash', None)}/{kind}"
 
 
 def _card(actions: Actions, name: str) -> str:
