@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, Actions
+from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, STRENGTH, Actions
 from ggm_image.web.controls import (
     IMAGE_TYPES,
     connect_job,
@@ -25,7 +25,8 @@ from ggm_image.web.jobs import Finished
 from ggm_image.web.updates import gallery_updates, progress_updates, shown_errors, status_text
 
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto !important}
+.gradio-container {width: 100% !important; max-width: 1200px !important; margin: 0 auto !important}
+button {white-space: nowrap}
 .status progress {width: 100%; height: .6rem; appearance: none; border: 0; background: var(--border-color-primary)}
 .status progress::-webkit-progress-bar {background: var(--border-color-primary)}
 .status progress::-webkit-progress-value {background: var(--color-accent)}
@@ -34,6 +35,7 @@ CSS = """
 .images img {image-rendering: pixelated}
 .images .grid-wrap {min-height: 0 !important; max-height: none !important}
 .prose table, .prose pre {display: block; max-width: 100%; overflow-x: auto}
+.prose table {border: 0 !important}
 .card {max-width: calc(100vw - 4.5rem); overflow-x: auto}
 .prose th, .prose td {white-space: nowrap}
 footer {display: none !important}
@@ -138,11 +140,12 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
                 found.class_names,
                 multiselect=True,
                 label="Classes",
-                info="Several take turns; all of them if none is chosen.",
+                info="Several take turns. Without one: all of them, or no class with a guide.",
                 visible=bool(found.class_names),
             )
             count = gr.Slider(1, MOST_SAMPLES, value=16, step=1, label="Number of images")
             settings = sampler_settings(actions, model, found)
+            guide, strength = _guide_controls()
             start, stop = start_and_cancel("Sample")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(status_text(""), elem_classes="status")
@@ -150,7 +153,7 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
             download = gr.DownloadButton("Download images and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
     # The images stay in the session, so that a click on the gallery opens the image and not its enlarged view.
-    inputs = [model, classes, count, *settings]
+    inputs = [model, classes, count, *settings, guide, strength]
 
     def sample(request: gr.Request, *values: Any) -> Iterator[Any]:
         """Sample images."""
@@ -158,6 +161,39 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
 
     connect_job(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
     return {"classes": classes, "settings": settings, "gallery": gallery, "images": images}
+
+
+def _guide_controls() -> tuple[gr.State, gr.Slider]:
+    """A guide image and its strength; the state holds the image as it was uploaded."""
+    guide = gr.State(None, time_to_live=3600)
+    with gr.Accordion("Follow an image", open=False):
+        with gr.Row():
+            upload = gr.UploadButton("Open a guide", file_types=IMAGE_TYPES, size="sm", min_width=110)
+            remove = gr.Button("Remove it", size="sm", min_width=110)
+        view = gr.Image(
+            label="Guide", show_label=False, interactive=False, buttons=[], height=160, image_mode=None, format="png"
+        )
+        strength = gr.Slider(
+            0.01,
+            2,
+            value=STRENGTH,
+            step=0.01,
+            label="Strength",
+            info="1 follows closely, 0.3 enlarges a small image, 0.01 varies it.",
+        )
+
+    def open_guide(path: str) -> Any:
+        """Open an image for the samples to follow."""
+        image = shown_errors(open_upload, path)
+        return image, shown(image)
+
+    upload.upload(open_guide, upload, [guide, view], api_name="open_guide")
+    remove.click(lambda: (None, None), None, [guide, view], show_progress="hidden", api_visibility="private")
+    return guide, strength
+
+
+def _pixels(name: str) -> gr.Number:
+    return gr.Number(0, label=f"{name} (pixels)", precision=0, minimum=0, min_width=110)
 
 
 def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[str, Any]:
@@ -172,22 +208,22 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
                 optional_classes(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
             count = gr.Slider(1, MOST_RESULTS, value=4, step=1, label="Number of results")
-            settings = sampler_settings(actions, model, found)
-            with gr.Accordion("Extend the image", open=False), gr.Row():
-                sides = [
-                    gr.Number(0, label=f"{side} (pixels)", precision=0, minimum=0, min_width=110)
-                    for side in ("Left", "Top", "Right", "Bottom")
-                ]
+            settings = sampler_settings(actions, model, found, "Needs a class.")
+            with gr.Accordion("Extend the image", open=False):
+                # Two by two: four in one row leave the last one alone in a second row.
+                with gr.Row():
+                    left, right = _pixels("Left"), _pixels("Right")
+                with gr.Row():
+                    top, bottom = _pixels("Top"), _pixels("Bottom")
             with gr.Accordion("Edge of the mask", open=False), gr.Row():
-                dilate = gr.Number(0, label="Dilate (pixels)", precision=0, minimum=0, min_width=110)
-                feather = gr.Number(0, label="Feather (pixels)", precision=0, minimum=0, min_width=110)
+                dilate, feather = _pixels("Dilate"), _pixels("Feather")
             start, stop = start_and_cancel("Inpaint")
     # Below both columns: on a phone the settings then come before the results.
     status = gr.HTML(status_text(""), elem_classes="status")
     gallery = image_gallery("Results", "Click a result to inpaint it again.")
     download = gr.DownloadButton("Download results and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
-    inputs = [model, opened, editor, classes, count, *settings, *sides, dilate, feather]
+    inputs = [model, opened, editor, classes, count, *settings, left, top, right, bottom, dilate, feather]
 
     def inpaint(
         request: gr.Request, name: str, image: Any, edited: Any, class_name: str, *values: Any
@@ -212,6 +248,11 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         )
         yield from gallery_updates(steps)
 
+    def show_again(image: Image.Image | None) -> Any:
+        """The editor's bin removes the image with the strokes; the image comes back."""
+        return None if image is None else shown(image)
+
+    editor.clear(show_again, opened, editor, show_progress="hidden", api_visibility="private")
     connect_job(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
     return {
         "upload": upload,

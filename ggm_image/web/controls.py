@@ -32,16 +32,14 @@ def mask_editor() -> gr.ImageEditor:
     )
 
 
-def sampler_settings(actions: Actions, model: gr.Dropdown, found: Any) -> list[Any]:
-    """Preset, guidance and seed; guidance follows the preset until it is changed."""
+def sampler_settings(actions: Actions, model: gr.Dropdown, found: Any, hint: str = "1 disables it.") -> list[Any]:
+    """Preset, guidance with a hint, and seed; guidance follows the preset until it is changed."""
     names = list(found.presets)
     default = default_preset(names)
     with gr.Group():
         preset = gr.Radio(names, value=default, label="Preset")
         with gr.Row():
-            guidance = gr.Number(
-                found.settings(default).guidance, label="Guidance", info="1 disables it.", min_width=110
-            )
+            guidance = gr.Number(found.settings(default).guidance, label="Guidance", info=hint, min_width=110)
             seed = gr.Number(0, label="Seed", info="A whole number.", precision=0, min_width=110)
         other = gr.Button("Another seed", size="sm")
 
