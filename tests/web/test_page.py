@@ -82,10 +82,11 @@ def test_samples_follow_a_guide(page: Page, image: Path, tmp_path: Path) -> None
     assert any("transparent everywhere" in message for message in messages)  # it stays when the pop-up has gone
 
 
-def test_what_to_expect_of_a_large_hole_is_said_before_and_after(page: Page, tmp_path: Path, image: Path) -> None:
+def test_what_to_expect_of_a_large_hole_is_said_before_and_after(page: Page, tmp_path: Path) -> None:
     browser, messages = Browser(page.url), list[str]()
-    browser.call("open_image", browser.upload(image))
-    painted = editor(browser, tmp_path, (20, 24), (1, 1, 20, 24))
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "large.png")
+    browser.call("open_image", browser.upload(tmp_path / "large.png"))
+    painted = editor(browser, tmp_path, (64, 64), (8, 8, 56, 56))
     note = lambda message: messages.append(json.dumps(message))  # noqa: E731
     status, *_ = browser.call("inpaint", "model", painted, "", 1, *SETTINGS, on_update=note)
     assert "expect few details" in status
