@@ -37,6 +37,8 @@ def load_guide(guide: ImageLike, size: tuple[int, int]) -> tuple[UInt8[Tensor, "
     if box != (0, 0, *image.size):
         used = f"{box[2] - box[0]} x {box[3] - box[1]}"
         say(f"guide: only the centre is used, {used} of {image.width} x {image.height} pixels")
+    if box[2] - box[0] > width:
+        say(f"guide: reduced to {width} x {height} pixels: samples have the size of the model's images")
     if not image.has_transparency_data:
         return _resized(image.crop(box), size), torch.ones(height, width)
     # Pillow resizes colours in proportion to their opacity

@@ -18,7 +18,9 @@ from ggm_image.image.masks import load_mask
 from ggm_image.image.visualize import heat_map
 from ggm_image.pipelines.call_counter import CallCounter
 from ggm_image.pipelines.classes import turns
+from ggm_image.pipelines.guide import STRENGTH, check_strength
 from ggm_image.pipelines.image import Model
+from ggm_image.pipelines.inpaint import warn_of_detail
 from ggm_image.pipelines.load import load_model
 from ggm_image.pipelines.model_folder import NetworkFolder, find_model, shipped_models
 from ggm_image.pipelines.trajectory import partial_images
@@ -87,27 +89,52 @@ class Actions:
         return self._sources[name]
 
     def sample(
-        self, key: str, name: str, classes: Sequence[str], count: Any, preset: str, guidance: float | None, seed: Any
+        self,
+        key: str,
+        name: str,
+        classes: Sequence[str],
+        count: Any,
+        preset: str,
+        guidance: float | None,
+        seed: Any,
+        guide: Image.Image | None = None,
+        strength: Any = STRENGTH,
     ) -> Iterator[Step | Finished]:
         """Sample images; every preview is the list of the unfinished ones.
 
         Args:
             key: of the job, see `Jobs.run`.
             name: of the model.
-            classes: that take turns; all of the model's where empty.
+            classes: that take turns. Where empty: all of the model's, or no class with a guide.
+            count: how many images.
+            preset: of the model.
             guidance: scale; the preset's where None.
+            seed: any integer.
+            guide: an image that the samples follow, see `Model.sample`.
+            strength: how closely they follow it.
 
         Yields:
             Steps, and `Finished` with `Images`.
+
+        Raises:
+            UserError: for a value out of range, or a guide that is transparent everywhere.
         """
         count = check_count(_whole(count), "the number of images", least=1, most=MOST_SAMPLES)
         found = self.describe(name)
+        strength = check_strength(strength)
         settings = found.settings(preset, guidance=guidance)
+        if guide is not None and not classes:
+            settings = replace(settings, guidance=1.0)
         calls = settings.calls(found.network.grid[0] * found.network.grid[1])
 
         def work(report: Report) -> Images:
             model, limited = self.model(name), _limited(report)
             labels = turns([model.label(c) for c in classes], range(count)) if classes else None
+            rows, observation, encoded = model.labels(count, labels), None, None
+            if guide is not None:
+                encoded = model.encode_guide(guide, strength)
+                observation = encoded.observation.expand(count, -1, -1)
+                rows = rows if classes else [model.null_label] * count
             # Progress counts network calls of all batches; a preview decodes images, so it is not sent for every call.
             batches = -(-count // model.kernel_batch)
             counter = CallCounter(limited, batches * calls)
@@ -124,9 +151,9 @@ class Actions:
                     if t == 0:
                         finished.extend(unfinished)
 
-            tokens = model.sample_tokens(model.labels(count, labels), seed=seed, settings=settings, callback=callback)
+            tokens = model.sample_tokens(rows, seed=seed, settings=settings, callback=callback, observation=observation)
             images = [to_pil(image) for image in model.decode(tokens)]
-            manifest = model.manifest(count, classes=labels, seed=seed, settings=settings)
+            manifest = model.manifest(count, classes=labels, seed=seed, settings=settings, guide=encoded)
             download = pack_samples(images, manifest, self.cache)
             return Images(images, download, f"{count} images, seed {seed}, {calls} network calls each.")
 
@@ -177,15 +204,31 @@ class Actions:
         def work(report: Report) -> Images:
             model = self.model(name)  # loaded here, as a job, so that the page answers at once
             label = None if class_name is None else model.label(class_name)
-            run: dict[str, Any] = {"classes": label, "seed": seed, "settings": settings}
-            edge = {"dilate": dilate, "feather": feather}
-            results = model.inpaint(opened, hole, n=count, on_progress=_limited(report), **run, **edge)
-            manifest = model.manifest(count, **run) | {
-                **{"classes": class_name, "kernel_batch": model.paint_batch, "extend": asdict(sides), **edge},
-                **{"size": list(opened.size), "hole_pixels": int(hole.sum())},
+            warning = warn_of_detail(model.plan_inpainting(hole), name, model.image_size)
+            warning = f"{warning[:1].upper()}{warning[1:]}." if warning else ""
+            results = model.inpaint(
+                opened,
+                hole,
+                n=count,
+                classes=label,
+                seed=seed,
+                settings=settings,
+                dilate=dilate,
+                feather=feather,
+                on_progress=_limited(report, warning),
+            )
+            manifest = model.manifest(count, classes=label, seed=seed, settings=settings) | {
+                "classes": class_name,
+                "kernel_batch": model.paint_batch,
+                "extend": asdict(sides),
+                "dilate": dilate,
+                "feather": feather,
+                "size": list(opened.size),
+                "hole_pixels": int(hole.sum()),
             }
             download = pack_inpainted(results, manifest, self.cache)
-            note = f"{hole.mean():.0%} of {opened.width} x {opened.height} pixels inpainted, seed {seed}."
+            note = f"{hole.mean():.1%} of {opened.width} x {opened.height} pixels inpainted, seed {seed}."
+            note = f"{note} {warning}".rstrip()
             return Images(results, download, note)
 
         return self.jobs.run(key, work)
@@ -218,8 +261,8 @@ def _image_and_hole(
     return load_mask(image, mask, extend_by=sides if added else None, fit=True)
 
 
-def _limited(report: Report) -> Callable[[int, int], None]:
-    """The report function, which refuses a job that is too long."""
+def _limited(report: Report, note: str = "") -> Callable[[int, int], None]:
+    """The report function, which refuses a job that is too long; ``note`` is shown with every step."""
 
     def limited(done: int, total: int) -> None:
         if total > MOST_CALLS:
@@ -228,7 +271,7 @@ def _limited(report: Report) -> Callable[[int, int], None]:
                 f"this one needs {total:,}",
                 "paint a smaller part, choose the preset fast, or use the command line",
             )
-        report(done, total)
+        report(done, total, note=note)
 
     return limited
 

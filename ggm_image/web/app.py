@@ -1,21 +1,32 @@
 """The page's layout in Gradio, and which action each control starts."""
 
 import re
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, Actions
+from ggm_image.web.actions import MOST_RESULTS, MOST_SAMPLES, STRENGTH, Actions
+from ggm_image.web.controls import (
+    IMAGE_TYPES,
+    connect_job,
+    default_preset,
+    image_gallery,
+    job_key,
+    mask_editor,
+    optional_classes,
+    sampler_settings,
+    start_and_cancel,
+)
 from ggm_image.web.images import open_upload, shown
 from ggm_image.web.jobs import Finished
 from ggm_image.web.updates import gallery_updates, progress_updates, shown_errors, status_text
 
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto !important}
+.gradio-container {width: 100% !important; max-width: 1200px !important; margin: 0 auto !important}
+button {white-space: nowrap}
 .status progress {width: 100%; height: .6rem; appearance: none; border: 0; background: var(--border-color-primary)}
 .status progress::-webkit-progress-bar {background: var(--border-color-primary)}
 .status progress::-webkit-progress-value {background: var(--color-accent)}
@@ -24,12 +35,11 @@ CSS = """
 .images img {image-rendering: pixelated}
 .images .grid-wrap {min-height: 0 !important; max-height: none !important}
 .prose table, .prose pre {display: block; max-width: 100%; overflow-x: auto}
+.prose table {border: 0 !important}
 .card {max-width: calc(100vw - 4.5rem); overflow-x: auto}
 .prose th, .prose td {white-space: nowrap}
 footer {display: none !important}
 """
-BRUSH = "#e61e1e"
-IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 
 
 def system_theme() -> gr.themes.Base:
@@ -62,7 +72,7 @@ def build_page(actions: Actions) -> gr.Blocks:
 
         def leave(request: gr.Request) -> None:
             for kind in ("sample", "inpaint", "signal"):
-                actions.jobs.cancel(_key(request, kind))
+                actions.jobs.cancel(job_key(request, kind))
 
         page.unload(leave)
     page.queue(default_concurrency_limit=4, max_size=32)
@@ -107,8 +117,8 @@ def _connect_model(
         """Show another model's classes and presets."""
         found = actions.describe(name)
         classes, presets = found.class_names, list(found.presets)
-        preset = _default_preset(presets)
-        one_class = gr.Dropdown(choices=_optional(classes), value="", visible=bool(classes))
+        preset = default_preset(presets)
+        one_class = gr.Dropdown(choices=optional_classes(classes), value="", visible=bool(classes))
         settings = gr.Radio(choices=presets, value=preset), float(found.settings(preset).guidance)
         several = gr.Dropdown(choices=classes, value=[], visible=bool(classes))
         return several, one_class, one_class, *settings, *settings, _card(actions, name)
@@ -126,26 +136,60 @@ def _sample_tab(actions: Actions, model: gr.Dropdown) -> dict[str, Any]:
                 found.class_names,
                 multiselect=True,
                 label="Classes",
-                info="Several take turns; all of them if none is chosen.",
+                info="Several take turns. Without one: all of them, or no class with a guide.",
                 visible=bool(found.class_names),
             )
             count = gr.Slider(1, MOST_SAMPLES, value=16, step=1, label="Number of images")
-            settings = _settings(actions, model, found)
-            start, stop = _buttons("Sample")
+            settings = sampler_settings(actions, model, found)
+            guide, strength = _guide_controls()
+            start, stop = start_and_cancel("Sample")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(status_text(""), elem_classes="status")
-            gallery = _gallery("Samples", "Click an image to inpaint it.")
+            gallery = image_gallery("Samples", "Click an image to inpaint it.")
             download = gr.DownloadButton("Download images and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
     # The images stay in the session, so that a click on the gallery opens the image and not its enlarged view.
-    inputs = [model, classes, count, *settings]
+    inputs = [model, classes, count, *settings, guide, strength]
 
     def sample(request: gr.Request, *values: Any) -> Iterator[Any]:
         """Sample images."""
-        yield from gallery_updates(shown_errors(actions.sample, _key(request, "sample"), *values))
+        yield from gallery_updates(shown_errors(actions.sample, job_key(request, "sample"), *values))
 
-    _connect(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
+    connect_job(actions, "sample", sample, inputs, [status, gallery, images, download], start, stop)
     return {"classes": classes, "settings": settings, "gallery": gallery, "images": images}
+
+
+def _guide_controls() -> tuple[gr.State, gr.Slider]:
+    """A guide image and its strength; the state holds the image as it was uploaded."""
+    guide = gr.State(None, time_to_live=3600)
+    with gr.Accordion("Follow an image", open=False):
+        with gr.Row():
+            upload = gr.UploadButton("Open a guide", file_types=IMAGE_TYPES, size="sm", min_width=110)
+            remove = gr.Button("Remove it", size="sm", min_width=110)
+        view = gr.Image(
+            label="Guide", show_label=False, interactive=False, buttons=[], height=160, image_mode=None, format="png"
+        )
+        strength = gr.Slider(
+            0.01,
+            2,
+            value=STRENGTH,
+            step=0.01,
+            label="Strength",
+            info="1 follows closely, 0.3 enlarges a small image, 0.01 varies it.",
+        )
+
+    def open_guide(path: str) -> Any:
+        """Open an image for the samples to follow."""
+        image = shown_errors(open_upload, path)
+        return image, shown(image)
+
+    upload.upload(open_guide, upload, [guide, view], api_name="open_guide")
+    remove.click(lambda: (None, None), None, [guide, view], show_progress="hidden", api_visibility="private")
+    return guide, strength
+
+
+def _pixels(name: str) -> gr.Number:
+    return gr.Number(0, label=f"{name} (pixels)", precision=0, minimum=0, min_width=110)
 
 
 def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[str, Any]:
@@ -154,28 +198,28 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         with gr.Column(scale=2, min_width=320):
             upload = gr.UploadButton("Open an image", file_types=IMAGE_TYPES)
             gr.Markdown("Paint over what to replace.")
-            editor = _mask_editor()
+            editor = mask_editor()
         with gr.Column(scale=1, min_width=280):
             classes = gr.Dropdown(
-                _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
+                optional_classes(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
             count = gr.Slider(1, MOST_RESULTS, value=4, step=1, label="Number of results")
-            settings = _settings(actions, model, found)
-            with gr.Accordion("Extend the image", open=False), gr.Row():
-                sides = [
-                    gr.Number(0, label=f"{side} (pixels)", precision=0, minimum=0, min_width=110)
-                    for side in ("Left", "Top", "Right", "Bottom")
-                ]
+            settings = sampler_settings(actions, model, found, "Needs a class.")
+            with gr.Accordion("Extend the image", open=False):
+                # Two by two: four in one row leave the last one alone in a second row.
+                with gr.Row():
+                    left, right = _pixels("Left"), _pixels("Right")
+                with gr.Row():
+                    top, bottom = _pixels("Top"), _pixels("Bottom")
             with gr.Accordion("Edge of the mask", open=False), gr.Row():
-                dilate = gr.Number(0, label="Dilate (pixels)", precision=0, minimum=0, min_width=110)
-                feather = gr.Number(0, label="Feather (pixels)", precision=0, minimum=0, min_width=110)
-            start, stop = _buttons("Inpaint")
+                dilate, feather = _pixels("Dilate"), _pixels("Feather")
+            start, stop = start_and_cancel("Inpaint")
     # Below both columns: on a phone the settings then come before the results.
     status = gr.HTML(status_text(""), elem_classes="status")
-    gallery = _gallery("Results", "Click a result to inpaint it again.")
+    gallery = image_gallery("Results", "Click a result to inpaint it again.")
     download = gr.DownloadButton("Download results and manifest", interactive=False)
     images = gr.State([], time_to_live=3600)
-    inputs = [model, opened, editor, classes, count, *settings, *sides, dilate, feather]
+    inputs = [model, opened, editor, classes, count, *settings, left, top, right, bottom, dilate, feather]
 
     def inpaint(
         request: gr.Request, name: str, image: Any, edited: Any, class_name: str, *values: Any
@@ -185,7 +229,7 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         n, preset, guidance, seed, left, top, right, bottom, grow, blend = values
         steps = shown_errors(
             actions.inpaint,
-            _key(request, "inpaint"),
+            job_key(request, "inpaint"),
             name,
             image,
             (edited or {}).get("layers") or [],
@@ -200,28 +244,21 @@ def _inpaint_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict
         )
         yield from gallery_updates(steps)
 
-    _connect(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
-    shown_parts = {"upload": upload, "editor": editor, "status": status, "gallery": gallery, "images": images}
-    return {**shown_parts, "classes": classes, "settings": settings}
+    def show_again(image: Image.Image | None) -> Any:
+        """The editor's bin removes the image with the strokes; the image comes back."""
+        return None if image is None else shown(image)
 
-
-def _mask_editor() -> gr.ImageEditor:
-    """Shows the opened image and lets the user paint over it in one colour, nothing else."""
-    return gr.ImageEditor(
-        label="Mask",
-        show_label=False,
-        height=480,
-        type="pil",
-        format="png",
-        sources=[],
-        transforms=[],
-        layers=False,
-        buttons=[],
-        brush=gr.Brush(default_size=40, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
-        eraser=gr.Eraser(default_size=40),
-        canvas_size=(512, 512),
-        placeholder="Open an image, or click a sample.",
-    )
+    editor.clear(show_again, opened, editor, show_progress="hidden", api_visibility="private")
+    connect_job(actions, "inpaint", inpaint, inputs, [status, gallery, images, download], start, stop)
+    return {
+        "upload": upload,
+        "editor": editor,
+        "status": status,
+        "classes": classes,
+        "settings": settings,
+        "gallery": gallery,
+        "images": images,
+    }
 
 
 def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[str, Any]:
@@ -241,9 +278,9 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
                 info="Share of tokens that you expect to be signal.",
             )
             classes = gr.Dropdown(
-                _optional(found.class_names), value="", label="Class", visible=bool(found.class_names)
+                optional_classes(found.class_names), value="", label="Class", visible=bool(found.class_names)
             )
-            start, stop = _buttons("Show signal")
+            start, stop = start_and_cancel("Show signal")
         with gr.Column(scale=2, min_width=320):
             status = gr.HTML(status_text(""), elem_classes="status")
             gr.Markdown("The redder, the less a token looks like signal.")
@@ -258,7 +295,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
 
     def signal(request: gr.Request, name: str, source: Any, share: float, class_name: str) -> Iterator[Any]:
         """The signal map of the opened image."""
-        steps = shown_errors(actions.signal, _key(request, "signal"), name, source, share, class_name or None)
+        steps = shown_errors(actions.signal, job_key(request, "signal"), name, source, share, class_name or None)
         for update in progress_updates(steps):
             if isinstance(update, Finished):
                 yield status_text(""), update.result
@@ -266,7 +303,7 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
                 yield update, gr.skip()
 
     inputs, outputs = [model, opened, level, classes], [status, result]
-    _connect(actions, "signal", signal, inputs, outputs, start, stop)
+    connect_job(actions, "signal", signal, inputs, outputs, start, stop)
 
     def again(request: gr.Request, name: str, source: Any, share: float, class_name: str) -> Iterator[Any]:
         if source is not None:
@@ -275,84 +312,6 @@ def _signal_tab(actions: Actions, model: gr.Dropdown, opened: gr.State) -> dict[
     # Moving the slider shows the new map at once; only its last position counts.
     level.release(again, inputs, outputs, show_progress="hidden", api_visibility="private", trigger_mode="always_last")
     return {"upload": upload, "image": image, "status": status, "classes": classes}
-
-
-def _settings(actions: Actions, model: gr.Dropdown, found: Any) -> list[Any]:
-    """Preset, guidance and seed; guidance follows the preset until it is changed."""
-    names = list(found.presets)
-    default = _default_preset(names)
-    with gr.Group():
-        preset = gr.Radio(names, value=default, label="Preset")
-        with gr.Row():
-            guidance = gr.Number(
-                found.settings(default).guidance, label="Guidance", info="1 disables it.", min_width=110
-            )
-            seed = gr.Number(0, label="Seed", info="A whole number.", precision=0, min_width=110)
-        other = gr.Button("Another seed", size="sm")
-
-    def follow(name: str, chosen: str) -> float:
-        """The guidance scale of a preset."""
-        return float(actions.describe(name).settings(chosen).guidance)
-
-    preset.change(follow, [model, preset], guidance, show_progress="hidden", api_visibility="private")
-    other.click(lambda: secrets.randbelow(10**6), None, seed, show_progress="hidden", api_visibility="private")
-    return [preset, guidance, seed]
-
-
-def _default_preset(names: Sequence[str]) -> str:
-    return "best" if "best" in names else names[0]
-
-
-def _buttons(text: str) -> tuple[gr.Button, gr.Button]:
-    with gr.Row():
-        return gr.Button(text, variant="primary", min_width=110), gr.Button("Cancel", min_width=110)
-
-
-def _gallery(label: str, hint: str) -> gr.Gallery:
-    gr.Markdown(hint)
-    return gr.Gallery(
-        label=label,
-        show_label=False,  # it would cover the first image
-        columns=4,
-        height="auto",
-        allow_preview=False,
-        object_fit="contain",
-        format="png",
-        buttons=[],
-        interactive=False,
-        elem_classes="images",
-        type="pil",
-    )
-
-
-def _connect(
-    actions: Actions,
-    kind: str,
-    function: Callable[..., Any],
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    start: gr.Button,
-    stop: gr.Button,
-) -> None:
-    """Start a job by one button and cancel it, waiting or running, by the other."""
-    # The jobs themselves wait for the device; a second limit would keep a session from seeing its place.
-    event = start.click(
-        function, inputs, outputs, show_progress="hidden", api_name=kind, concurrency_limit=4, trigger_mode="once"
-    )
-
-    def cancel(request: gr.Request) -> str:
-        """Cancel this session's job."""
-        return status_text("Cancelled." if actions.jobs.cancel(_key(request, kind)) else "No job is running.")
-
-    stop.click(cancel, None, outputs[0], queue=False, cancels=[event], api_name=f"cancel_{kind}")
-
-
-def _optional(classes: Sequence[str]) -> list[tuple[str, str]]:
-    return [("no class", ""), *((name, name) for name in classes)]
-
-
-def _key(request: gr.Request, kind: str) -> str:
-    return f"{getattr(request, 'session_hash', None)}/{kind}"
 
 
 def _card(actions: Actions, name: str) -> str:

@@ -4,11 +4,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Report = Callable[..., None]
-"""Called by a job as report(done, total, preview=None)."""
+"""Called by a job as report(done, total, preview=None, note="")."""
 
 
 class Cancelled(Exception):
@@ -22,12 +22,14 @@ class Step:
     Attributes:
         seconds_left: None while nothing is done.
         preview: what to show, or None.
+        note: what to say beside the progress.
     """
 
     done: int
     total: int
     seconds_left: float | None
     preview: Any = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Jobs:
                 if isinstance(update, BaseException):
                     raise update
                 if isinstance(update, Step) and update.preview is None and preview is not None:
-                    update = Step(update.done, update.total, update.seconds_left, preview)
+                    update = replace(update, preview=preview)
                 yield update
                 if isinstance(update, Finished):
                     return
@@ -102,11 +104,11 @@ class Jobs:
             with self._device:
                 start = time.monotonic()
 
-                def report(done: int, total: int, preview: Any = None) -> None:
+                def report(done: int, total: int, preview: Any = None, note: str = "") -> None:
                     if cancelled.is_set():
                         raise Cancelled
                     left = (time.monotonic() - start) * (total - done) / done if done else None
-                    updates.put(Step(done, total, left, preview))
+                    updates.put(Step(done, total, left, preview, note))
 
                 if cancelled.is_set():
                     raise Cancelled

@@ -11,6 +11,9 @@ from ggm_image.web.actions import Images
 from ggm_image.web.images import shown
 from ggm_image.web.jobs import Cancelled, Finished, Step
 
+SHOWN_SECONDS = 15
+"""Of a message that lies over the page."""
+
 
 def progress_updates(steps: Iterator[Step | Finished]) -> Iterator[Any]:
     """Progress of a job as HTML, or as a `Step` where it has a preview; at the end `Finished`.
@@ -25,7 +28,8 @@ def progress_updates(steps: Iterator[Step | Finished]) -> Iterator[Any]:
     except Cancelled:
         yield status_text("Cancelled.")
     except UserError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
+        yield status_text(str(error))  # stays on the page; the message over it goes
+        raise _shown(error) from error
 
 
 def gallery_updates(steps: Iterator[Step | Finished]) -> Iterator[Any]:
@@ -43,9 +47,14 @@ def gallery_updates(steps: Iterator[Step | Finished]) -> Iterator[Any]:
 
 def progress_bar(step: Step) -> str:
     """A bar with the steps done and the time left, as HTML."""
-    left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
+    left = "" if step.seconds_left is None else f", {_duration(step.seconds_left)} left"
     bar = f'<progress value="{step.done}" max="{step.total}" aria-label="Progress"></progress>'
-    return f"{bar}<p>{step.done} of {step.total} steps{left}</p>"
+    note = f"<p>{html.escape(step.note)}</p>" if step.note else ""
+    return f"{bar}<p>{step.done} of {step.total} steps{left}</p>{note}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def status_text(text: str) -> str:
@@ -58,4 +67,8 @@ def shown_errors(function: Callable[..., Any], *values: Any, **options: Any) -> 
     try:
         return function(*values, **options)
     except UserError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
+        raise _shown(error) from error
+
+
+def _shown(error: UserError) -> gr.Error:
+    return gr.Error(str(error), duration=SHOWN_SECONDS, print_exception=False)

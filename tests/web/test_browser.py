@@ -88,6 +88,11 @@ def test_sample_paint_and_inpaint(tab: Any) -> None:
     assert changed.any(axis=0).sum() <= manifest["hole_pixels"]
     assert not changed[:, :4].any()  # far from the stroke
     assert not changed[:, 12:].any()
+    button(tab, "Clear canvas").click()  # takes the strokes away; the image stays
+    tab.wait_for_timeout(2000)
+    shown = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+    assert shown[180:-180, 40:-40].std() > 10
+    assert not (shown == (230, 30, 30)).all(axis=2).any()
 
 
 def test_another_model_brings_its_own_guidance(tab: Any) -> None:

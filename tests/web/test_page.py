@@ -19,7 +19,7 @@ from tests.web.browser import Browser, Refused
 from tests.web.conftest import Page
 
 pytestmark = pytest.mark.xdist_group("web")
-SAMPLE = ["model", ["cat", "ship"], 3, "fast", None, 5]
+SAMPLE = ["model", ["cat", "ship"], 3, "fast", None, 5, 1.0]
 SETTINGS = ["fast", None, 5, 0, 0, 0, 0, 0, 0]  # preset, guidance, seed, sides, dilate, feather
 
 
@@ -59,6 +59,38 @@ def test_samples_are_those_of_the_library(page: Page) -> None:
     assert manifest["seed"] == 5
     assert len(gallery) == 3
     assert "3 images, seed 5" in status
+
+
+def test_samples_follow_a_guide(page: Page, image: Path, tmp_path: Path) -> None:
+    browser = Browser(page.url)
+    browser.call("open_guide", browser.upload(image))
+    model = load_model(page.model, device="cpu")
+    for classes, expected_classes in (([], None), (["cat", "ship"], ["cat", "ship"])):
+        *_, download = browser.call("sample", "model", classes, 2, "fast", None, 5, 0.3)
+        images, manifest = unzip(browser.file(download))
+        expected = model.sample(
+            2, classes=expected_classes, seed=5, preset="fast", guide=image, strength=0.3, output="np"
+        )
+        assert np.array_equal(np.stack(images), expected)
+        assert manifest["classes"] == expected_classes
+        assert manifest["guide"]["strength"] == 0.3
+    Image.new("RGBA", (8, 8)).save(tmp_path / "empty.png")
+    browser.call("open_guide", browser.upload(tmp_path / "empty.png"))
+    messages: list[str] = []
+    with pytest.raises(Refused, match="transparent everywhere"):
+        browser.call("sample", *SAMPLE, on_update=lambda message: messages.append(json.dumps(message)))
+    assert any("transparent everywhere" in message for message in messages)  # it stays when the pop-up has gone
+
+
+def test_what_to_expect_of_a_large_hole_is_said_before_and_after(page: Page, tmp_path: Path) -> None:
+    browser, messages = Browser(page.url), list[str]()
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "large.png")
+    browser.call("open_image", browser.upload(tmp_path / "large.png"))
+    painted = editor(browser, tmp_path, (64, 64), (8, 8, 56, 56))
+    note = lambda message: messages.append(json.dumps(message))  # noqa: E731
+    status, *_ = browser.call("inpaint", "model", painted, "", 1, *SETTINGS, on_update=note)
+    assert "expect few details" in status
+    assert any("expect few details" in message and " of " in message for message in messages[:-1])
 
 
 def test_inpainting_keeps_known_pixels(page: Page, tmp_path: Path, image: Path) -> None:
@@ -130,7 +162,7 @@ def test_requests_out_of_range_are_refused(page: Page, change: dict[int, Any], m
 
 def test_two_clients_at_once_get_their_own_samples(page: Page) -> None:
     def work(seed: int) -> np.ndarray:
-        values = [*SAMPLE[:-1], seed]
+        values = [*SAMPLE[:5], seed, 1.0]
         browser = Browser(page.url)
         *_, download = browser.call("sample", *values)
         return np.stack(unzip(browser.file(download))[0])
@@ -154,7 +186,7 @@ def test_cancelling_ends_the_job(page: Page) -> None:
             running.set()
 
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(browser.call, "sample", "model", [], 64, "exact", None, 0, on_update=note)
+        job = pool.submit(browser.call, "sample", "model", [], 64, "exact", None, 0, 1.0, on_update=note)
         assert running.wait(60)
         other = Browser(page.url)
         other.session = browser.session
