@@ -23,6 +23,7 @@ from ggm_image.errors import UserError
 from ggm_image.io.configs import find_config
 from ggm_image.io.outputs import Gate
 from ggm_image.runtime.devices import resolve_device
+from ggm_image.runtime.streams import say
 
 
 def data_option(metavar: str, text: str) -> Callable[[F], F]:
@@ -135,9 +136,10 @@ def _forecast(
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
-    cost = estimate_cost(settings, device=device, devices=devices, nodes=nodes, rate=tflops and tflops * 1e12)
     if line := choose_precision(settings.train.precision, torch.device(device))[1]:
         click.echo(line, err=True)
+    rate = tflops and tflops * 1e12
+    cost = estimate_cost(settings, device=device, devices=devices, nodes=nodes, rate=rate, report=say)
     epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
     click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
 
