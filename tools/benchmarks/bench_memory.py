@@ -104,7 +104,7 @@ def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, flo
 def table(tflops: float) -> str:
     """Markdown: memory of a GPU and images per second, predicted."""
     lines = [
-        "| config | million | batch | GPUs | strategy | GiB a GPU | pictures/s | GB sent a step |",
+        "| config | million | batch | GPUs | strategy | GiB per GPU | images/s, computed | GB sent per step |",
         "| --- " * 8 + "|",
     ]
     for path in sorted(resource_dir("configs").glob("*.yaml")):
