@@ -50,10 +50,10 @@ class Ours:
         self.images, self.network = images, Transformer(config).to(device, torch.bfloat16 if half else torch.float32)
         self.network.eval()
         sites = config.grid[0] * config.grid[1]
-        block = -(-sites // calls)
-        self.settings = Settings(first_order="halton", block=block, guidance=scale)
+        self.settings = Settings(first_order="halton", block=-(-sites // calls), guidance=scale)
         if self.settings.calls(sites) != calls:
-            raise UserError("so many calls do not divide the grid", calls, f"use {self.settings.calls(sites)}")
+            got, fix = f"{calls} for {sites} sites", f"use {self.settings.calls(sites)}"
+            raise UserError("no block size gives so many calls", got, fix)
         self._calls = NetworkCalls()
 
     def __call__(self, seed: int) -> Tensor:
