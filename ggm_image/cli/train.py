@@ -132,10 +132,12 @@ def _forecast(
     from ggm_image.training.config import GeneratorConfig
     from ggm_image.training.cost_estimate import estimate_cost, lines
     from ggm_image.training.dataset import fit_to_cache
+    from ggm_image.training.optim import check_optimizer
 
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
+    check_optimizer(settings.train.optimizer, sharded=settings.train.strategy == "fsdp" and devices * nodes > 1)
     if line := choose_precision(settings.train.precision, torch.device(device))[1]:
         click.echo(line, err=True)
     rate = tflops and tflops * 1e12

@@ -189,6 +189,10 @@ def test_a_dry_run_says_the_cost_and_leaves_nothing(
     ):
         assert word in found.out
     assert "precision: 32-true, as this CPU has no bf16" in found.err
+    assert "timing a few steps" in found.err
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "network.codebook_size=17"]) == 2
     assert "set network.codebook_size=16" in capsys.readouterr().err
+    sharded = ["--devices", "2", "--strategy", "fsdp", "train.optimizer=muon"]
+    assert main([*arguments, *sharded]) == 2
+    assert "train.optimizer=muon needs whole matrices" in capsys.readouterr().err
