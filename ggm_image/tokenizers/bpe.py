@@ -5,7 +5,7 @@ any file is encoded and decoded without loss. Steps of a ``tokenizer.json`` that
 normalizer, the space before the first word, special tokens, truncation and padding. Every encoded block is decoded
 again and compared.
 
-Decoding only needs the file; encoding needs the package, ``pip install ggm-image[text]``.
+Decoding only needs the file; encoding needs the package, ``pip install 'ggm-image[text]'``.
 """
 
 import hashlib
@@ -100,7 +100,7 @@ class BPETokenizer(TextTokenizer):
         try:
             import tokenizers
         except ImportError as error:
-            got, fix = f"{self.name} at {self.path}", "pip install ggm-image[text]"
+            got, fix = f"{self.name} at {self.path}", "pip install 'ggm-image[text]'"
             raise UserError("encoding text needs the package tokenizers", got, fix) from error
         described, left_out = dict(self._described), []
         if described.get("normalizer"):
@@ -183,7 +183,7 @@ def train_bpe(pieces: Iterable[bytes], codes: int, out: str | Path) -> BPETokeni
     try:
         import tokenizers
     except ImportError as error:
-        raise UserError("BPE needs the package tokenizers", f"bpe-{codes}", "pip install ggm-image[text]") from error
+        raise UserError("BPE needs the package tokenizers", f"bpe-{codes}", "pip install 'ggm-image[text]'") from error
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer, made.decoder = level, tokenizers.decoders.ByteLevel()

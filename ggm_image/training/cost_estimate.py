@@ -16,13 +16,15 @@ top. Operations are those of the matrix products, a backward pass costing two fo
 `train.activation_checkpointing`.
 
 The time of a step is measured by `ggm_image.training.step_time` where the run is not compiled and fits into memory.
-Otherwise, and where a rate is given, it is computed: a step reaches `SHARES` of the rate of a large matrix product. On
-a GPU the traffic of its memory comes on top, and launching its kernels takes at least `LAUNCH_SECONDS` each. What is
-sent comes on top, at the rate of `LINKS`, which is not measured.
+Otherwise, and where a rate is given, it is computed: a step reaches `SHARES` of the rate of a large matrix product, and
+Muon's products, which do not depend on the batch, all of it. On a GPU the traffic of its memory comes on top, and
+launching its kernels takes at least `LAUNCH_SECONDS` each. What is sent comes on top, at the rate of `LINKS`, which is
+not measured.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +38,7 @@ from ggm_image.runtime.precision import choose_precision
 from ggm_image.schedule import random_training_state
 from ggm_image.training.config import GeneratorConfig, TrainConfig, digits, duration
 from ggm_image.training.criterion import Criterion
+from ggm_image.training.optim import muon_flops
 from ggm_image.training.step_time import time_steps
 
 SHARES = {"bf16-mixed": 0.5, "32-true": 0.65}
@@ -88,13 +91,20 @@ class CostEstimate:
 
 
 def estimate_cost(
-    config: GeneratorConfig, *, device: str = "cpu", devices: int = 1, nodes: int = 1, rate: float | None = None
+    config: GeneratorConfig,
+    *,
+    device: str = "cpu",
+    devices: int = 1,
+    nodes: int = 1,
+    rate: float | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> CostEstimate:
     """What training as ``config`` says will cost; takes up to half a minute, and the memory of a small batch.
 
     Args:
         device: where steps are timed, or else its rate.
         rate: operations a second of a matrix product on one device, where it is not to be measured.
+        report: receives a line before steps are timed.
     """
     precision = choose_precision(config.train.precision, torch.device(device))[0]
     config = replace(config, train=replace(config.train, precision=precision))
@@ -118,12 +128,15 @@ def estimate_cost(
     place = torch.device(device)
     timed, most = None, _rows_that_fit(BYTES_A_PARAMETER * parameters, activations / rows, place)
     if rate is None and not _compiled(train, place) and most:
+        report("timing a few steps of this run; half a minute at most on an idle machine")
         most = min(most, math.ceil(train.batch_size / processes))
         timed = time_steps(config, device, rows=most, queried=round(queried))
         seconds = timed.seconds(train.batch_size / processes)
     else:
         rate = rate or product_rate(place, precision)
         seconds = flops / (SHARES[precision] * rate * processes)
+        if train.optimizer == "muon":  # its products are large, and every process computes them all
+            seconds += muon_flops(network) / rate
         if place.type == "cuda" or rate > GPU_RATE:
             traffic = train.accumulate * ACTIVATION_PASSES * activations + 2 * state
             seconds = max(seconds + traffic * OPERATIONS_A_BYTE / rate, _launches(config) * LAUNCH_SECONDS)

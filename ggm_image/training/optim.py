@@ -169,7 +169,13 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, by Keller Jordan (kellerjordan.github.io/posts/muon)."""
 
 
-def orthogonalise(updates: Float[Tensor, "n r c"], *, dtype: torch.dtype, steps: int = 5) -> Float[Tensor, "n r c"]:
+ITERATIONS = 5
+"""Of Newton and Schulz, in a step of Muon."""
+
+
+def orthogonalise(
+    updates: Float[Tensor, "n r c"], *, dtype: torch.dtype, steps: int = ITERATIONS
+) -> Float[Tensor, "n r c"]:
     """The nearest matrices with orthonormal rows or columns, roughly: singular values end in about [0.7, 1.2].
 
     Args:
@@ -251,6 +257,12 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
             shaped = [u.view(parameters[0].shape) for u in update]
             torch._foreach_add_(weights, shaped, alpha=-rate * scale)
+
+
+def muon_flops(module: nn.Module) -> int:
+    """Floating-point operations of the products in a step of Muon, which do not depend on the batch."""
+    sides = [sorted((p.shape[0], p[0].numel())) for name, p in _trained(module) if is_hidden(module, name)]
+    return sum(ITERATIONS * (4 * short**2 * long + 2 * short**3) for short, long in sides)
 
 
 def _make_muon(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -1,8 +1,9 @@
 """Measure the time of an optimizer step on this machine, with a few real steps on random tokens.
 
-A step has a cost per row and a fixed cost: optimizer, moving average, gradient norm. Both are timed with as many rows
-as take a few seconds, and extrapolated to the whole batch. Each timed step queries the mean number of sites, as the
-cost is linear in it.
+A step has a cost per row and a fixed cost. The fixed cost is mostly the update: optimizer, moving average, gradient
+norm. That of Muon can be several times the cost of a row, so it is timed by itself. The rest is timed with as many
+rows as take a few seconds, and extrapolated to the whole batch. Each timed step queries the mean number of sites, as
+the cost is linear in it.
 """
 
 import time
@@ -50,36 +51,56 @@ def time_steps(
 ) -> StepTime:
     """Time training steps as ``config`` says, not compiled.
 
-    Rows are doubled from one until a step takes an eighth of the time, or has all rows.
+    Rows are doubled from one until forward and backward pass take an eighth of the time, or have all rows.
 
     Args:
         rows: of a step in one process.
         queried: sites that a step queries.
+        seconds: about how long to take, if a row and an update take less.
+        timer: seconds since any moment.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng():
         trainer = _trainer(config, device, rows, queried, Path(folder) / "run")
 
-        def step(count: int, repeats: int) -> float:
-            _set_rows(trainer, count)
-            times = []
-            for _ in range(repeats + 1):  # the first of a size sets things up
-                _wait(trainer.device)
-                start = timer()
-                trainer.train_step()
-                _wait(trainer.device)
-                times.append(timer() - start)
-            return median(times[1:])
+        def timed(work: Callable[[], object]) -> float:
+            _wait(trainer.device)
+            start = timer()
+            work()
+            _wait(trainer.device)
+            return timer() - start
 
-        count, took = 1, step(1, 1)
+        def repeated(work: Callable[[], object], repeats: int | None = None) -> float:
+            """The median of some times, of fewer where one takes long; the first call sets things up."""
+            work()
+            times = [timed(work)]
+            repeats = repeats or (REPEATS if times[0] < seconds / 16 else 2)
+            return median(times + [timed(work) for _ in range(repeats - 1)])
+
+        def passes(count: int, repeats: int | None = None) -> float:
+            _set_rows(trainer, count)
+            return repeated(trainer.train_step, repeats)
+
+        trainer.updates = False
+        count, took = 1, passes(1, 1)
         while count < rows and took < seconds / 8:
             count = min(2 * count, rows)
-            took = step(count, 1)
+            took = passes(count, 1)
         few = max(1, count // 4)
-        long, short = step(count, REPEATS), step(few, REPEATS)
-    if count == few:
-        return StepTime(0.0, long, 1)
-    per_row = max(0.0, (long - short) / (count - few))
-    return StepTime(max(0.0, long - count * per_row), per_row, count)
+        long, short = passes(count), passes(few)
+        # The gradients of the last step are still there.
+        trainer.updates = True
+        update = repeated(trainer.update)
+    per_row = long / count if count == few else min(max(0.0, (long - short) / (count - few)), long / count)
+    return StepTime(long - count * per_row + update, per_row, count)
+
+
+class _Parts(GeneratorTrainer):
+    """A trainer whose steps need not change the weights."""
+
+    updates = True
+
+    def update(self) -> torch.Tensor:
+        return super().update() if self.updates else torch.zeros(())
 
 
 def random_tokens(network: NetworkConfig, rows: int) -> tuple[Manifest, TokenSet]:
@@ -101,13 +122,13 @@ def random_tokens(network: NetworkConfig, rows: int) -> tuple[Manifest, TokenSet
     return manifest, data
 
 
-def _trainer(config: GeneratorConfig, device: str, rows: int, queried: int, out: Path) -> GeneratorTrainer:
+def _trainer(config: GeneratorConfig, device: str, rows: int, queried: int, out: Path) -> _Parts:
     """A trainer of the run in one process, on random tokens; it writes nothing."""
     train = replace(config.train, batch_size=rows, accumulate=1, strategy="auto", compile=False, start_from_codes=False)
     objective = replace(config.objective, lattice=0.0)  # the last block of a lattice may be smaller
     manifest, data = random_tokens(config.network, max(2, rows))
     settings = replace(config, start="", train=train, objective=objective)
-    trainer = GeneratorTrainer(settings, manifest, data, data, out, device=device, report=lambda line: None)
+    trainer = _Parts(settings, manifest, data, data, out, device=device, report=lambda line: None)
     trainer.block = queried
     return trainer
 

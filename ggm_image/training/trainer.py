@@ -242,11 +242,16 @@ class GeneratorTrainer(TrainingLoop):
                 # gradients are averaged over the processes; together with the weight this makes the batch's mean
                 self.fabric.backward(cost * (weight * self.context.world_size))
             loss += weight * cost.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.clip)
+        norm = self.update()
+        return {"loss": loss, "gradient_norm": whole_tensor(norm.detach()), "learning_rate": rate}
+
+    def update(self) -> Tensor:
+        """Change the weights by their gradients, and the average with them; returns the norm before it is clipped."""
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip)
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.network, self.step)
-        return {"loss": loss, "gradient_norm": whole_tensor(norm.detach()), "learning_rate": rate}
+        return norm
 
     def _batch(self) -> tuple[Tensor, ...]:
         """This process's rows of the next batch. Every process samples all of it, so that random numbers agree.

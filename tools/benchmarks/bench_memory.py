@@ -9,7 +9,7 @@ CPU, is the peak of the process's memory over what it had before the network was
 trained to load what the libraries load late: the C library keeps freed memory that it cannot use. One configuration a
 process.
 
-The table says what is predicted for the shipped configs on 1, 8 and 8 x 8 GPUs; nothing in it is measured.
+The table says what is computed for the shipped configs on 1, 8 and 8 x 8 GPUs; nothing in it is measured.
 """
 
 import json
@@ -29,6 +29,7 @@ from ggm_image.runtime.devices import resolve_device
 from ggm_image.training.config import GeneratorConfig
 from ggm_image.training.cost_estimate import estimate_cost
 from ggm_image.training.distributed import DistributedContext, make_fabric
+from ggm_image.training.optim import OPTIMIZERS
 from ggm_image.training.sharded_state import own
 from ggm_image.training.trainer import GeneratorTrainer
 
@@ -104,7 +105,7 @@ def measure(config: GeneratorConfig, device: str, devices: int) -> dict[str, flo
 def table(tflops: float) -> str:
     """Markdown: memory of a GPU and images per second, predicted."""
     lines = [
-        "| config | million | batch | GPUs | strategy | GiB per GPU | images/s | GB sent per step |",
+        "| config | million | batch | GPUs | strategy | GiB per GPU | images/s, computed | GB sent per step |",
         "| --- " * 8 + "|",
     ]
     for path in sorted(resource_dir("configs").glob("*.yaml")):
@@ -112,7 +113,8 @@ def table(tflops: float) -> str:
             continue
         for devices, nodes, strategy in MACHINES:
             config = load_complete(path, [f"train.strategy={strategy}"])
-            if config.train.batch_size < devices * nodes:
+            shards = strategy != "fsdp" or OPTIMIZERS[config.train.optimizer].shards
+            if config.train.batch_size < devices * nodes or not shards:
                 continue
             cost = estimate_cost(config, devices=devices, nodes=nodes, rate=tflops * 1e12)
             memory = (cost.state_bytes + cost.activation_bytes) / GIB

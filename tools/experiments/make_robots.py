@@ -1,6 +1,6 @@
 """A data set of avatars, 64 x 64 pixels and twelve classes, composed from the parts in the PyPI package `robohash`.
 
-    pip install ggm-image[robots]
+    pip install 'ggm-image[robots]'
     python tools/experiments/make_robots.py robots64
 
 | class | parts | images: train, val |
@@ -160,7 +160,9 @@ def installed_parts() -> Path:
     """Folder `sets` of the installed package `robohash`, which is not imported."""
     found = find_spec("robohash")
     if found is None or found.origin is None:
-        raise UserError("the package robohash is not installed", "no module robohash", "pip install ggm-image[robots]")
+        raise UserError(
+            "the package robohash is not installed", "no module robohash", "pip install 'ggm-image[robots]'"
+        )
     return Path(found.origin).parent / "sets"
 
 

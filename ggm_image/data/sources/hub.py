@@ -114,7 +114,7 @@ def _library(source: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("hub: needs the package datasets", source, "pip install ggm-image[hub]") from error
+        raise UserError("hub: needs the package datasets", source, "pip install 'ggm-image[hub]'") from error
     return datasets
 
 

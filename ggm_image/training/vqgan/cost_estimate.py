@@ -213,6 +213,7 @@ def _step(parts: Sequence[nn.Module | None], n: int, size: int, half: bool) -> i
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
         z = model.latents(images)
         reconstruction = model.decoder(model.post_quant_conv(z + torch.zeros_like(z))).float()
+        reconstruction = F.pixel_shuffle(reconstruction, model.patch_size)
         total = F.mse_loss(reconstruction, images) + (reconstruction - images).abs().mean()
         if perceptual is not None:
             total = total + perceptual(reconstruction, images).float()

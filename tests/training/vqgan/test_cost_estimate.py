@@ -34,9 +34,13 @@ def forecast(config: TokenizerTrainConfig, **changes: int) -> module.TokenizerCo
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_memory_and_operations_are_those_of_a_real_step(config: TokenizerTrainConfig) -> None:
-    """By the allocator's records. Seen to fail without the discriminator, and with the weights among what is kept."""
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_memory_and_operations_are_those_of_a_real_step(config: TokenizerTrainConfig, patch_size: int) -> None:
+    """By the allocator's records. Seen to fail without the discriminator, with the weights among what is kept, and with
+    a reconstruction that is not put together from its patches, which ended every dry run of tokenizer_robots64.
+    """
     config.architecture.ddconfig.resolution = 32
+    config.architecture.ddconfig.patch_size = patch_size
     cost, trainer = forecast(config), TokenizerTrainer(config, "cpu")
     images = torch.rand(6, 3, 32, 32) * 2 - 1
     with FlopCounterMode(display=False) as counter:
