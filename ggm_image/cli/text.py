@@ -106,7 +106,7 @@ def infill(
         check_input(file, "text")
     template = file.read_bytes() if file is not None else (text or "").encode("utf-8", "surrogateescape")
 
-    from ggm_image.pipelines.text import split_gaps
+    from ggm_image.pipelines.text_gaps import split_gaps
 
     parts = split_gaps(template, length=length, mask=mask)
     model = load(model_name, tokenizer, device)

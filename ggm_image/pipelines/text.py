@@ -14,10 +14,11 @@ begin with their space (BPE), a single space before a gap is given to the gap: i
 codes that begin with a space and go on. A gap inside a word starts a new token.
 """
 
-import re
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,45 +28,31 @@ from torch import Tensor
 
 import ggm_image
 from ggm_image.errors import UserError
+from ggm_image.io.files import atomic_path, sha256_file
 from ggm_image.network import Transformer
 from ggm_image.pipelines.base import autocast, image_generator, pad_batch, sample_batch, seed_of_window
-from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.pipelines.model_folder import TEXT_TOKENIZER, NetworkFolder
 from ggm_image.pipelines.network_calls import NetworkCalls
+from ggm_image.pipelines.save import save_model
+from ggm_image.pipelines.text_gaps import LONGEST_TEXT, Gap, plan_windows, split_gaps
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
+from ggm_image.tokenizers.bpe import BPETokenizer
 from ggm_image.tokenizers.text import TextTokenizer
 
 MAX_TEXTS = 1_000_000
-LONGEST_TEXT = 1 << 20
-"""Tokens of one text at most: each of its windows takes tens of network calls."""
 TEXT_BATCH = {"cpu": 8, "cuda": 128}
 """Rows of one network call, padded where there are fewer texts."""
-
-MASK = "_"
-LEAST_MASKS = 4
-"""How many of the default mask character in a row are a gap; fewer are text, as in ``snake_case``."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """What is missing in a text.
-
-    Attributes:
-        characters: of its mark.
-        tokens: that it gets, where that is given; 0 where not.
-    """
-
-    characters: int
-    tokens: int = 0
 
 
 class TextModel:
     """A trained network with its tokenizer of text. Make one with `ggm_image.load_model`.
 
     Attributes:
+        folder: what its ``config.yaml`` says.
         name: of the folder.
         modality: "text".
         presets: settings by name; ``exact`` is the paper's chain without truncation.
@@ -85,7 +72,7 @@ class TextModel:
         *,
         cuda_graphs: bool | None = None,
     ) -> None:
-        self.name, self.sha256, self.tokenizer = folder.name, sha256, tokenizer
+        self.folder, self.name, self.sha256, self.tokenizer = folder, folder.name, sha256, tokenizer
         self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
         self.device = torch.device(device)
         self.half = native_bf16(self.device)
@@ -111,6 +98,29 @@ class TextModel:
             UserError: for an unknown preset or a value out of range.
         """
         return Settings.of_preset(self.presets, preset, changes)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model and its tokenizer to a new folder that `load_model` reads. It can be moved.
+
+        Args:
+            folder: it must not exist, or be empty.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: the folder holds files, or the model's own files are gone or have changed.
+        """
+        return save_model(self.folder, folder, add_tokenizer=self._add_tokenizer, sha256=self.sha256)
+
+    def _add_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's file, unless it is known by its name."""
+        if not isinstance(self.tokenizer, BPETokenizer):
+            return
+        with atomic_path(folder / TEXT_TOKENIZER) as temporary:
+            shutil.copyfile(self.tokenizer.path, temporary)
+        if sha256_file(folder / TEXT_TOKENIZER) != self.tokenizer.sha256:
+            raise UserError("the tokenizer changed on disk", self.tokenizer.path, "load the model again")
 
     @isolate
     def sample(
@@ -370,6 +380,7 @@ class TextModel:
         """Everything that is needed to sample the same texts again."""
         return {
             "model": self.name,
+            **({"revision": self.folder.revision} if self.folder.revision else {}),
             "modality": self.modality,
             "tokenizer": self.tokenizer.name,
             **self.identity,
@@ -386,59 +397,3 @@ def _scaled(settings: Settings, share: float) -> Settings:
     """The settings for a share of a row's sites: as many network calls as for the whole row, at most one for each."""
     first = settings.first_block and max(1, int(settings.first_block * share))
     return replace(settings, block=max(1, int(settings.block * share)), first_block=first)
-
-
-def split_gaps(text: str | bytes, *, length: int | None = None, mask: str | bytes | None = None) -> list[bytes | Gap]:
-    """The known bytes and the gaps of a text in order, at least one gap.
-
-    Args:
-        text: a string is encoded as UTF-8.
-        length: tokens of every gap; by default not given.
-        mask: one character, of which every run is a gap; by default runs of at least four ``_``.
-
-    Raises:
-        UserError: no gap, a mask that is not one character, or a length that is not positive.
-    """
-    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
-    given = mask is not None
-    marker = MASK if mask is None else mask.decode("utf-8", "replace") if isinstance(mask, bytes) else mask
-    if len(marker) != 1:
-        raise UserError("the mask must be one character", repr(marker), "use for example #")
-    if length is not None:
-        check_count(length, "the length of a gap", least=1, most=LONGEST_TEXT)
-    code = re.escape(marker.encode("utf-8", "surrogateescape"))
-    pattern = re.compile(b"(?:" + code + b"){%d,}" % (1 if given else LEAST_MASKS))
-    parts: list[bytes | Gap] = []
-    place = 0
-    for found in pattern.finditer(data):
-        size = (found.end() - found.start()) // len(marker.encode("utf-8", "surrogateescape"))
-        parts += [data[place : found.start()], Gap(size, length or 0)]
-        place = found.end()
-    if not parts:
-        shown = marker if given else MASK * LEAST_MASKS
-        raise UserError(
-            f"text must have a gap: {shown} where something is missing",
-            data[:80].decode("utf-8", "replace"),
-            "mark what is missing, or name another mask character",
-        )
-    return [part for part in (*parts, data[place:]) if part]
-
-
-def plan_windows(unknown: np.ndarray, length: int) -> list[tuple[int, int, int]]:
-    """Windows of at most ``length`` tokens that fill all unknown ones from left to right.
-
-    A window starts a quarter of its length before the first token that is still unknown. What it samples in its last
-    quarter is not kept, for lack of what comes behind it, unless the text ends there.
-
-    Returns:
-        Of each window its start, its end, and the end of what is kept.
-    """
-    total, done = len(unknown), 0
-    places = np.flatnonzero(unknown)
-    windows = []
-    while len(left := places[places >= done]):
-        start = int(min(max(left[0] - length // 4, 0), max(0, total - length)))
-        end = min(start + length, total)
-        done = end if end == total else max(end - length // 4, int(left[0]) + 1)
-        windows.append((start, end, done))
-    return windows
