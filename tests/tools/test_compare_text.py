@@ -131,7 +131,7 @@ def test_the_sampler_of_least_perplexity_at_the_texts_entropy_is_chosen(compare:
     chosen = tuning.chosen("mdlm", 16)
     assert [entry["curve"] for entry in chosen] == ["cosine"] * 3
     middle = float(np.exp(np.interp(4.0, [3.8, 4.1], np.log([1.0, 1.2]))))
-    assert [entry["temperature"] for entry in chosen] == [round(middle * f, 4) for f in (1 / 1.08, 1, 1.08)]
+    assert [entry["temperature"] for entry in chosen] == [round(middle * f, 4) for f in (1 / 1.12, 1, 1.12)]
     assert tuning.chosen("sedd", 16) == []
     rows += [("tune", "mdlm", 16, 0, cosine, 0.9, 3.0, 0.1)]  # low perplexity, low entropy
     assert tuned(compare, tmp_path / "b.json", rows).chosen("mdlm", 16) == chosen
@@ -146,14 +146,14 @@ def test_the_table_has_the_figures_at_the_texts_entropy(compare: ModuleType, tmp
     rows = []
     for method, structure, factor, shift in [("ggm", bayer, 1.0, 0.0), ("mdlm", {"curve": "linear"}, 2.0, -0.3)]:
         rows += [("tune", method, 16, 0, structure, t, 4.0 + t - 1, 5.0) for t in (0.9, 1.0, 1.1)]
-        for seed, t in [(0, 0.9259), (0, 1.0), (0, 1.08), (1, 0.9259), (1, 1.0), (1, 1.08)]:
+        for seed, t in [(0, 0.8929), (0, 1.0), (0, 1.12), (1, 0.8929), (1, 1.0), (1, 1.12)]:
             value = factor * (6.0 + seed) * np.exp(t - 1)
             rows.append(("final", method, 16, seed, structure, t, 4.0 + t - 1 + shift, value))
     tuning = tuned(compare, tmp_path / "results.json", rows)
     text = compare.report(tuning, [16], 6, tmp_path)
     assert "| GGM | 6.50 ± 0.71 |" in text
-    assert f"| MDLM | {13 * np.exp(0.08):.2f} ± {1.41 * np.exp(0.08):.2f} (-0.22) |" in text
-    assert f"GGM's perplexity is {13 * np.exp(0.08) - 6.5:.2f} below that of MDLM." in text
+    assert f"| MDLM | {13 * np.exp(0.12):.2f} ± {1.41 * np.exp(0.12):.2f} (-0.18) |" in text
+    assert f"GGM's perplexity is {13 * np.exp(0.12) - 6.5:.2f} below that of MDLM." in text
     assert "| GGM | 40.0 ± 0.0 |" in text
     assert "| MDLM | 1.00 |" in text
     assert (tmp_path / "compare.md").read_text() == text
