@@ -102,7 +102,7 @@ def tuned(compare: ModuleType, path: Path, rows: list[tuple]) -> ModuleType:
 def test_a_figure_at_an_entropy_lies_on_the_line_between_its_neighbours(compare: ModuleType) -> None:
     """By hand: half-way between perplexities 4 and 16 is 8; outside it is that of the end.
 
-    Seen to fail with a mean of the perplexities, and with all rows in one regression.
+    Seen to fail with a mean of the perplexities in the place of their logarithms.
     """
     entropies, perplexities = (4.2, 3.0, 3.8), (16.0, 1.0, 4.0)
     rows = [
