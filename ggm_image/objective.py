@@ -151,13 +151,11 @@ class _BinaryAtOnce(torch.autograd.Function):
         cost = torch.empty_like(level)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         size = max(1, _AT_ONCE.get(logits.device.type, 1 << 24) // logits.shape[-1])
-        # to look at the levels would make a GPU wait
-        noisy = logits.device.type != "cpu" or bool((level < 1).any())
         for start in range(0, len(logits), size):
             rows = slice(start, start + size)
             part = None if gradient is None else gradient[rows]
             own = logits[rows].to(level), x_0[rows, None], level[rows, None], nu[rows, None]
-            cost[rows] = _binary_of_rows(*own, noise, noisy=noisy, gradient=part).squeeze(1)
+            cost[rows] = _binary_of_rows(*own, noise, gradient=part).squeeze(1)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return cost
@@ -176,24 +174,20 @@ def _binary_of_rows(
     nu: Float[Tensor, "m 1"],
     noise: Float[Tensor, " v"],
     *,
-    noisy: bool,
     gradient: Tensor | None,
 ) -> Float[Tensor, "m 1"]:
-    """The loss of a few rows; writes its gradient in the logits. ``noisy``: a level may be below 1."""
+    """The loss of a few rows; writes its gradient in the logits."""
     log_noise = _log_noise(noise)
     top = logits.amax(-1, keepdim=True)
     p_0 = (logits - top).exp_()
     total = p_0.sum(-1, keepdim=True)
     p_0 *= total.reciprocal()
-    ratio = p_0 * (-log_noise).exp()
-    if noisy:
-        # at level 1 a ratio may underflow to 0; its logarithm then has the weight 1 - level = 0, and must be finite
-        ratio = ratio.mul_(level).add_(1 - level).clamp_min_(torch.finfo(ratio.dtype).tiny)
+    # at level 1 a ratio may underflow to 0; its logarithm then has the weight 1 - level = 0, and must be finite
+    ratio = (p_0 * (-log_noise).exp()).mul_(level).add_(1 - level).clamp_min_(torch.finfo(p_0.dtype).tiny)
     beyond = ratio + nu
     mean_softplus = ((beyond / nu).log_() @ noise)[:, None]
-    noise_term = nu * mean_softplus
-    if noisy:
-        noise_term += (1 - level) * (mean_softplus - (ratio.log() @ noise)[:, None] + nu.log())
+    mean_log_ratio = (ratio.log() @ noise)[:, None]
+    noise_term = (1 - level + nu) * mean_softplus - (1 - level) * (mean_log_ratio - nu.log())
     # the clean token's own term in log space: its gradient must not vanish when p0(x_0) underflows
     log_signal = logits.gather(1, x_0) - top - total.log() - log_noise[x_0] + level.log()
     log_ratio = torch.logaddexp(log_signal, torch.log1p(-level))
@@ -201,8 +195,7 @@ def _binary_of_rows(
     weight = level * (noise[x_0] > 0)
     if gradient is not None:
         h = (p_0 / beyond).mul_(level * (1 - level + nu))
-        if noisy:
-            h -= (p_0 / ratio).mul_(level * (1 - level))
+        h -= (p_0 / ratio).mul_(level * (1 - level))
         h *= noise > 0
         own = weight * torch.sigmoid(nu.log() - log_ratio) * (log_signal - log_ratio).exp()
         h.scatter_add_(1, x_0, -own)

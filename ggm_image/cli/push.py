@@ -45,7 +45,7 @@ def push(
         raise UserError("a repository is called OWNER/NAME", repository, "for example anna/cars32")
     if variable := offline_variable():
         raise UserError(f"{variable} forbids the network", f"asked to upload to {repository}", f"unset {variable}")
-    find_described_model(folder)
+    find_described_model(folder, None)
 
     import tempfile
 

@@ -1,15 +1,17 @@
-"""What samples of text are like: words that the training text has, and how varied their bytes are.
+"""What samples of text are like: their perplexity under a reference, words that are known, how varied their bytes are.
 
-Neither is a measure of quality by itself: a model that repeats one sentence of its training text has only known words,
-and noise has the largest entropy. Give both, beside those of held-out text.
+None is a measure of quality by itself: a model that repeats one sentence of its training text has only known words and
+a low perplexity, and noise has the largest entropy. Give all, beside those of held-out text. `text_figures` does.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from ggm_image.errors import UserError
 
@@ -49,10 +51,39 @@ def known_word_share(samples: Sequence[bytes], known: set[bytes]) -> float:
     Raises:
         UserError: the samples have no word that counts.
     """
-    counted = [word for sample in samples for word in words(sample)[1:-1]]
-    if not counted:
+    found, counted = _known_words(samples, known)
+    return int(found.sum()) / int(counted.sum())
+
+
+def _known_words(samples: Sequence[bytes], known: set[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Of every sample the known words and all that count; as `known_word_share`."""
+    counted = [words(sample)[1:-1] for sample in samples]
+    total = np.array([len(row) for row in counted])
+    if not total.sum():
         raise UserError("samples must have at least three words", f"{len(samples)} samples", "sample longer texts")
-    return sum(word in known for word in counted) / len(counted)
+    return np.array([sum(word in known for word in row) for row in counted]), total
+
+
+def generative_perplexity(samples: Sequence[bytes], costs: Float[np.ndarray, " n"]) -> float:
+    """The perplexity of samples per byte under a reference model: exp(sum of -log p / sum of bytes).
+
+    Args:
+        samples: texts.
+        costs: (N,) -log p of each sample under the reference, in nats.
+
+    Raises:
+        UserError: there are no samples, one is empty, or another number of costs.
+    """
+    lengths = _lengths(samples)
+    if len(costs) != len(lengths):
+        raise UserError("samples need a cost each", f"{len(lengths)} samples, {len(costs)} costs", "measure them again")
+    return math.exp(float(np.sum(costs)) / int(lengths.sum()))
+
+
+def _lengths(samples: Sequence[bytes]) -> np.ndarray:
+    if not samples or not all(samples):
+        raise UserError("samples must hold text", f"{len(samples)} samples", "sample at least one byte")
+    return np.array([len(sample) for sample in samples])
 
 
 def entropy(samples: Sequence[bytes]) -> float:
@@ -63,8 +94,7 @@ def entropy(samples: Sequence[bytes]) -> float:
     Raises:
         UserError: there are no samples, or one is empty.
     """
-    if not samples or not all(samples):
-        raise UserError("samples must hold text", f"{len(samples)} samples", "sample at least one byte")
+    _lengths(samples)
     return sum(map(_entropy, samples)) / len(samples)
 
 
@@ -81,3 +111,55 @@ def word_entropy(samples: Sequence[bytes]) -> float:
     if not total:
         raise UserError("samples must have words", f"{len(samples)} samples", "sample longer texts")
     return -sum(n / total * math.log2(n / total) for n in counts.values()) + 0.0
+
+
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, *, replicates: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """95% bootstrap interval of sum(numerators) / sum(denominators), where a sample adds one of each to the sums.
+
+    Args:
+        numerators, denominators: (N,) of the samples, which are resampled with replacement.
+        replicates: how often.
+        seed: of the resampling.
+    """
+    rng, n = np.random.default_rng(seed), len(numerators)
+    found = []
+    for _ in range(replicates):
+        rows = rng.integers(n, size=n)
+        found.append(numerators[rows].sum() / max(denominators[rows].sum(), 1e-12))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def text_figures(
+    samples: Sequence[bytes], known: set[bytes], costs: Float[np.ndarray, " n"] | None = None, *, seed: int = 0
+) -> dict[str, Any]:
+    """All figures of samples, for JSON; `generative_perplexity`, `known_word_share` and `entropy` with 95% intervals.
+
+    Args:
+        samples: texts.
+        known: `vocabulary` of the training text.
+        costs: (N,) -log p of each sample under a reference, in nats; without them there is no perplexity.
+        seed: of the bootstrap over the samples.
+
+    Raises:
+        UserError: as the functions of the figures.
+    """
+    lengths = _lengths(samples)
+    found, counted = _known_words(samples, known)
+    entropies = np.array([_entropy(sample) for sample in samples])
+    figures: dict[str, Any] = {"n": len(samples)}
+    if costs is not None:
+        figures["perplexity"] = round(generative_perplexity(samples, costs), 4)
+        interval = ratio_interval(np.asarray(costs), lengths, seed=seed)
+        figures["perplexity_interval"] = [round(math.exp(end), 4) for end in interval]
+    share = ratio_interval(found, counted, seed=seed)
+    spread = ratio_interval(entropies, np.ones(len(entropies)), seed=seed)
+    return figures | {
+        "known_words": round(int(found.sum()) / int(counted.sum()), 4),
+        "known_words_interval": [round(end, 4) for end in share],
+        "byte_entropy": round(entropy(samples), 3),
+        "byte_entropy_interval": [round(end, 3) for end in spread],
+        "word_entropy": round(word_entropy(samples), 3),
+    }

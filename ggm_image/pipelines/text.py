@@ -14,9 +14,11 @@ begin with their space (BPE), a single space before a gap is given to the gap: i
 codes that begin with a space and continue. A gap inside a word starts a new token.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +28,19 @@ from torch import Tensor
 
 import ggm_image
 from ggm_image.errors import UserError
+from ggm_image.io.files import atomic_path, sha256_file
 from ggm_image.network import Transformer
 from ggm_image.pipelines.base import autocast, image_generator, pad_batch, sample_batch, seed_of_window
-from ggm_image.pipelines.model_folder import NetworkFolder
+from ggm_image.pipelines.model_folder import TEXT_TOKENIZER, NetworkFolder
 from ggm_image.pipelines.network_calls import NetworkCalls
+from ggm_image.pipelines.save import save_model
 from ggm_image.pipelines.text_gaps import LONGEST_TEXT, Gap, plan_windows, split_gaps
 from ggm_image.runtime.numerics import isolate
 from ggm_image.runtime.precision import native_bf16
 from ggm_image.runtime.progress import progress_bar
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.sampler.token_signal import signal_probability
+from ggm_image.tokenizers.bpe import BPETokenizer
 from ggm_image.tokenizers.text import TextTokenizer
 
 MAX_TEXTS = 1_000_000
@@ -47,6 +52,9 @@ class TextModel:
     """A trained network with its tokenizer of text. Make one with `ggm_image.load_model`.
 
     Attributes:
+        folder: what its ``config.yaml`` says.
+        name: of the folder.
+        modality: "text".
         presets: settings by name; ``exact`` is the paper's chain without truncation.
         length: L, tokens of the rows that it was trained on.
     """
@@ -63,7 +71,7 @@ class TextModel:
         *,
         cuda_graphs: bool | None = None,
     ) -> None:
-        self.name, self.sha256, self.tokenizer = folder.name, sha256, tokenizer
+        self.folder, self.name, self.sha256, self.tokenizer = folder, folder.name, sha256, tokenizer
         self.presets = {name: Settings.of(dict(entries)) for name, entries in folder.presets.items()}
         self.device = torch.device(device)
         self.half = native_bf16(self.device)
@@ -85,6 +93,29 @@ class TextModel:
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
         """A preset with changes; None leaves the preset's value. UserError if it is unknown or a value out of range."""
         return Settings.of_preset(self.presets, preset, changes)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model and its tokenizer to a new folder that `load_model` reads. It can be moved.
+
+        Args:
+            folder: it must not exist, or be empty.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: the folder holds files, or the model's own files are gone or have changed.
+        """
+        return save_model(self.folder, folder, add_tokenizer=self._add_tokenizer, sha256=self.sha256)
+
+    def _add_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's file, unless it is known by its name."""
+        if not isinstance(self.tokenizer, BPETokenizer):
+            return
+        with atomic_path(folder / TEXT_TOKENIZER) as temporary:
+            shutil.copyfile(self.tokenizer.path, temporary)
+        if sha256_file(folder / TEXT_TOKENIZER) != self.tokenizer.sha256:
+            raise UserError("the tokenizer changed on disk", self.tokenizer.path, "load the model again")
 
     @isolate
     def sample(
@@ -337,6 +368,7 @@ class TextModel:
         """Everything that is needed to sample the same texts again."""
         return {
             "model": self.name,
+            **({"revision": self.folder.revision} if self.folder.revision else {}),
             "modality": self.modality,
             "tokenizer": self.tokenizer.name,
             **self.identity,

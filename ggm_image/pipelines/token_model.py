@@ -18,6 +18,7 @@ from torch import Tensor
 from ggm_image.errors import UserError
 from ggm_image.image.inputs import ImageLike, pixel_batch
 from ggm_image.image.preprocess import to_model, to_uint8
+from ggm_image.io.resources import resource_dir
 from ggm_image.network import Transformer
 from ggm_image.pipelines.base import pad_batch, rows_per_call
 from ggm_image.pipelines.classes import class_label
@@ -34,6 +35,8 @@ from ggm_image.runtime.precision import native_bf16
 from ggm_image.sampler import Callback, Denoiser
 from ggm_image.sampler.settings import Settings, check_count, check_seed
 from ggm_image.tokenizers.base import Tokenizer
+from ggm_image.tokenizers.convert import convert_tokenizer
+from ggm_image.tokenizers.registry import find_tokenizer
 
 M = TypeVar("M", bound="TokenModel")
 MAX_IMAGES = 100_000_000
@@ -55,6 +58,8 @@ class TokenModel:
         kernel_batch: rows of one network call; fewer are padded.
         paint_batch: the same for inpainting, which usually samples few images.
     """
+
+    modality = "image"
 
     def __init__(
         self,
@@ -131,7 +136,18 @@ class TokenModel:
         Raises:
             UserError: the folder holds files, or the model's own files are gone or have changed.
         """
-        return save_model(self.folder, folder, tokenizer=self.tokenizer_source, sha256=self.sha256)
+        return save_model(self.folder, folder, add_tokenizer=self._add_tokenizer, sha256=self.sha256)
+
+    def _add_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer as safetensors, unless it is one of ``ggm-image tokenizers``, found by its name."""
+        spec = find_tokenizer(self.tokenizer_source)
+        if spec.folder.resolve().parent == resource_dir("tokenizers").resolve():
+            return
+        written = convert_tokenizer(spec, folder, name=self.folder.tokenizer_name)
+        identity = written.identity or written.sha256
+        if identity != self.folder.tokenizer_sha256:
+            got = f"{spec.folder} is {identity[:16]}..., not {self.folder.tokenizer_sha256[:16]}..."
+            raise UserError("this is not the model's tokenizer", got, "name the one that it was trained with")
 
     def compile(self) -> None:
         """Compile the network: half a minute before the first image of a shape, then faster.

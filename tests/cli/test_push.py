@@ -14,7 +14,7 @@ from ggm_image.io import hub as hub_module
 from ggm_image.pipelines.load import load_model
 from ggm_image.tokenizers.registry import load_tokenizer
 from tests.hub_server import Hub, running
-from tests.models import tiny_model_folder, tiny_tokenizer_folder
+from tests.models import tiny_bpe, tiny_model_folder, tiny_text_model_folder, tiny_tokenizer_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 NAME = "anna/robots-16"
@@ -89,6 +89,46 @@ def test_pushed_model_comes_back_bit_for_bit(
         with pytest.raises(UserError, match=f"not in the cache and {variable} is set"):
             load_model("anna/other")
         monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_a_pushed_model_of_text_comes_back(
+    hub: Hub, kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file of its tokenizer, unless that is known by its name; every command finds it by the repository."""
+    tokenizer = None
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+        tokenizer = tiny_bpe(tmp_path)
+    folder = tiny_text_model_folder(tmp_path, length=8, tokenizer=tokenizer)
+    (folder / "README.md").write_text("# Mine\nTrained by hand.\n")
+    assert push(folder) == 0
+    [files] = hub.repositories[NAME]
+    own = ["tokenizer/tokenizer.json"] if kind == "bpe" else []
+    assert sorted(files) == sorted(["README.md", "config.yaml", "model.safetensors", "samples.txt", *own])
+    card = files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: ggm-image\nlicense: apache-2.0\npipeline_tag: text-generation\n")
+    assert "rows of 8 tokens of 256 codes" in card or kind == "bpe"
+    assert "Trained by hand." in card
+    assert f'ggm-image infill "It was the ____ of times" --model {NAME}' in card
+
+    here = load_model(folder, modality="text", device="cpu")
+    texts = here.sample(16, seed=0)
+    assert files["samples.txt"] == b"".join(b"--- %d ---\n%s\n" % (k, text) for k, text in enumerate(texts))
+    # four of them on the card, in indented lines, so that no sample can end the block
+    block = card.split("\n\n")[3].splitlines()
+    assert all(line.startswith("    ") for line in block)
+    assert [line for line in block if line.startswith("    --- ")] == [f"    --- {k} ---" for k in range(4)]
+    if tokenizer is not None:  # what is on the Hub needs nothing of this machine
+        (folder / "tokenizer" / "tokenizer.json").unlink()
+        tokenizer.path.unlink()
+    there = load_model(NAME, modality="text", device="cpu")
+    assert there.sample(3, seed=2) == here.sample(3, seed=2)
+    manifest = there.manifest(1, length=8, seed=0, settings=there.settings())
+    assert (manifest["model"], manifest["revision"]) == (NAME, hub.commit_hash(NAME))
+    capsys.readouterr()
+    assert main(["infill", "ab____", "--model", NAME, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 def test_only_safe_files_are_downloaded(hub: Hub, folder: Path, tmp_path: Path) -> None:

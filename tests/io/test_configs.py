@@ -56,6 +56,7 @@ def test_every_config_says_what_it_is() -> None:
     assert not found["imagenet256"].tried
     assert found["tokenizer_f16"].command == "train-tokenizer"
     assert found["compare_cifar10"].command == "tools/experiments/compare_objectives.py"
+    assert found["compare_text"].command == "tools/experiments/compare_text.py"
     assert found["tokenizer_cifar10"].command == "train-tokenizer"
     assert found["robots64"].command == "train"  # seen to be the script that makes its images
     assert found["tokenizer_robots64"].command == "train-tokenizer"

@@ -1,5 +1,6 @@
 """Models of text: known bytes stay, texts depend on their own seed alone, long texts go in windows."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +204,33 @@ def test_a_gap_gets_the_calls_of_a_whole_row(model: TextModel, monkeypatch: pyte
     model.infill("the cat ________", preset="fast", block=5)
     model.sample(1, preset="fast")
     assert blocks == [4, 1, 8, 5, 8]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_a_saved_model_can_be_moved(kind: str, tmp_path: Path) -> None:
+    """It has its tokenizer's file, and no path of the folder that it came from; an error leaves nothing behind."""
+    tokenizer = None
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+        tokenizer = tiny_bpe(tmp_path)
+    folder = tiny_text_model_folder(tmp_path, length=LENGTH, tokenizer=tokenizer)
+    (folder / "README.md").write_text("mine")
+    model = load_model(folder, modality="text", device="cpu")
+    saved = model.save(tmp_path / "saved")
+    files = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
+    own = {"tokenizer/tokenizer.json"} if kind == "bpe" else set()
+    assert files == {"README.md", "config.yaml", "model.safetensors"} | own
+    assert str(tmp_path) not in (saved / "config.yaml").read_text()
+    with pytest.raises(UserError, match="new or empty"):
+        model.save(saved)
+    if kind == "bpe":
+        model.tokenizer.path.write_text("changed")
+        with pytest.raises(UserError, match="tokenizer changed on disk"):
+            model.save(tmp_path / "again")
+    (folder / "model.safetensors").write_bytes(b"changed")
+    with pytest.raises(UserError, match="changed on disk"):
+        model.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    shutil.rmtree(folder)
+    moved = load_model(saved.rename(tmp_path / "moved"), modality="text", device="cpu")
+    assert moved.sample(2, seed=1, preset="fast") == model.sample(2, seed=1, preset="fast")

@@ -27,7 +27,8 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for folder in ("benchmarks", "experiments", "figures"):
         monkeypatch.syspath_prepend(TOOLS / folder)
     module = importlib.import_module("compare_objectives")
-    for name in ("compare_objectives", "compare_methods", "compare_tables", "baselines", "experiments"):
+    names = ("compare_objectives", "compare_methods", "compare_tables", "comparison", "baselines", "experiments")
+    for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     return module
 

@@ -1,7 +1,6 @@
 """The methods of tools/experiments/compare_objectives.py: their networks, the settings that are tried, and sampling."""
 
 import math
-from typing import Any
 
 import torch
 from baselines import (
@@ -25,15 +24,14 @@ from baselines import (
     sedd_step,
     tau_leap,
 )
+from comparison import Sampled
+from experiments import Row
 from jaxtyping import Int
 from torch import Tensor
 
-from ggm_image.pipelines.image import Model
 from ggm_image.sampler import guided, sample, sample_signal, truncated
 from ggm_image.schedule import Schedule
 from ggm_image.training.trainer import GeneratorTrainer
-
-Row = dict[str, Any]
 
 TRAINED: dict[str, tuple[type[GeneratorTrainer], str]] = {
     "ggm": (GeneratorTrainer, "binary"),
@@ -153,7 +151,7 @@ def _between(ends: tuple[float, float], x: float) -> float:
 
 def draw(
     method: str,
-    model: Model,
+    model: Sampled,
     calls: int,
     settings: Row,
     labels: Int[Tensor, " b"],
@@ -214,8 +212,12 @@ def bound(
     labels: Int[Tensor, " n"] | None,
     *,
     seed: int = 0,
+    batch_size: int = 100,
 ) -> float:
-    """Upper bound on -log p of tokens, nats per token, of a network of `TRAINED`; labels are the network's."""
+    """Upper bound on -log p of tokens, nats per token, of a network of `TRAINED`; labels are the network's.
+
+    Networks that fill masked sites are asked for another number of them in every batch.
+    """
     generator, every = torch.Generator().manual_seed(seed), torch.arange(tokens.shape[1])
     codes, device = network.config.codebook_size, next(network.parameters()).device
 
@@ -237,4 +239,4 @@ def bound(
             return answer(z, levels, every, own).log_softmax(-1)
 
         return interpolating_bound(log_clean, process, tokens, labels, generator=generator)
-    return any_order_bound(answer, tokens, labels, codebook_size=codes, generator=generator)
+    return any_order_bound(answer, tokens, labels, codebook_size=codes, generator=generator, batch_size=batch_size)

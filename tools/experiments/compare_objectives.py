@@ -41,6 +41,15 @@ import numpy as np
 import torch
 from compare_methods import METHODS, TRAINED, bound, candidates, draw
 from compare_tables import Figures, figure_tables, network_table, plot
+from comparison import (
+    TUNING_SEED,
+    comparison_options,
+    folder_of,
+    parse_calls,
+    parse_methods,
+    sampled_tokens,
+    train_network,
+)
 from experiments import Results, Row, read_results
 from image_figures import FeatureNetwork, Images, figures, load_images
 from torch import Tensor
@@ -51,53 +60,25 @@ from ggm_image.errors import UserError
 from ggm_image.io.files import write_text
 from ggm_image.metrics.feature_extractors import load_extractor
 from ggm_image.metrics.prdc import DENSITY_K
-from ggm_image.pipelines.base import image_generator
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.load import load_model
-from ggm_image.pipelines.model_folder import NetworkFolder
-from ggm_image.runtime.memory import keep_freed_memory
-from ggm_image.training.checkpoint import has_checkpoint
 from ggm_image.training.evaluation import own_tokenizer
-from ggm_image.training.run import train_generator
 
 BATCH = 100
 GPU_BATCH = 500
 """Images in a call."""
 FINALISTS = 4
 """Settings of a method and a number of calls that are tuned with more images."""
-TUNING_SEED = 1_000_000
-"""Of the images on which settings are chosen: figures are made of others."""
-
-
-def folder_of(context: Row, task: Row) -> Path:
-    return Path(context["out"]) / f"{task['network']}-{task['seed']}"
 
 
 def train(context: Row, task: Row) -> Row:
     """Train one network, and bound its held-out likelihood."""
-    folder = folder_of(context, task)
-    method, objective = TRAINED[task["network"]]
-    if context["device"] == "cpu":
-        keep_freed_memory()
-        # seconds of one thread: other work on the machine takes nothing from a network
-        method = type(method.__name__, (method,), {"timer": staticmethod(time.process_time)})
-    overrides = [*context["overrides"], f"train.max_minutes={task['minutes']}", f"train.seed={task['seed']}"]
-    train_generator(
-        context["config"],
-        context["tokens"],
-        folder,
-        overrides=[*overrides, f"objective.name={objective}", f"data.val={context['val']}"],
-        resume=has_checkpoint(folder),
-        device=context["device"],
-        report=lambda line: None,
-        method=method,
-    )
-    model = load_model(folder / "model", device=context["device"])
-    done = NetworkFolder.read(folder / "model").config["training"]
+    done = train_network(context, task, TRAINED[task["network"]], f"data.val={context['val']}")
+    model = load_model(folder_of(context, task) / "model", device=context["device"])
     tokens, labels = TokenCache.open(context["val"]).load()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.half):
         found = bound(task["network"], model.network, tokens.flatten(1).long(), labels)
-    return {"minutes": done["minutes"], "images": done["step"] * done["train"]["batch_size"], "bound": found}
+    return {**done, "bound": found}
 
 
 @lru_cache(maxsize=1)
@@ -157,15 +138,12 @@ def score(context: Row, task: Row) -> Row:
 
     def sampled() -> Iterator[Tensor]:
         nonlocal seconds
-        for first in range(0, n, batch):
-            start = time.perf_counter()
-            own = torch.tensor(labels[first : first + batch], device=model.device)
-            generators = [image_generator(task["draws"], first + k) for k in range(len(own))]
-            with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.half):
-                tokens = draw(task["method"], model, task["calls"], task["settings"], own, generators)
+        start = time.perf_counter()
+        for tokens in sampled_tokens(draw, model, task, labels, batch):
             images = model.decode(tokens.unflatten(1, model.grid), batch=min(batch, BATCH))
             seconds += time.perf_counter() - start
             yield images
+            start = time.perf_counter()
 
     known = np.array(labels if model.class_names else [-1] * n)
     networks = judges_of(context, "final" if task["stage"] == "final" else "tuning")
@@ -232,23 +210,9 @@ def report(tuning: Tuning, calls: list[int], guidance: list[bool], n: int, out: 
 @click.argument("tokens", type=click.Path(path_type=Path))
 @click.argument("val", type=click.Path(path_type=Path))
 @click.argument("reference", type=click.Path(path_type=Path))
-@click.option(
-    "--config", default="configs/compare_cifar10.yaml", show_default=True, help="Network and optimizer of all."
-)
+@comparison_options(config="configs/compare_cifar10.yaml", calls="4,8,16,32,64", methods=METHODS, settings=16)
 @click.option("--features", multiple=True, required=True, help="Feature network, as for `ggm-image fid`; repeatable.")
-@click.option("--minutes", default=10.0, show_default=True, help="Training time of every network.")
-@click.option("--seeds", default=3, show_default=True, help="Networks of each kind.")
-@click.option("--calls", default="4,8,16,32,64", show_default=True, help="Network calls, with commas.")
-@click.option("--methods", default=",".join(METHODS), show_default=True, help="Which, with commas.")
 @click.option("--guidance", type=click.Choice(["off", "on", "both"]), default="both", show_default=True)
-@click.option(
-    "--settings-per-method",
-    "settings",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Settings tried for each method, number of calls, and with or without guidance.",
-)
 @click.option("--tune", type=click.IntRange(DENSITY_K + 1), default=200, show_default=True, help="Images for each.")
 @click.option(
     "--tune-again",
@@ -272,12 +236,7 @@ def report(tuning: Tuning, calls: list[int], guidance: list[bool], n: int, out: 
     show_default=True,
     help="Images for each figure, on each seed.",
 )
-@click.option("--processes", default=2, show_default=True, help="Tasks at a time, which share the threads; 0: here.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the networks for sampling.")
-@click.option("--report-only", is_flag=True, help="Measure nothing: write the tables and the figure of what is there.")
-@click.option("--out", type=click.Path(path_type=Path), default="compare", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE ...]")
 def main(
     tokens: Path,
     val: Path,
@@ -301,10 +260,7 @@ def main(
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
-    asked, budget = methods.split(","), parse_calls(calls)
-    for method in asked:
-        if method not in METHODS:
-            raise UserError("no such method", method, f"choose from {', '.join(METHODS)}")
+    asked, budget = parse_methods(methods, METHODS), parse_calls(calls)
     manifest = TokenCache.open(tokens).manifest
     sites = manifest.grid[0] * manifest.grid[1]
     guided = {"off": [False], "on": [True], "both": [False, True]}[guidance]
@@ -357,17 +313,6 @@ def main(
     pairs = itertools.product(range(seeds), chosen)
     go([sampling("final", *case[:2], entry, count, seed) for seed, (case, entry) in pairs], score, "measure")
     click.echo(report(tuning, budget, guided, count, out))
-
-
-def parse_calls(calls: str) -> list[int]:
-    """Numbers of network calls, with commas between them."""
-    try:
-        found = [int(c) for c in calls.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise UserError("calls must be whole numbers from 1 on", calls, "write e.g. 4,8,16")
-    return found
 
 
 if __name__ == "__main__":

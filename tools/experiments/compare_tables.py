@@ -1,7 +1,7 @@
-"""Tables and the figure of tools/experiments/compare_objectives.py."""
+"""Tables and the figure of tools/experiments/compare_objectives.py; compare_text.py shares some."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from compare_methods import METHODS, TITLES, TRAINED, Row
@@ -28,6 +28,7 @@ def shown(settings: Row) -> str:
         revised = f", {settings['revise_calls']} calls revise {settings['block']}" if settings["revise_calls"] else ""
         parts.insert(0, settings.get("first_order", settings["order"]) + revised)
     parts += [f"noise {settings['confidence_noise']:g}"] if "confidence_noise" in settings else []
+    parts += [settings["strategy"]] if "strategy" in settings else []
     parts += [f"eta {settings['eta']:g}"] if "eta" in settings else []
     parts += ["greedy tail"] if settings.get("greedy") else []
     if settings.get("corrections"):
@@ -38,9 +39,12 @@ def shown(settings: Row) -> str:
     return ", ".join(parts)
 
 
-def _table(head: str, calls: list[int], methods: list[str], cell: Callable[[str, int], str]) -> list[str]:
+def calls_table(
+    head: str, calls: list[int], methods: list[str], cell: Callable[[str, int], str], titles: Mapping[str, str] = TITLES
+) -> list[str]:
+    """Lines of a table: a row for each method, a column for each number of network calls, and an empty line."""
     lines = [f"| {head} | " + " | ".join(map(str, calls)) + " |", "| --- " * (len(calls) + 1) + "|"]
-    return [*lines, *(f"| {TITLES[m]} | " + " | ".join(cell(m, c) for c in calls) + " |" for m in methods), ""]
+    return [*lines, *(f"| {titles[m]} | " + " | ".join(cell(m, c) for c in calls) + " |" for m in methods), ""]
 
 
 def figure_tables(finals: Figures, calls: list[int]) -> str:
@@ -67,14 +71,14 @@ def figure_tables(finals: Figures, calls: list[int]) -> str:
             columns = [[row["figures"][k][name] for row in finals[m, c]] for name in SHARES]
             return ", ".join("-" if None in column else f"{statistics.fmean(column):.2f}" for column in columns)
 
-        lines += _table(f"FD, {title}, at network calls", calls, methods, distance)
-        lines += _table("precision, recall, density, coverage, accuracy", calls, methods, shares)
+        lines += calls_table(f"FD, {title}, at network calls", calls, methods, distance)
+        lines += calls_table("precision, recall, density, coverage, accuracy", calls, methods, shares)
         lines += [*_verdicts(means, calls, methods), ""]
 
     def settings(m: str, c: int) -> str:
         return shown(finals[m, c][0]["task"]["settings"]) if (m, c) in finals else ""
 
-    return "\n".join([*lines, *_table("settings", calls, methods, settings)])
+    return "\n".join([*lines, *calls_table("settings", calls, methods, settings)])
 
 
 def _verdicts(means: dict[tuple[str, int], tuple[float, float]], calls: list[int], methods: list[str]) -> list[str]:

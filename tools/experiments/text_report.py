@@ -3,8 +3,9 @@
     python tools/experiments/text_report.py books books-train.txt.xz books-val.txt.xz --out books.json
 
 Bits per byte: the bound of `train`, on rows that are drawn from the held-out text.
-Samples: n of each of several sampler settings; the share of their words that the training text has, with a bootstrap
-interval over the samples, and the entropy of their bytes and words, beside those of as much held-out text.
+Samples: n of each of several sampler settings; the share of their words that the training text has and the entropy of
+their bytes, with bootstrap intervals over the samples, and the entropy of their words, beside those of as much held-out
+text; with --reference also the perplexity under that network.
 Misspellings: in rows of held-out text some words of four or more letters have two neighbouring letters swapped or one
 replaced, so that the training text does not have the result. The score of a word is the lowest P(signal) of its bytes;
 the ROC-AUC is over all words of four or more letters, a tie counting one half.
@@ -22,15 +23,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from baselines import autoregressive_costs, load_causal
 from signal_report import roc_auc
 
 from ggm_image.cli.main import run
 from ggm_image.data.sources.text import open_text
 from ggm_image.errors import UserError
-from ggm_image.io.files import write_json
-from ggm_image.metrics.text import entropy, known_word_share, vocabulary, word_entropy
+from ggm_image.io.files import sha256_file, write_json
+from ggm_image.metrics.text import text_figures, vocabulary
 from ggm_image.pipelines.load import load_model
-from ggm_image.pipelines.model_folder import find_model
+from ggm_image.pipelines.model_folder import NetworkFolder, find_model
 from ggm_image.pipelines.model_weights import load_network
 from ggm_image.pipelines.text import TextModel
 from ggm_image.training.dataset import TokenSet
@@ -100,21 +102,6 @@ def measure_signal(
     return {"roc_auc": auc, "plants": int(planted.sum()), "words": len(planted), "rows": len(rows)}
 
 
-def describe(texts: list[bytes], known: set[bytes], seed: int = 0) -> dict[str, Any]:
-    """Known words with a 95% bootstrap interval over the texts, and entropies."""
-    rng = np.random.default_rng(seed)
-    shares = [
-        known_word_share([texts[k] for k in rng.integers(len(texts), size=len(texts))], known) for _ in range(200)
-    ]
-    return {
-        "n": len(texts),
-        "known_words": round(known_word_share(texts, known), 4),
-        "known_words_interval": [round(float(q), 4) for q in np.quantile(shares, [0.025, 0.975])],
-        "byte_entropy": round(entropy(texts), 3),
-        "word_entropy": round(word_entropy(texts), 3),
-    }
-
-
 @click.command(help=__doc__)
 @click.argument("model_name")
 @click.argument("train_text")
@@ -125,6 +112,11 @@ def describe(texts: list[bytes], known: set[bytes], seed: int = 0) -> dict[str, 
 @click.option("--per-row", default=6, show_default=True, help="Misspellings in a row.")
 @click.option("--block", default=4, show_default=True, help="Tokens judged in one network call.")
 @click.option("-n", "count", default=64, show_default=True, help="Samples of each setting.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Model folder of an autoregressive network, as compare_text.py writes it.",
+)
 @click.option("--presets", is_flag=True, help="Sample with the model's presets only.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device")
@@ -139,6 +131,7 @@ def main(
     per_row: int,
     block: int,
     count: int,
+    reference: Path | None,
     presets: bool,
     seed: int,
     device: str | None,
@@ -169,6 +162,18 @@ def main(
         with torch.inference_mode():
             return {"bits_per_byte": bits_per_byte(network, val, tokenizer=model.tokenizer, seed=seed)}
 
+    judge = None if reference is None else NetworkFolder.read(reference)
+    if judge is not None and judge.network.grid != [1, model.length]:
+        got = f"{reference} has {judge.network.grid[1]}"
+        raise UserError(f"the reference must have rows of {model.length} bytes", got, "train one, or leave it out")
+    judged_by = {} if judge is None else {"reference_sha256": sha256_file(judge.weights)}
+
+    def described(texts: list[bytes]) -> dict[str, Any]:
+        if judge is None:
+            return text_figures(texts, known)
+        costs = autoregressive_costs(load_causal(judge), model.tokenizer.encode(texts)[:, 0])
+        return text_figures(texts, known, costs.numpy())
+
     wanted = parts.split(",")
     if "bits" in wanted:
         part("bits", {"rows": rows, "precision": "fp32"}, bits)
@@ -179,14 +184,14 @@ def main(
         rng = random.Random(seed)
         places = [rng.randrange(len(text) - model.length) for _ in range(count)]
         held_out = [text[place : place + model.length] for place in places]
-        part("held-out text", {"n": count}, lambda: describe(held_out, known))
+        part("held-out text", {"n": count, **judged_by}, lambda: described(held_out))
         tried = {name: {} for name in model.presets if name != "exact"} if presets else SETTINGS
         for name, changes in tried.items():
             settings = model.settings(name) if presets else model.settings("exact", **changes)
             part(
                 name,
-                {"n": count, "settings": str(settings)},
-                lambda s=settings: describe(model.sample(count, seed=seed, settings=s), known),
+                {"n": count, "settings": str(settings), **judged_by},
+                lambda s=settings: described(model.sample(count, seed=seed, settings=s)),
             )
 
 

@@ -1,4 +1,4 @@
-"""Masked diffusion: MaskGIT's network (arXiv 2202.04200), its Halton order (arXiv 2503.17076), and its bound."""
+"""Masked diffusion: MaskGIT's network (arXiv 2202.04200), MDLM's, the Halton order (arXiv 2503.17076), the bound."""
 
 import math
 from collections.abc import Sequence
@@ -27,6 +27,19 @@ class MaskedTrainer(GeneratorTrainer):
     def corrupt(self, x_0: Int[Tensor, "b l"], query: Query) -> tuple[Tensor, Tensor]:
         tokens = x_0.index_fill(1, query.sites, self.config.network.codebook_size)
         return tokens, torch.ones(x_0.shape, device=x_0.device)
+
+
+class MDLMTrainer(MaskedTrainer):
+    """MDLM (arXiv 2406.07524): any number of masked sites is as likely as any other; cross-entropy.
+
+    Its bound weights the cost of all masked sites by one over the masked share, and the share is uniform: l times the
+    mean cost of a masked site, as here. All rows of a batch have the same sites masked.
+    """
+
+    def query(self) -> Query:
+        height, width = self.config.network.grid
+        count = 1 + int(torch.rand((), generator=self.generator) * height * width)
+        return Query(torch.randperm(height * width, generator=self.generator)[:count], None)
 
 
 def halton(
