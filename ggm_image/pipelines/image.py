@@ -258,23 +258,33 @@ class Model(TokenModel):
         is sampled if any pixel of its cell is unknown; known tokens have level 1 and are never queried.
 
         Args:
-            image: of any size from one cell on, see `ggm_image.image.inputs.open_single_image`.
+            image: a path, bytes, Pillow image, array or tensor, see `ggm_image.image.inputs.open_single_image`; of any
+                size from one cell on. It is painted in windows of the model's size, see `ggm_image.image.windows`.
             mask: white (>= 128) where to paint, or by another convention of `ggm_image.image.mask_conventions`; None
                 for the transparent parts of ``image``.
             n: how many samples; 0 gives an empty list.
             classes: what the image shows, or what each sample is to show; no class by default.
-            seed, preset, settings, on_progress, changes: as in `sample`.
-            dilate, feather: pixels by which the resampled tokens reach beyond the mask; width of the blend inside it.
+            seed: any integer; sample k of a seed is the same for any n.
+            preset, settings: as in `sample`.
+            dilate: pixels by which the resampled tokens reach beyond the mask.
+            feather: width in pixels of the blend, inside the mask.
             extend: pixels to add around the image.
             context: known pixels to show the model on each side of the hole; a quarter of its size by default.
-            fit, mask_index: stretch a mask of another size; inpaint its palette index or grey value of this number.
-            scales: resolutions to fill a wide hole at, from coarse to fine, see `ggm_image.image.scales`; "auto" for as
-                many as needed.
+            fit: stretch a mask of another size.
+            mask_index: paint where the mask's palette index or grey value is this.
+            scales: at most how many resolutions a hole that is wide for the model is filled at, from coarse to fine,
+                see `ggm_image.image.scales`; "auto" for as many as needed, 1 for the image's own alone.
             tau: how far a finer scale may depart from the coarser one, > 0, see `ggm_image.sampler.observation`.
+            on_progress: as in `sample`.
+            **changes: entries of `Settings` to change, for example ``guidance=3``.
 
         Returns:
-            n images of the size and mode of ``image`` (larger where extended) with the metadata that they keep in their
-            ``info``; the image itself where the mask is black everywhere.
+            n images of the size and mode of ``image`` (larger where extended), in their ``info`` what they keep of its
+            metadata, see `ggm_image.image.metadata.kept_metadata`. With a mask that is black everywhere
+            they are the image itself.
+
+        Raises:
+            UserError: for an image or mask that does not open, or sizes that do not fit.
         """
         settings, seed = self._changed(preset, settings, changes), check_seed(seed)
         check_scales(scales)

@@ -91,7 +91,11 @@ class TextModel:
         }
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
-        """A preset with changes; None leaves the preset's value. UserError if it is unknown or a value out of range."""
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
         return Settings.of_preset(self.presets, preset, changes)
 
     def save(self, folder: str | Path) -> Path:

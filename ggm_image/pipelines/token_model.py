@@ -49,11 +49,15 @@ class TokenModel:
     """A network and its tokenizer: device and precision, class labels, tokens. `Model` adds what works on images.
 
     Attributes:
+        name: of the folder.
+        modality: "image".
         class_names: (C,) names, in the order of the labels; empty for a model without classes.
         presets: settings by name; ``exact`` is the paper's chain without truncation.
+        sha256: of the network's weights file.
         compiled: whether torch.compile made the network's code, which rounds in its own way.
         folder: what its ``config.yaml`` says.
         tokenizer_source: name or folder from which the tokenizer was loaded.
+        device: of the network and the tokenizer.
         half: whether the network computes in bfloat16.
         kernel_batch: rows of one network call; fewer are padded.
         paint_batch: the same for inpainting, which usually samples few images.
@@ -223,7 +227,11 @@ class TokenModel:
         return chosen
 
     def settings(self, preset: str = "best", **changes: Any) -> Settings:
-        """A preset with changes; None leaves the preset's value. UserError if it is unknown or a value out of range."""
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
         return Settings.of_preset(self.presets, preset, changes)
 
     def _changed(self, preset: str, settings: Settings | None, changes: dict[str, Any]) -> Settings:

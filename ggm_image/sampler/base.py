@@ -35,6 +35,7 @@ class PlannedDenoiser(Protocol):
 
         Args:
             filled: mean signal level of the sites before each call, the same in every row.
+            device: of the calls.
         """
         ...
 
@@ -78,6 +79,7 @@ class Plan:
     Attributes:
         tokens: (B, L) before the first call, V where there is none yet.
         masked: (B, U) sites that hold V, ascending, for calls without ``sites``; None where there is no such call.
+        calls: in turn.
     """
 
     tokens: Int[Tensor, "b l"]
@@ -160,7 +162,10 @@ class SamplingRun:
             return None if x is None else x.to(self.device)
 
         return replace(
-            self, labels=moved(self.labels), noise=self.noise.to(self.device), observation=moved(self.observation)
+            self,
+            labels=moved(self.labels),
+            noise=self.noise.to(self.device),
+            observation=moved(self.observation),
         )
 
     def uniforms(self, count: int) -> Float[Tensor, "b count"]:
@@ -265,7 +270,11 @@ def start_run(
     device: torch.device | str | None,
     observation: Tensor | None = None,
 ) -> SamplingRun:
-    """The inputs of a run, checked."""
+    """The inputs of a run, checked.
+
+    Raises:
+        UserError: shapes or values that do not fit.
+    """
     if batch < 1 or codebook_size < 1:
         raise UserError("batch and codebook size must be positive", f"{batch}, {codebook_size}", "pass >= 1")
     # Work where the inputs are, unless a device is named.

@@ -51,11 +51,20 @@ def sample_signal(
     Args:
         denoiser, batch, codebook_size, labels, known, noise, generator, device, observation: as `sample`.
         height, width: the grid.
-        calls, revise_calls: network calls of the first sweep, >= 1, at most one an unknown site; and after it.
-        revise_share, block: share in [0, 1] of a block of so many sites (None: a quarter of the grid) to resample.
+        calls: network calls of the first sweep, >= 1; at most one an unknown site is made.
+        revise_calls: network calls after it.
+        revise_share: share of a block in [0, 1] that is resampled, at least one site.
+        block: sites queried in a revision call; a quarter of the grid where None.
         confidence_noise: Gumbel noise on the confidence at the start; it falls linearly to 0.
-        first_order: which sites the first sweep places first: "signal", "halton" or "bayer", see `order_sites`.
-        callback: called as callback(calls left, tokens (B, L)); unplaced sites hold the mask id V.
+        first_order: which sites the first sweep places first: "signal", or an order of `order_sites`, "halton" or
+            "bayer".
+        callback: called as callback(calls left, tokens); unplaced sites hold the mask id V.
+
+    Returns:
+        Tokens, (B, L), int64.
+
+    Raises:
+        UserError: as `sample`, or a setting out of range.
     """
     _check(calls, revise_calls, revise_share, confidence_noise, first_order)
     order = None if first_order == "signal" else order_sites(height, width, first_order)

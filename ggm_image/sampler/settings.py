@@ -69,7 +69,11 @@ class Settings:
 
     @staticmethod
     def of_preset(presets: Mapping[str, "Settings"], preset: str, changes: Mapping[str, Any]) -> "Settings":
-        """A preset with changes; None leaves the preset's value. UserError if it is unknown or a value out of range."""
+        """A preset with changes; None leaves the preset's value.
+
+        Raises:
+            UserError: for an unknown preset or a value out of range.
+        """
         if preset not in presets:
             raise UserError("no such preset", f"got {preset!r}", f"choose one of {', '.join(presets)}")
         return Settings.of(asdict(presets[preset]) | {k: v for k, v in changes.items() if v is not None})

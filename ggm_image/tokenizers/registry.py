@@ -156,6 +156,9 @@ def load_image_tokenizer(name_or_path: str | Path, *, device: str | torch.device
             are downloaded at the first use.
         device: where to put it, see `choose_device`.
 
+    Returns:
+        The tokenizer in evaluation mode, without gradients.
+
     Raises:
         UserError: if it is not there, its weights do not fit or are not finite, their hash is another, or there is no
             such device.
