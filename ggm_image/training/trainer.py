@@ -225,10 +225,7 @@ class GeneratorTrainer(TrainingLoop):
         return self.out / "samples" / f"{self.step:07d}.{suffix}"
 
     def train_step(self) -> dict[str, Any]:
-        """One update; returns loss and gradient norm as tensors, so that nothing waits for them.
-
-        The loss is this process's part of the mean over the batch: the sum over the processes is the loss.
-        """
+        """One update; returns tensors, so that nothing waits. The loss is this process's part of the batch's mean."""
         train, rate = self.config.train, self.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -242,8 +239,7 @@ class GeneratorTrainer(TrainingLoop):
                 # gradients are averaged over the processes; together with the weight this makes the batch's mean
                 self.fabric.backward(cost * (weight * self.context.world_size))
             loss += weight * cost.detach()
-        norm = self.update()
-        return {"loss": loss, "gradient_norm": whole_tensor(norm.detach()), "learning_rate": rate}
+        return {"loss": loss, "gradient_norm": whole_tensor(self.update().detach()), "learning_rate": rate}
 
     def update(self) -> Tensor:
         """Change the weights by their gradients, and the average with them; returns the norm before it is clipped."""
@@ -293,10 +289,8 @@ class GeneratorTrainer(TrainingLoop):
         return found
 
     def averaged(self) -> Transformer:
-        """A network with the averaged weights, to be read only: made once, its weights are the average itself.
-
-        Of sharded weights it is a copy, made at every call; all processes must ask for it.
-        """
+        """A network whose weights are the average itself, to be read only; of sharded weights a new copy, for which all
+        processes must ask."""
         if self._averaged is not None:
             return self._averaged
         with torch.random.fork_rng(devices=[]):
@@ -312,6 +306,8 @@ class GeneratorTrainer(TrainingLoop):
         """Held-out figures; the processes take them in turn."""
         if not len(self.held_out):
             return
+        if self.progress >= 1:  # of a short run it is a large part
+            self.say(f"step {self.step}  validating on {len(self.held_out):,} rows; then the run ends")
         network, own = self.averaged(), FIGURES[self.context.rank :: self.context.world_size]
         with self.context.together(), self.fabric.autocast():
             found = val_nll(network, self.held_out, self.noise, seed=self.config.train.seed, figures=own)
@@ -335,11 +331,10 @@ class GeneratorTrainer(TrainingLoop):
             if self.context.is_main_process:
                 try:
                     tokenizer = text_tokenizer_of(self.manifest)
+                    bits = bits_per_byte(network, self.held_out, tokenizer=tokenizer, seed=self.config.train.seed)
+                    self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
                 except UserError as error:  # a run does not end for the lack of a tokenizer
                     self.say(f"no bits per byte: {error}")
-                    return
-                bits = bits_per_byte(network, self.held_out, tokenizer=tokenizer, seed=self.config.train.seed)
-                self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
 
     def _sample(self) -> None:
         """Write a grid of 16 samples if the tokenizer is available; a failure never ends training."""
