@@ -168,7 +168,9 @@ class TokenCacheWriter:
         check_tokens(tokens, self.manifest.codebook_size)
         if tuple(tokens.shape[1:]) != self.manifest.grid or len(tokens) != len(labels):
             raise ValueError(f"tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, grid {self.manifest.grid}")
-        entry: dict[str, Any] = {"file": shard_file(shard), "count": len(tokens), "skipped": list(skipped)}
+        # the key order of a finished entry: `_save` fills the hash in
+        entry: dict[str, Any] = {"file": shard_file(shard), "count": len(tokens), "sha256": ""}
+        entry["skipped"] = list(skipped)
         arrays: dict[str, np.ndarray] = {
             "tokens": np.ascontiguousarray(tokens.cpu().numpy().astype(np.uint16)),
             "labels": np.ascontiguousarray(labels.cpu().numpy().astype(np.int32)),
