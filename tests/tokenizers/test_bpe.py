@@ -176,7 +176,7 @@ def test_decoding_needs_no_package(tokenizer: BPETokenizer, monkeypatch: pytest.
     monkeypatch.setattr(builtins, "__import__", without)
     fresh = BPETokenizer(tokenizer.path)
     assert fresh.decode(torch.from_numpy(codes)[None, None]) == [b"the cat"]
-    with pytest.raises(UserError, match="pip install ggm-image\\[text\\]"):
+    with pytest.raises(UserError, match="pip install 'ggm-image\\[text\\]'"):
         fresh.codes(b"the cat")
 
 

@@ -136,7 +136,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"pip install ggm-image\[hub\]"):
+    with pytest.raises(UserError, match=r"pip install 'ggm-image\[hub\]'"):
         open_hub("hub:somebody/pictures", shard_size=9)
 
 
