@@ -51,7 +51,7 @@ def time_steps(
 ) -> StepTime:
     """Time training steps as ``config`` says, not compiled.
 
-    Rows are doubled from one until forward and backward pass take an eighth of the time, or have all rows.
+    Rows are doubled, at least to two, until forward and backward pass take an eighth of the time, or have all rows.
 
     Args:
         rows: of a step in one process.
@@ -82,7 +82,7 @@ def time_steps(
 
         trainer.updates = False
         count, took = 1, passes(1, 1)
-        while count < rows and took < seconds / 8:
+        while count < rows and (took < seconds / 8 or count == 1):  # two sizes tell the rows from the rest
             count = min(2 * count, rows)
             took = passes(count, 1)
         few = max(1, count // 4)
