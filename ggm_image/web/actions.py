@@ -18,7 +18,7 @@ from ggm_image.image.masks import load_mask
 from ggm_image.image.visualize import heat_map
 from ggm_image.pipelines.call_counter import CallCounter
 from ggm_image.pipelines.classes import turns
-from ggm_image.pipelines.guide import STRENGTH, check_strength
+from ggm_image.pipelines.guide import STRENGTH, Guide, check_strength
 from ggm_image.pipelines.image import Model
 from ggm_image.pipelines.inpaint import warn_of_detail
 from ggm_image.pipelines.load import load_model
@@ -130,7 +130,8 @@ class Actions:
         def work(report: Report) -> Images:
             model, limited = self.model(name), _limited(report)
             labels = turns([model.label(c) for c in classes], range(count)) if classes else None
-            rows, observation, encoded = model.labels(count, labels), None, None
+            rows, observation = model.labels(count, labels), None
+            encoded: Guide | None = None
             if guide is not None:
                 encoded = model.encode_guide(guide, strength)
                 observation = encoded.observation.expand(count, -1, -1)
