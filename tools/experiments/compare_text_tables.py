@@ -179,6 +179,7 @@ def _verdicts(finals: Finals) -> list[str]:
         gap, deviation = means[near][0] - means["ggm"][0], max(means[near][1], means["ggm"][1])
         word = "below" if gap > 0 else "above"
         within = "" if abs(gap) > deviation else f", within the deviation over seeds of {deviation:.2f}"
+        within = within if len(finals.rows["ggm", c]) > 1 else ", on one seed"
         lines.append(f"- {c} calls: GGM's perplexity is {abs(gap):.2f} {word} that of {TEXT_TITLES[near]}{within}.")
     return lines
 
