@@ -19,8 +19,8 @@ compared at one entropy, that of held-out text: perplexity is interpolated in en
 
 Settings are chosen on the first seed for every method and number of calls: `--settings-per-method` of them, several
 samplers at several temperatures each, with `--tune` samples. The sampler of the least perplexity at the text's entropy
-is taken, at the temperature that gives this entropy, and 12% below and above it. `-n` samples of each, with other random
-numbers and on every seed, give the figures.
+is taken, at the temperature that gives this entropy, and 12% below and above it. `-n` samples of each, with other
+random numbers and on every seed, give the figures.
 
 Writes OUT/results.json (resumable, row by row), OUT/compare.md and OUT/compare.png; with --report-only the last two are
 written again from the first.
