@@ -331,10 +331,11 @@ class GeneratorTrainer(TrainingLoop):
             if self.context.is_main_process:
                 try:
                     tokenizer = text_tokenizer_of(self.manifest)
-                    bits = bits_per_byte(network, self.held_out, tokenizer=tokenizer, seed=self.config.train.seed)
-                    self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
                 except UserError as error:  # a run does not end for the lack of a tokenizer
                     self.say(f"no bits per byte: {error}")
+                    return
+                bits = bits_per_byte(network, self.held_out, tokenizer=tokenizer, seed=self.config.train.seed)
+                self.say(f"step {self.step}  held-out text: at most {bits:.3f} bits per byte")
 
     def _sample(self) -> None:
         """Write a grid of 16 samples if the tokenizer is available; a failure never ends training."""
