@@ -42,7 +42,7 @@ def card_text(parts: list[str], model: Model | TextModel, folder: Path, *, repos
     """The card as Markdown with the Hub's header.
 
     Args:
-        parts: paragraphs on what the model makes; of the first, a sentence that goes on with its size.
+        parts: paragraphs on what the model makes; of the first, a sentence that continues with its size.
         model, folder, repository, licence: as in `write_card`.
     """
     task, tag = TASKS[model.modality]

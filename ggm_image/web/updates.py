@@ -28,7 +28,7 @@ def progress_updates(steps: Iterator[Step | Finished]) -> Iterator[Any]:
     except Cancelled:
         yield status_text("Cancelled.")
     except UserError as error:
-        yield status_text(str(error))  # stays on the page; the message over it goes
+        yield status_text(str(error))  # stays on the page; the message over it disappears
         raise _shown(error) from error
 
 
